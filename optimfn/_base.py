@@ -1,0 +1,300 @@
+"""The pair of functions that every optimizer is, and the ways to put such pairs together."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from . import tree
+from ._checks import check_callable, check_steps
+from ._recipe import Recorded, factory
+from ._typing import Params, Scalar, State, Tree, Updates
+
+
+class InitFn(Protocol):
+    """`init(params) -> state`."""
+
+    def __call__(self, params: Params) -> State:
+        """Make the state for these parameters."""
+
+
+class UpdateFn(Protocol):
+    """`update(updates, state, params=None, **extra) -> (updates, state)`."""
+
+    def __call__(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        """Transform the updates; nothing that is passed in is written to."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientTransformation(Recorded):
+    """An optimizer, or a part of one, as an immutable pair of pure functions.
+
+    It unpacks as `init, update = tx`. `init(params)` makes the state. `update(updates, state, params)`
+    returns the transformed updates and the next state; it writes to none of its arguments. Unknown keyword
+    arguments are accepted and ignored, so that a value needed by one member of a chain can be passed
+    through all of them.
+
+    Args:
+        init: `init(params) -> state`.
+        update: `update(updates, state, params=None, **extra) -> (updates, state)`.
+
+    Shapes:
+        updates, params: trees of the same structure; the result has the structure and dtypes of `updates`.
+        state: a tree of tensors that keeps its structure, shapes and dtypes from step to step.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> init, update = of.sgd(0.5)
+        >>> params = torch.tensor(2.0)
+        >>> updates, state = update(torch.tensor(1.0), init(params), params)
+        >>> updates
+        tensor(-0.5000)
+    """
+
+    init: InitFn
+    update: UpdateFn
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.init, self.update))
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that remembers nothing."""
+
+
+def init_empty_state(params: Params) -> EmptyState:
+    """The `init` of a transformation that remembers nothing."""
+    return EmptyState()
+
+
+@factory
+def identity() -> GradientTransformation:
+    """Pass the updates through unchanged.
+
+    Shapes:
+        state: empty.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.identity().update(torch.ones(1), of.EmptyState())[0]
+        tensor([1.])
+    """
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        return updates, state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def set_to_zero() -> GradientTransformation:
+    """Replace the updates by zeros, which freezes the parameters; a NaN does not get through.
+
+    Shapes:
+        state: empty.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.set_to_zero().update(torch.ones(1), of.EmptyState())[0]
+        tensor([0.])
+    """
+    return stateless(lambda updates, params: tree.zeros_like(updates))
+
+
+@factory
+def stateless(f: Callable[[Updates, Params | None], Updates]) -> GradientTransformation:
+    """Make a transformation of a pure function of updates and parameters.
+
+    Args:
+        f: `f(updates, params) -> updates`; `params` is `None` if the caller gave none.
+
+    Shapes:
+        state: empty.
+
+    Raises:
+        TypeError: at construction if `f` is not callable.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> double = of.stateless(lambda updates, params: of.tree.scale(2.0, updates))
+        >>> double.update(torch.ones(1), double.init(None))[0]
+        tensor([2.])
+    """
+    check_callable(f=f)
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        return f(updates, params), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def stateless_with_tree_map(f: Callable[[Tensor, Tensor | None], Tensor]) -> GradientTransformation:
+    """Make a transformation of a pure function of one leaf of the updates and one of the parameters.
+
+    Args:
+        f: `f(update, param) -> update`; `param` is `None` if the caller gave no parameters.
+
+    Shapes:
+        state: empty.
+
+    Raises:
+        TypeError: at construction if `f` is not callable.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> sign = of.stateless_with_tree_map(lambda u, p: u.sign())
+        >>> sign.update(torch.tensor([-3.0, 2.0]), sign.init(None))[0]
+        tensor([-1.,  1.])
+    """
+    check_callable(f=f)
+
+    def on_tree(updates: Updates, params: Params | None) -> Updates:
+        if params is None:
+            return tree.map(lambda u: f(u, None), updates)
+        return tree.map(f, updates, params)
+
+    return stateless(on_tree)
+
+
+@factory
+def chain(*transforms: GradientTransformation) -> GradientTransformation:
+    """Apply transformations one after the other: the updates of each go into the next.
+
+    Extra keyword arguments and the parameters reach every member. An empty chain is the identity.
+
+    Args:
+        *transforms: The members, first to last.
+
+    Shapes:
+        state: a tuple with the state of each member.
+
+    Raises:
+        TypeError: at construction if a member is not a `GradientTransformation`, naming its position.
+        ValueError: in `update` if the state has another number of members.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.chain(of.clip(1.0), of.scale(-0.1))
+        >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)))[0]
+        tensor([-0.1000])
+    """
+    for position, member in enumerate(transforms):
+        _check_member(f"member {position} of chain", member)
+
+    def init(params: Params) -> State:
+        return tuple(member.init(params) for member in transforms)
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        if len(state) != len(transforms):
+            raise ValueError(f"the state has {len(state)} members and the chain {len(transforms)}; use its own init")
+        states = []
+        for member, member_state in zip(transforms, state, strict=True):
+            updates, member_state = member.update(updates, member_state, params, **extra)
+            states.append(member_state)
+        return updates, tuple(states)
+
+    return GradientTransformation(init, update)
+
+
+@factory
+def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTransformation:
+    """Apply transformations one after the other, with a state that is a dict keyed by name.
+
+    Args:
+        *transforms: Pairs of a name and a member, first to last.
+
+    Shapes:
+        state: a dict with the state of each member under its name.
+
+    Raises:
+        TypeError: at construction if a member is not a `GradientTransformation`.
+        ValueError: at construction if a name occurs twice.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.named_chain(("momentum", of.trace(0.9)), ("rate", of.scale(-0.1)))
+        >>> tx.init(torch.ones(1))["momentum"]
+        TraceState(trace=tensor([0.]))
+    """
+    members = dict(transforms)
+    if len(members) != len(transforms):
+        raise ValueError(f"the names in named_chain must differ, got {[name for name, _ in transforms]}")
+    for name, member in members.items():
+        _check_member(f"member {name!r} of named_chain", member)
+
+    def init(params: Params) -> dict[str, State]:
+        return {name: member.init(params) for name, member in members.items()}
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        states = {}
+        for name, member in members.items():
+            updates, states[name] = member.update(updates, state[name], params, **extra)
+        return updates, states
+
+    return GradientTransformation(init, update)
+
+
+def apply_updates(params: Params, updates: Updates) -> Params:
+    """Add the updates to the parameters.
+
+    The sum is taken in the wider of the two dtypes and rounded once, to that of the parameter.
+
+    Args:
+        params: The parameters.
+        updates: What a transformation returned; a leaf without update (`None`) keeps its parameter.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.apply_updates(torch.tensor([1.0]), torch.tensor([-0.25]))
+        tensor([0.7500])
+    """
+    return tree.map(lambda p, u: p if u is None else tree.cast_leaf(p + u, p.dtype), params, updates)
+
+
+def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Scalar) -> Tree:
+    """Move the old tensors towards the new: `step_size * new + (1 - step_size) * old`.
+
+    Applied after every step it keeps a running mean of the parameters, as for target networks and
+    Polyak averaging. The result has the dtypes of the old tensors.
+
+    Args:
+        new_tensors: Tree to move to; where it has `None` the result has `None`.
+        old_tensors: Tree to move from.
+        step_size: Weight of the new tensors, no unit, usually in [0, 1].
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.incremental_update(torch.tensor([4.0]), torch.tensor([0.0]), 0.25)
+        tensor([1.])
+    """
+    return tree.cast_like(tree.lerp(old_tensors, new_tensors, step_size), old_tensors)
+
+
+def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: int | Tensor, update_period: int) -> Tree:
+    """Take the new tensors every `update_period` steps, else keep the old.
+
+    Args:
+        new_tensors: Tree to take when `steps` is a multiple of `update_period`.
+        old_tensors: Tree to keep otherwise.
+        steps: Number of steps taken, an int or a 0-dim tensor.
+        update_period: Steps between updates, >= 1.
+
+    Raises:
+        ValueError: if `update_period` is below 1.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.periodic_update(torch.tensor([4.0]), torch.tensor([0.0]), steps=6, update_period=3)
+        tensor([4.])
+    """
+    check_steps(update_period=update_period, at_least=1)
+    return tree.where(steps % update_period == 0, new_tensors, old_tensors)
+
+
+def _check_member(what: str, member: object) -> None:
+    if not isinstance(member, GradientTransformation):
+        raise TypeError(f"{what} must be a GradientTransformation, got {member!r}")

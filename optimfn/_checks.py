@@ -1,0 +1,99 @@
+"""Argument checks, made once at construction; every message names the argument and its value.
+
+Only Python numbers are judged. A tensor is a live value that may change after construction, so
+nothing but its shape is looked at and its contents are never read.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._typing import Params
+
+
+def check_number(**values: object) -> None:
+    """Accept any finite-or-not real number except NaN, and 0-dim tensors."""
+    _check("a number", -math.inf, math.inf, values)
+
+
+def check_nonnegative(**values: object) -> None:
+    """Accept numbers in [0, inf)."""
+    _check("a number >= 0", 0.0, math.inf, values, open_high=True)
+
+
+def check_positive(**values: object) -> None:
+    """Accept numbers in (0, inf]."""
+    _check("a number > 0", 0.0, math.inf, values, open_low=True)
+
+
+def check_decay(**values: object) -> None:
+    """Accept numbers in [0, 1), the decay of an exponential moving average."""
+    _check("in [0, 1)", 0.0, 1.0, values, open_high=True)
+
+
+def check_fraction(**values: object) -> None:
+    """Accept numbers in [0, 1]."""
+    _check("in [0, 1]", 0.0, 1.0, values)
+
+
+def check_rate(**values: object) -> None:
+    """Accept what a learning rate or a weight decay may be: a number >= 0 or a schedule."""
+    check_nonnegative(**{name: value for name, value in values.items() if not callable(value)})
+
+
+def check_steps(*, at_least: int = 0, **values: object) -> None:
+    """Accept whole numbers of steps."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
+        if value < at_least:
+            raise ValueError(f"{name} must be >= {at_least}, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Accept one of a few values."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_dtype(**values: object) -> None:
+    """Accept `None` or a floating or complex dtype."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if not isinstance(value, torch.dtype):
+            raise TypeError(f"{name} must be a torch.dtype or None, got {value!r}")
+        if not (value.is_floating_point or value.is_complex):
+            raise ValueError(f"{name} must be a floating or complex dtype, got {value!r}")
+
+
+def check_callable(**values: object) -> None:
+    """Accept functions."""
+    for name, value in values.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def need_params(rule: str, params: Params | None) -> None:
+    """Say which rule missed the parameters and how to hand them over."""
+    if params is None:
+        raise ValueError(f"{rule} needs the parameters: call tx.update(updates, state, params)")
+
+
+def _check(
+    wanted: str, low: float, high: float, values: dict[str, object], *, open_low: bool = False, open_high: bool = False
+) -> None:
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if value.ndim:
+                raise ValueError(
+                    f"{name} must be a number or a 0-dim tensor, got a tensor of shape {tuple(value.shape)}"
+                )
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number or a 0-dim tensor, got {value!r}")
+        inside = low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
+        if not inside:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -1,0 +1,222 @@
+"""Values that remember how they were made.
+
+Rules are written as closures, which are a pleasure to read and opaque to everyone else. The
+`factory` decorator keeps the call that made a closure beside it; from that one fact follow a telling
+`repr`, equality by value, pickling, deep copies and `replace`.
+"""
+
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LINE = 88  # a repr that holds other recorded values is broken over lines beyond this width
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The call that made a value: the public factory, and the arguments as they were given."""
+
+    factory: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def bind(self) -> inspect.BoundArguments:
+        """The arguments sorted to the factory's parameters, defaults filled in."""
+        bound = inspect.signature(self.factory).bind(*self.args, **self.kwargs)
+        bound.apply_defaults()
+        return bound
+
+    def remake(self, bound: inspect.BoundArguments) -> Any:
+        """Call the factory again."""
+        return self.factory(*bound.args, **bound.kwargs)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recorded:
+    """An immutable value that remembers its `recipe`, when a `factory` made it."""
+
+    recipe: Recipe | None = field(default=None, kw_only=True)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments this value was made with, defaults included; empty if no factory made it."""
+        return {} if self.recipe is None else dict(self.recipe.bind().arguments)
+
+    def replace(self, **changes: Any) -> Self:
+        """Make this value again with some arguments changed.
+
+        Args:
+            **changes: New values for arguments of the factory, by name.
+
+        Raises:
+            TypeError: if no factory made this value, or the factory has no argument of that name.
+
+        Example:
+            >>> import optimfn as of
+            >>> of.adam(1e-3).replace(b1=0.95).arguments["b1"]
+            0.95
+        """
+        if self.recipe is None:
+            raise TypeError(f"{type(self).__name__} was not made by a factory, so it has no arguments to replace")
+        bound = self.recipe.bind()
+        for name in changes:
+            if name not in bound.signature.parameters:
+                known = ", ".join(bound.signature.parameters)
+                raise TypeError(f"{self.recipe.factory.__name__} has no argument {name!r}; it has {known}")
+        bound.arguments.update(changes)
+        made: Self = self.recipe.remake(bound)
+        return made
+
+    def __repr__(self) -> str:
+        if self.recipe is None:
+            return f"<{type(self).__name__} at {id(self):#x}>"
+        return _call(self.recipe)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Recorded) or self.recipe is None or other.recipe is None:
+            return NotImplemented
+        same = self.recipe.factory is other.recipe.factory
+        return same and _equal(dict(self.arguments), dict(other.arguments))
+
+    def __hash__(self) -> int:
+        return id(self) if self.recipe is None else hash(self.recipe.factory)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.recipe is None:
+            return super().__reduce_ex__(protocol)
+        return _remake, (self.recipe.factory, self.recipe.args, self.recipe.kwargs)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RecordedFunction(Recorded):
+    """A function, such as a schedule or a mask maker, that remembers its recipe."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def factory(make: Callable[P, R]) -> Callable[P, R]:
+    """Record the arguments of a function that returns a transformation, a schedule or a mask maker.
+
+    What it returns gains a `repr` that names every argument, compares equal by value, pickles (if the
+    function can be imported), deep-copies, and is made again by `replace`.
+
+    Args:
+        make: A function that returns a `GradientTransformation` or another function.
+
+    Raises:
+        TypeError: when called, if `make` returned neither.
+
+    Example:
+        >>> import optimfn as of
+        >>> @of.factory
+        ... def half():
+        ...     return of.stateless(lambda updates, params: of.tree.scale(0.5, updates))
+        >>> half()
+        half()
+    """
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Lists and dicts are copied, so that changing one later changes neither the rule nor its record.
+        args = tuple(_own(value) for value in args)  # type: ignore[assignment]  # ParamSpec args are a tuple
+        kwargs = {name: _own(value) for name, value in kwargs.items()}  # type: ignore[assignment]  # and a dict
+        value: Any = make(*args, **kwargs)
+        recipe = Recipe(made, args, kwargs)
+        if isinstance(value, Recorded):
+            return replace(value, recipe=recipe)  # type: ignore[return-value]  # R is the class of value
+        if callable(value):
+            return RecordedFunction(value, recipe=recipe)  # type: ignore[return-value]  # R is a function type
+        raise TypeError(f"{make.__name__} must return a transformation or a function, got {value!r}")
+
+    return made
+
+
+def find_arguments(value: Any, name: str) -> Iterator[Any]:
+    """Yield every argument called `name` in the recipes that made `value`, outermost first.
+
+    A recipe that has the argument is not searched further: it passes the value on to its members.
+    """
+    if isinstance(value, Recorded):
+        arguments = value.arguments
+        yield from [arguments[name]] if name in arguments else find_arguments(list(arguments.values()), name)
+    elif isinstance(value, dict):
+        yield from find_arguments(list(value.values()), name)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            yield from find_arguments(member, name)
+
+
+def substitute(value: Any, name: str, new: Any) -> Any:
+    """Make `value` again with `new` for every argument that `find_arguments` finds."""
+    if isinstance(value, Recorded) and value.recipe is not None:
+        if name in value.arguments:
+            return value.replace(**{name: new})
+        bound = value.recipe.bind()
+        for key, argument in bound.arguments.items():
+            bound.arguments[key] = substitute(argument, name, new)
+        return value.recipe.remake(bound)
+    if type(value) is dict:
+        return {key: substitute(member, name, new) for key, member in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(substitute(member, name, new) for member in value)
+    return value
+
+
+def _remake(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return make(*args, **kwargs)
+
+
+def _own(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+        return a is b or (tensors and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
+    if type(a) is not type(b):
+        return not isinstance(a, bool | None) and bool(a == b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+def _call(recipe: Recipe) -> str:
+    bound = recipe.bind()
+    parts: list[str] = []
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            parts += map(_show, value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            parts += [f"{key}={_show(member)}" for key, member in value.items()]
+        else:
+            parts.append(f"{name}={_show(value)}")
+    line = f"{recipe.factory.__name__}({', '.join(parts)})"
+    nested = any(isinstance(value, Recorded) for value in (*recipe.args, *recipe.kwargs.values()))
+    if not nested or len(line) <= _LINE:
+        return line
+    body = textwrap.indent(",\n".join(parts), "    ")
+    return f"{recipe.factory.__name__}(\n{body},\n)"
+
+
+def _show(value: Any) -> str:
+    if inspect.isfunction(value):
+        return value.__qualname__
+    return repr(value)

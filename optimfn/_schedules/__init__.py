@@ -1,0 +1,1 @@
+"""Pure functions from a step count to a value, one idea a file."""

@@ -1,0 +1,1 @@
+"""Building blocks: transformations with one idea each."""

@@ -1,0 +1,69 @@
+"""Bound the size of updates."""
+
+import torch
+
+from .. import tree
+from .._base import GradientTransformation, stateless
+from .._checks import check_nonnegative, check_positive
+from .._recipe import factory
+from .._typing import Params, Scalar, Updates
+
+
+@factory
+def clip(max_delta: Scalar) -> GradientTransformation:
+    """Move every element of the updates into `[-max_delta, max_delta]`.
+
+    Args:
+        max_delta: Largest magnitude, in the unit of the updates, >= 0.
+
+    Shapes:
+        updates: real leaves; state: empty.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.clip(1.0).update(torch.tensor([-3.0, 0.5]), of.EmptyState())[0]
+        tensor([-1.0000,  0.5000])
+    """
+    check_nonnegative(max_delta=max_delta)
+    return stateless(lambda updates, params: tree.clip(updates, -max_delta, max_delta))
+
+
+@factory
+def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
+    """Shrink all updates together so that their global norm is at most `max_norm`.
+
+    Maths:
+        update <- g min(1, max_norm / |g|),  |g| the 2-norm over all leaves
+
+    Updates within the bound pass bit for bit. A NaN or an infinity anywhere makes the norm NaN or
+    infinite, and with it every update NaN or zero: put `zero_nans`-like filters before, not after.
+
+    Args:
+        max_norm: Largest global norm, in the unit of the updates, > 0.
+
+    Shapes:
+        updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Differs from: torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm and so shrinks a little too much.
+
+    Source: Pascanu, Mikolov and Bengio, 2013, arXiv:1211.5063.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.clip_by_global_norm(1.0).update(torch.tensor([3.0, 4.0]), of.EmptyState())[0]
+        tensor([0.6000, 0.8000])
+    """
+    check_positive(max_norm=max_norm)
+
+    def shrink(updates: Updates, params: Params | None) -> Updates:
+        norm = tree.norm(updates)
+        # max_norm / max(norm, max_norm) is exactly 1 inside the ball, and never 0 / 0.
+        return tree.scale(max_norm / torch.maximum(norm, torch.zeros_like(norm) + max_norm), updates)
+
+    return stateless(shrink)

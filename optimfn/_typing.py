@@ -1,0 +1,27 @@
+"""The words the signatures are written in."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+Tree: TypeAlias = Any
+"""Any nest of dicts, lists, tuples and named tuples with tensors at its leaves; `None` is an empty leaf."""
+
+Params: TypeAlias = Tree
+Updates: TypeAlias = Tree
+State: TypeAlias = Tree
+
+Scalar: TypeAlias = float | Tensor
+"""A Python number, or a 0-dim tensor that may change between steps, be batched or require grad."""
+
+Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
+"""A pure function from the number of steps taken before this one to a 0-dim float64 tensor."""
+
+ScalarOrSchedule: TypeAlias = Scalar | Schedule
+
+Mask: TypeAlias = Tree | Callable[[Params], Tree]
+"""A tree of Python bools, a prefix of one, or a function of the parameters that returns either."""
+
+Count: TypeAlias = Any
+"""A 0-dim int64 tensor. Named apart because a field `count` hides a method of tuples, which checkers object to."""

@@ -1,0 +1,72 @@
+"""Apply a transformation to some leaves only."""
+
+from typing import Any, NamedTuple
+
+from .. import tree
+from .._base import GradientTransformation
+from .._recipe import factory
+from .._typing import Mask, Params, State, Tree, Updates
+
+
+class MaskedNode(NamedTuple):
+    """Stands where a leaf is masked out. It has no leaves, so maps and `vmap` pass it by."""
+
+
+class MaskedState(NamedTuple):
+    """The state of the transformation inside."""
+
+    inner_state: State  # made from the chosen leaves only
+
+
+@factory
+def masked(
+    inner: GradientTransformation, mask: Mask, *, mask_compatible_extra_args: bool = False
+) -> GradientTransformation:
+    """Apply `inner` where the mask is true; elsewhere the incoming update passes through *unchanged*.
+
+    It does not zero what it does not choose. Inside, masked-out leaves do not exist: no state is kept
+    for them, and a global norm does not see them.
+
+    Args:
+        inner: The transformation to apply.
+        mask: Which leaves it applies to: a tree of Python bools, a prefix of one, or a function of the
+            parameters (in an `update` without parameters, of the updates) that returns either.
+        mask_compatible_extra_args: Also mask those extra arguments that are shaped like the updates.
+
+    Shapes:
+        state: that of `inner` for the chosen leaves, with `MaskedNode` in place of the others.
+
+    Raises:
+        TypeError: in `init` or `update` if the mask holds something else than Python bools.
+        ValueError: in `init` or `update` if the mask is not a prefix of the parameters.
+
+    Differs from: optax, where a function is called with the updates even if there are parameters.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.masked(of.scale(10.0), {"a": True, "b": False})
+        >>> updates = {"a": torch.ones(1), "b": torch.ones(1)}
+        >>> tx.update(updates, tx.init(updates))[0]
+        {'a': tensor([10.]), 'b': tensor([1.])}
+    """
+
+    def init(params: Params) -> MaskedState:
+        return MaskedState(inner.init(_hide(params, tree.resolve_mask(mask, params))))
+
+    def update(
+        updates: Updates, state: MaskedState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, MaskedState]:
+        chosen = tree.resolve_mask(mask, updates if params is None else params)
+        if mask_compatible_extra_args:
+            shape = tree.structure(updates)
+            extra = {k: _hide(v, chosen) if tree.structure(v) == shape else v for k, v in extra.items()}
+        inner_params = None if params is None else _hide(params, chosen)
+        inner_updates, inner_state = inner.update(_hide(updates, chosen), state.inner_state, inner_params, **extra)
+        shown = tree.map(lambda keep, new, old: new if keep else old, chosen, inner_updates, updates)
+        return shown, MaskedState(inner_state)
+
+    return GradientTransformation(init, update)
+
+
+def _hide(leaves: Tree, chosen: Tree) -> Tree:
+    return tree.map(lambda keep, leaf: leaf if keep else MaskedNode(), chosen, leaves)

@@ -1,0 +1,3 @@
+"""The stateful world: transformations behind `torch.optim.Optimizer`."""
+
+from ._optimizer import Optimizer as Optimizer

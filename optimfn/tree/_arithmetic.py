@@ -1,0 +1,232 @@
+"""Leafwise arithmetic and reductions over whole trees.
+
+A scalar is a Python number or a 0-dim tensor; it never changes the dtype of a leaf, not even of a
+0-dim leaf. Reductions accumulate float16 and bfloat16 leaves in float32.
+"""
+
+import builtins
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice
+from .._typing import Scalar, Tree
+from ._core import at_least_float32, cast_leaf, leaves, map
+
+
+def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
+    """`x + y + ...`, leaf by leaf."""
+    return map(lambda *xs: functools.reduce(torch.add, xs), tree_x, tree_y, *other_trees)
+
+
+def sub(tree_x: Tree, tree_y: Tree) -> Tree:
+    """`x - y`, leaf by leaf."""
+    return map(torch.sub, tree_x, tree_y)
+
+
+def mul(tree_x: Tree, tree_y: Tree) -> Tree:
+    """`x * y`, leaf by leaf."""
+    return map(torch.mul, tree_x, tree_y)
+
+
+def div(tree_x: Tree, tree_y: Tree) -> Tree:
+    """`x / y`, leaf by leaf."""
+    return map(torch.div, tree_x, tree_y)
+
+
+def scale(scalar: Scalar, tree: Tree) -> Tree:
+    """`scalar * x` in the dtype of `x`."""
+    return map(lambda x: cast_leaf(x * scalar, x.dtype), tree)
+
+
+def add_scale(tree_x: Tree, scalar: Scalar, tree_y: Tree) -> Tree:
+    """`x + scalar * y`; `x` itself where `y` is `None`."""
+
+    def leaf(x: Tensor, y: Tensor | None) -> Tensor:
+        if y is None:
+            return x
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        if isinstance(scalar, Tensor):
+            return cast_leaf(x + y * scalar, dtype)
+        return torch.add(x, y, alpha=scalar)
+
+    return map(leaf, tree_x, tree_y)
+
+
+def conj(tree: Tree) -> Tree:
+    """Complex conjugate of every leaf."""
+    return map(torch.conj, tree)
+
+
+def real(tree: Tree) -> Tree:
+    """Real part of every leaf."""
+    return map(torch.real, tree)
+
+
+def clip(tree: Tree, min_value: Scalar | None = None, max_value: Scalar | None = None) -> Tree:
+    """Every element moved into `[min_value, max_value]`; a bound of `None` does not bind."""
+
+    def leaf(x: Tensor) -> Tensor:
+        # clamp would promote a leaf to the dtype of a batched bound, so the bound takes the leaf's.
+        low, high = (b.to(x.dtype) if isinstance(b, Tensor) else b for b in (min_value, max_value))
+        if not (isinstance(low, Tensor) or isinstance(high, Tensor)):
+            return x if low is None and high is None else torch.clamp(x, low, high)
+        x = x if low is None else torch.maximum(x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
+        return x if high is None else torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
+
+    return map(leaf, tree)
+
+
+def where(condition: bool | Tensor, tree_x: Tree, tree_y: Tree) -> Tree:
+    """All of `x` if the one scalar condition holds, else all of `y`; both are evaluated."""
+    if not isinstance(condition, Tensor):
+        return tree_x if condition else tree_y
+    return map(lambda x, y: torch.where(condition, x, y), tree_x, tree_y)
+
+
+def zeros_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
+    """New zeros in the shapes, and unless `dtype` is given the dtypes, of the leaves."""
+    return map(lambda x: torch.zeros_like(x, dtype=dtype, requires_grad=False), tree)
+
+
+def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
+    """New ones in the shapes, and unless `dtype` is given the dtypes, of the leaves."""
+    return map(lambda x: torch.ones_like(x, dtype=dtype, requires_grad=False), tree)
+
+
+def full_like(tree: Tree, fill_value: float, dtype: torch.dtype | None = None) -> Tree:
+    """New leaves filled with one number."""
+    return map(lambda x: torch.full_like(x, fill_value, dtype=dtype, requires_grad=False), tree)
+
+
+def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:
+    """Every leaf in `dtype`; the tree itself if `dtype` is `None`."""
+    return tree if dtype is None else map(lambda x: cast_leaf(x, dtype), tree)
+
+
+def cast_like(tree: Tree, other_tree: Tree) -> Tree:
+    """Every leaf in the dtype of its fellow in `other_tree`; `None` where the fellow is `None`."""
+    return map(lambda x, y: None if y is None else cast_leaf(x, y.dtype), tree, other_tree)
+
+
+def carry(new: Tree, old: Tree) -> Tree:
+    """The state to carry to the next step: `new` in the dtypes of `old`, and `old` where `new` is `None`.
+
+    An update function ends with it, so that a state keeps its dtypes whatever the gradients are, and
+    leaves without a gradient keep their state.
+    """
+    return map(lambda was, now: was if now is None else cast_leaf(now, was.dtype), old, new)
+
+
+def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
+    """Every leaf repeated along new leading axes, as the start of a stack for `vmap`."""
+    return map(lambda x: x.expand(*shape, *x.shape).clone(memory_format=torch.contiguous_format), tree)
+
+
+def size(tree: Tree) -> int:
+    """Number of elements of all leaves together."""
+    return builtins.sum(x.numel() for x in leaves(tree))
+
+
+def dtype(tree: Tree, mixed_dtype_handler: str | None = None) -> torch.dtype:
+    """The one dtype of the leaves; of an empty tree, the default dtype.
+
+    Args:
+        tree: The tree.
+        mixed_dtype_handler: What to answer if they differ: `"promote"` (the dtype that holds them all),
+            `"highest"`, `"lowest"` (by the order of promotion), or `None` to raise.
+
+    Raises:
+        ValueError: if the dtypes differ and no handler, or an unknown one, is given.
+    """
+    check_choice("mixed_dtype_handler", mixed_dtype_handler, (None, "promote", "highest", "lowest"))
+    found: list[torch.dtype] = sorted({x.dtype for x in leaves(tree)}, key=str)
+    if not found:
+        return torch.get_default_dtype()
+    if len(found) == 1:
+        return found[0]
+    if mixed_dtype_handler is None:
+        raise ValueError(f"the leaves have different dtypes: {', '.join(str(d) for d in found)}")
+    if mixed_dtype_handler == "promote":
+        return functools.reduce(torch.promote_types, found)
+    ranked = sorted(found, key=lambda d: [torch.promote_types(d, other) for other in found].count(d))
+    return ranked[-1] if mixed_dtype_handler == "highest" else ranked[0]
+
+
+def vdot(tree_x: Tree, tree_y: Tree) -> Tensor:
+    """Inner product of two trees as if each were one long vector; the first is conjugated."""
+
+    def leaf(x: Tensor, y: Tensor) -> Tensor:
+        acc = at_least_float32(torch.promote_types(x.dtype, y.dtype))
+        return (cast_leaf(x, acc).conj() * cast_leaf(y, acc)).sum()
+
+    return _reduce(torch.add, leaves(map(leaf, tree_x, tree_y)), 0.0)
+
+
+def sum(tree: Tree) -> Tensor:
+    """Sum of all elements of all leaves."""
+    return _reduce(torch.add, [x.sum(dtype=at_least_float32(x.dtype)) for x in leaves(tree)], 0.0)
+
+
+def max(tree: Tree) -> Tensor:
+    """Largest element; leaves without elements are skipped, and an empty tree gives -inf."""
+    return _reduce(torch.maximum, [x.amax() for x in leaves(tree) if x.numel()], -math.inf)
+
+
+def min(tree: Tree) -> Tensor:
+    """Smallest element; leaves without elements are skipped, and an empty tree gives inf."""
+    return _reduce(torch.minimum, [x.amin() for x in leaves(tree) if x.numel()], math.inf)
+
+
+def norm(tree: Tree, ord: float | None = None, squared: bool = False) -> Tensor:
+    """Vector norm of a tree as if it were one long vector, with a zero gradient at zero.
+
+    Args:
+        tree: Any tree; float16 and bfloat16 leaves are accumulated in float32.
+        ord: 1, 2 or inf; `None` means 2.
+        squared: Return the square of the norm.
+
+    Raises:
+        ValueError: if `ord` is another number.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.norm([torch.tensor([3.0]), torch.tensor([4.0])])
+        tensor(5.)
+    """
+    check_choice("ord", ord, (None, 1, 2, math.inf))
+    power = 2 if ord is None else ord
+    parts = [_leaf_norm(x, power) for x in leaves(tree) if x.numel() or power != math.inf]
+    if power == math.inf:
+        total = _reduce(torch.maximum, parts, 0.0)
+    elif power == 1:
+        total = _reduce(torch.add, parts, 0.0)
+    else:
+        total = torch.linalg.vector_norm(torch.stack(_together(parts))) if parts else torch.zeros(())
+    return total * total if squared else total
+
+
+def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """Whether all elements are close, as a 0-dim bool tensor, so that nothing is read back."""
+    parts = leaves(map(lambda x, y: torch.isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan).all(), a, b))
+    return _reduce(torch.logical_and, parts, True)
+
+
+def _leaf_norm(x: Tensor, power: float) -> Tensor:
+    wide_dtype = at_least_float32(x.dtype) if x.dtype.itemsize < 4 else None
+    norm: Tensor = torch.linalg.vector_norm(x, ord=power, dtype=wide_dtype)
+    return norm
+
+
+def _reduce(combine: Callable[..., Tensor], parts: list[Tensor], empty: Any) -> Tensor:
+    return functools.reduce(combine, _together(parts)) if parts else torch.tensor(empty)
+
+
+def _together(parts: list[Tensor]) -> list[Tensor]:
+    """Scalars of several leaves in one dtype and on one device, ready to be combined."""
+    common = functools.reduce(torch.promote_types, (x.dtype for x in parts))
+    return [x.to(parts[0].device, common) for x in parts]

@@ -1,0 +1,196 @@
+"""Maps and walks over trees. This is the only module that knows which pytree library is underneath.
+
+Two conventions hold for every verb and are kept nowhere else. `None` is an empty leaf: where the
+first tree of a `map` has `None`, so has the result, and the function is not called. And `carry`, the
+verb that writes a state, keeps the old value there. Together they say what an absent gradient does:
+its update is absent and its state stays as it was.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import optree
+import optree.utils
+import torch
+from torch import Tensor
+
+from .._typing import Tree
+
+
+def map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
+    """Apply `f` to the leaves of `tree` and to what stands in the same place in the other trees.
+
+    Where `tree` has `None` the result has `None` and `f` is not called. The other trees may have
+    whole subtrees, or `None`, where `tree` has a leaf; `f` receives them as they are.
+
+    Args:
+        f: Function of one leaf per tree.
+        tree: The tree whose structure the result has.
+        *rest: Trees of the same structure, or deeper ones.
+
+    Raises:
+        ValueError: if another tree differs in structure.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.map(torch.add, {"w": torch.ones(2), "b": None}, {"w": torch.ones(2), "b": None})
+        {'w': tensor([2., 2.]), 'b': None}
+    """
+    if torch.compiler.is_compiling():
+        return _map_traced(f, tree, *rest)
+    leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+    columns = [spec.flatten_up_to(other) for other in rest]
+    return optree.tree_unflatten(
+        spec, [None if row[0] is None else f(*row) for row in zip(leaves, *columns, strict=True)]
+    )
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """The leaves from left to right, dict keys in sorted order; `None` is not among them."""
+    if torch.compiler.is_compiling():
+        return [node for _, node in walk(tree) if node is not None and is_leaf(node)]
+    return optree.tree_leaves(tree)
+
+
+def structure(tree: Tree) -> Hashable:
+    """What is left of a tree without its leaves; equal for trees of the same shape."""
+    return optree.tree_structure(tree, none_is_leaf=True)
+
+
+def unflatten(like: Tree, new_leaves: list[Any]) -> Tree:
+    """A tree of the structure of `like` with other leaves, given in the order of `leaves`."""
+    if torch.compiler.is_compiling():
+        source = iter(new_leaves)
+        return map(lambda _: next(source), like)
+    return optree.tree_unflatten(optree.tree_structure(like), new_leaves)
+
+
+def broadcast(prefix: Tree, tree: Tree) -> Tree:
+    """Copy every leaf of `prefix` over the whole subtree of `tree` that stands in its place.
+
+    Args:
+        prefix: A tree that `tree` extends; a single value stands for all leaves.
+        tree: The tree that gives the structure of the result.
+
+    Raises:
+        ValueError: if `prefix` is not a prefix of `tree`.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> params = {"body": [torch.ones(1), torch.ones(1)], "head": torch.ones(1)}
+        >>> of.tree.broadcast({"body": True, "head": False}, params)
+        {'body': [True, True], 'head': False}
+    """
+    if isinstance(tree, ParamsPlaceholder):
+        return ParamsPlaceholder(True)
+    return map(lambda value, subtree: map(lambda _: value, subtree), prefix, tree)
+
+
+def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
+    """`(path, node)` for every node and leaf, parents first, leaves in the order of `leaves`.
+
+    A path is a tuple of field names, dict keys and positions. The root comes first, with the path `()`.
+    """
+    found: list[tuple[tuple[Any, ...], Any]] = []
+    _walk((), tree, found)
+    return found
+
+
+def leaves_with_path(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
+    """`(path, leaf)` for every leaf, in the order of `leaves`."""
+    return [(path, node) for path, node in walk(tree) if node is not None and is_leaf(node)]
+
+
+def paths(tree: Tree) -> Tree:
+    """A tree of the same structure whose leaves are their own paths, joined with dots.
+
+    A nested `{"head": {"weight": w}}` and a flat `{"head.weight": w}` give the same path.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.paths({"head": [torch.ones(1), torch.ones(1)]})
+        {'head': ['head.0', 'head.1']}
+    """
+    return unflatten(tree, [join_path(path) for path, _ in leaves_with_path(tree)])
+
+
+def join_path(path: tuple[Any, ...]) -> str:
+    """`("mu", "head", 0)` as `"mu.head.0"`."""
+    return ".".join(str(entry) for entry in path)
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether a node is a leaf, `None` included."""
+    return bool(optree.tree_is_leaf(node, none_is_leaf=True))
+
+
+def cast_leaf(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """`x` in `dtype`; no work if it has it already or `dtype` is `None`."""
+    return x if dtype is None or x.dtype == dtype else x.to(dtype)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to accumulate in: float32 for float16 and bfloat16, else `dtype` itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def wide(count: int | Tensor) -> Tensor:
+    """A count, or any other scalar, as a 0-dim tensor in float64 (float32 on devices without float64)."""
+    if not isinstance(count, Tensor):
+        return torch.tensor(count, dtype=torch.float64)
+    return count.to(torch.float32 if count.device.type == "mps" else torch.float64)
+
+
+class ParamsPlaceholder(NamedTuple):
+    """Stands for a whole tree of parameters, so that one can see where `init` puts such trees."""
+
+    leaf: Any
+
+
+def map_nodes(change: Callable[..., tuple[bool, Any]], tree: Tree, /, *rest: Tree) -> Tree:
+    """Rebuild a tree from the root down: `change(path, node, *others)` says whether to replace a node.
+
+    It returns `(True, replacement)`, or `(False, anything)` to go on to the children of the node.
+    """
+    return _map_nodes(change, (), tree, *rest)
+
+
+def _map_nodes(change: Callable[..., tuple[bool, Any]], path: tuple[Any, ...], node: Any, *others: Any) -> Any:
+    replaced, value = change(path, node, *others)
+    if replaced or is_leaf(node):
+        return value if replaced else node
+    names, children, rebuild = _open(node)
+    if not children:
+        return node
+    rows = zip(names, children, *[_open(other)[1] for other in others], strict=True)
+    return rebuild([_map_nodes(change, (*path, name), *nodes) for name, *nodes in rows])
+
+
+def _map_traced(f: Callable[..., Any], node: Any, *others: Any) -> Any:
+    """`map` in plain Python, which dynamo traces faster than optree, and rightly where all leaves are constants."""
+    if is_leaf(node):
+        return None if node is None else f(node, *others)
+    _, children, rebuild = _open(node)
+    if not children:
+        return node
+    rows = zip(children, *[_open(other)[1] for other in others], strict=True)
+    return rebuild([_map_traced(f, *nodes) for nodes in rows])
+
+
+def _walk(path: tuple[Any, ...], node: Any, found: list[tuple[tuple[Any, ...], Any]]) -> None:
+    found.append((path, node))
+    if not is_leaf(node):
+        names, children, _ = _open(node)
+        for name, child in zip(names, children, strict=True):
+            _walk((*path, name), child, found)
+
+
+def _open(node: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[list[Any]], Any]]:
+    """The names and children of a node, and a function from new children to a node like it."""
+    if type(node) is dict:
+        # By hand, since dynamo folds optree's own functions for dicts wrongly where all children are constants.
+        keys = optree.utils.total_order_sorted(node)
+        return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
+    children, metadata, entries, unflatten_node = optree.tree_flatten_one_level(node, none_is_leaf=True)
+    names = optree.namedtuple_fields(type(node)) if optree.is_namedtuple_instance(node) else entries
+    return names, children, lambda new: unflatten_node(metadata, new)

@@ -1,0 +1,125 @@
+"""Functions that mark the leaves of a tree: by shape, by predicate, by name.
+
+Their results go wherever a mask or labels are asked for. They are called on the parameters, so the
+same one serves every model.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from .._checks import check_callable
+from .._recipe import factory
+from .._typing import Mask, Params, Tree
+from ._core import broadcast, leaves, map, paths
+
+
+def is_matrix(params: Params) -> Tree:
+    """Mark the leaves with two or more axes: weights, but no biases, norms or gains.
+
+    A convolution kernel counts, as a stack of matrices. The usual mask for weight decay.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.is_matrix({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+        {'weight': True, 'bias': False}
+    """
+    return map(lambda p: p.ndim >= 2, params)
+
+
+@factory
+def mask_by(predicate: Callable[[Tensor], bool]) -> Callable[[Params], Tree]:
+    """Make a mask of the leaves for which a predicate holds.
+
+    Args:
+        predicate: Function of one leaf. It should look at shape and dtype only: a mask is static.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.mask_by(lambda p: p.numel() > 2)({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+        {'weight': True, 'bias': False}
+    """
+    check_callable(predicate=predicate)
+    return lambda params: map(lambda p: bool(predicate(p)), params)
+
+
+@factory
+def mask_by_path(pattern: str) -> Callable[[Params], Tree]:
+    r"""Make a mask of the leaves whose path contains a match of a regular expression.
+
+    Args:
+        pattern: Searched for in paths such as `layers.0.bias`; anchor it with `^` and `$` if need be.
+
+    Raises:
+        re.error: if `pattern` is not a regular expression.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.mask_by_path(r"\.bias$")({"head": {"weight": torch.ones(2), "bias": torch.ones(2)}})
+        {'head': {'weight': False, 'bias': True}}
+    """
+    regex = re.compile(pattern)
+    return lambda params: map(lambda path: regex.search(path) is not None, paths(params))
+
+
+@factory
+def label_by(labeller: Callable[[Tensor], str]) -> Callable[[Params], Tree]:
+    """Make labels with a function of the leaf.
+
+    Args:
+        labeller: Function of one leaf. It should look at shape and dtype only: labels are static.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.label_by(lambda p: f"{p.ndim}d")({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+        {'weight': '2d', 'bias': '1d'}
+    """
+    check_callable(labeller=labeller)
+    return lambda params: map(labeller, params)
+
+
+@factory
+def label_by_path(patterns: Mapping[str, str], default: str) -> Callable[[Params], Tree]:
+    """Make labels with regular expressions on the path; the first that matches decides.
+
+    Args:
+        patterns: Label for each regular expression, tried in order.
+        default: Label of the leaves that none matches.
+
+    Raises:
+        re.error: if a pattern is not a regular expression.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> labels = of.tree.label_by_path({"^head": "new"}, default="pretrained")
+        >>> labels({"body": torch.ones(1), "head": torch.ones(1)})
+        {'body': 'pretrained', 'head': 'new'}
+    """
+    compiled = [(re.compile(pattern), label) for pattern, label in patterns.items()]
+
+    def label(path: str) -> str:
+        return next((label for pattern, label in compiled if pattern.search(path)), default)
+
+    return lambda params: map(label, paths(params))
+
+
+def resolve_mask(mask: Mask, params: Params) -> Tree:
+    """The tree of bools that a mask stands for: a function is called, a prefix is spread over its subtrees.
+
+    Raises:
+        TypeError: if a leaf of the mask is not a Python bool.
+        ValueError: if the mask is not a prefix of the parameters.
+    """
+    prefix = mask(params) if callable(mask) else mask
+    for value in leaves(prefix):
+        if not isinstance(value, bool):
+            raise TypeError(f"mask must hold Python bools, since it is static; got {value!r}")
+    return broadcast(prefix, params)
+
+
+def select(mask: Mask | None, params: Params) -> Params:
+    """The leaves that a mask marks, and `None` in place of the others; all of them if the mask is `None`."""
+    if mask is None:
+        return params
+    return map(lambda p, keep: p if keep else None, params, resolve_mask(mask, params))
