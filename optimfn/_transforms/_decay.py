@@ -8,7 +8,7 @@ from .. import tree
 from .._base import GradientTransformation, stateless
 from .._checks import check_rate, need_params
 from .._recipe import factory
-from .._typing import Count, Mask, Params, ScalarOrSchedule, Schedule, Updates
+from .._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Schedule, Updates
 
 
 class WeightDecaySchedule(NamedTuple):
@@ -54,7 +54,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
 
     def decay(updates: Updates, params: Params | None) -> Updates:
         need_params("add_decayed_weights", params)
-        return updates if idle else tree.add_scale(updates, weight_decay, tree.select(mask, params))
+        return updates if idle else _decayed(updates, weight_decay, mask, params)
 
     return stateless(decay)
 
@@ -67,7 +67,11 @@ def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformat
         updates: Updates, state: WeightDecaySchedule, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, WeightDecaySchedule]:
         need_params("add_decayed_weights", params)
-        decayed = tree.add_scale(updates, weight_decay(state.count), tree.select(mask, params))
+        decayed = _decayed(updates, weight_decay(state.count), mask, params)
         return decayed, WeightDecaySchedule(state.count + 1)
 
     return GradientTransformation(init, update)
+
+
+def _decayed(updates: Updates, weight_decay: Scalar, mask: Mask | None, params: Params | None) -> Updates:
+    return tree.cast_like(tree.add_scale(updates, weight_decay, tree.select(mask, params)), updates)

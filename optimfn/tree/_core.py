@@ -38,10 +38,10 @@ def map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     """
     if torch.compiler.is_compiling():
         return _map_traced(f, tree, *rest)
-    leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+    first, spec = optree.tree_flatten(tree, none_is_leaf=True)
     columns = [spec.flatten_up_to(other) for other in rest]
     return optree.tree_unflatten(
-        spec, [None if row[0] is None else f(*row) for row in zip(leaves, *columns, strict=True)]
+        spec, [None if row[0] is None else f(*row) for row in zip(first, *columns, strict=True)]
     )
 
 

@@ -1,0 +1,19 @@
+"""Settings every test runs under: one thread, float32 by default, a seed of its own, warnings as errors."""
+
+import zlib
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _settings(request):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(zlib.crc32(request.node.name.encode()))
+    yield
+    torch.set_default_dtype(torch.float32)

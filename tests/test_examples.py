@@ -1,0 +1,51 @@
+"""Examples, the README and the docs: what is printed there must run."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page):
+    return BLOCK.findall(page.read_text())
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def example(name):
+    return runpy.run_path(str(ROOT / "examples" / name), run_name="example")
+
+
+def test_every_example_is_run_here():
+    named = set(re.findall(r'example\("(\w+\.py)"\)', Path(__file__).read_text()))
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
+
+
+def test_functional_loop(capsys):
+    example("functional_loop.py")["main"](steps=3)
+    assert capsys.readouterr().out
+
+
+def test_custom_transform(capsys):
+    example("custom_transform.py")["main"](steps=3)
+    assert capsys.readouterr().out
+
+
+def test_train_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_digits.py"])
+    picture = tmp_path / "digits.png"
+    results = example("train_digits.py")["main"](["--epochs", "1", "--out", str(picture)])
+    assert len(results) == 3
+    assert picture.stat().st_size > 1000

@@ -1,0 +1,413 @@
+"""The laws that hold for every transformation. Each runs over every case of the table."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch._dynamo.testing
+from cases import CASES, Case
+from helpers import assert_close_to, assert_trees_equal, follow, like, params_tree, plain_params, rough_gradients
+
+import optimfn as of
+
+
+def cases(law):
+    """Parametrize over the table; a case that the law does not hold for is skipped with its reason."""
+    marked = [
+        pytest.param(case, id=case.name, marks=[pytest.mark.skip(reason=case.skips[law])] if law in case.skips else [])
+        for case in CASES
+    ]
+    return pytest.mark.parametrize("case", marked)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+# 1. Pure
+
+
+@cases("pure")
+def test_no_argument_is_written_to_and_results_repeat(case: Case):
+    tx, params = case.tx(), params_tree()
+    state, grads = tx.init(params), like(params)
+    inputs = of.tree.leaves((params, state, grads))
+    versions = [x._version for x in inputs]
+    first, second = tx.update(grads, state, params), tx.update(grads, state, params)
+    assert [x._version for x in inputs] == versions
+    assert_trees_equal(first, second)
+
+
+@cases("pure")
+def test_a_fresh_state_shares_no_memory_with_the_parameters(case: Case):
+    params = params_tree()
+    mine = {p.data_ptr() for p in of.tree.leaves(params) if p.numel()}
+    assert not mine & {x.data_ptr() for x in of.tree.leaves(case.tx().init(params)) if x.numel()}
+
+
+@cases("pure")
+def test_unknown_extra_arguments_are_ignored(case: Case):
+    tx, params = case.tx(), params_tree()
+    state, grads = tx.init(params), like(params)
+    assert_trees_equal(tx.update(grads, state, params, surprise=3, value=1.0), tx.update(grads, state, params))
+
+
+@cases("pure")
+def test_missing_parameters_are_named_or_not_needed(case: Case):
+    tx, params = case.tx(), params_tree()
+    state, grads = tx.init(params), like(params)
+    if case.needs_params:
+        with pytest.raises(ValueError, match=r"needs the parameters: call tx\.update\(updates, state, params\)"):
+            tx.update(grads, state)
+    else:
+        assert_trees_equal(tx.update(grads, state), tx.update(grads, state, params))
+
+
+# 2. Structure, shape, dtype and device are kept
+
+
+def _kind(x):
+    return x.shape, x.dtype, x.device
+
+
+def _assert_kept(tx, params, grads):
+    state = tx.init(params)
+    updates, new_state = tx.update(grads, state, params)
+    for old, new in ((grads, updates), (state, new_state)):
+        assert of.tree.structure(old) == of.tree.structure(new)
+        assert [_kind(x) for x in of.tree.leaves(old)] == [_kind(x) for x in of.tree.leaves(new)]
+    assert all(torch.isfinite(u).all() for u in of.tree.leaves(updates))
+    return updates, new_state
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@cases("dtype")
+def test_updates_and_state_keep_their_dtypes(case: Case, dtype):
+    params = params_tree(dtype)
+    _assert_kept(case.tx(), params, like(params))
+    _assert_kept(case.tx(**case.tensors()), params, like(params))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@cases("complex")
+def test_complex_leaves_keep_their_dtypes(case: Case, dtype):
+    params = params_tree(dtype)
+    _assert_kept(case.tx(), params, like(params))
+
+
+@cases("dtype")
+def test_gradients_may_have_another_dtype_than_the_parameters(case: Case):
+    params = params_tree(torch.float32)
+    _assert_kept(case.tx(), params, of.tree.cast(like(params), torch.bfloat16))
+    params = params_tree(torch.bfloat16)
+    _assert_kept(case.tx(), params, of.tree.cast(like(params), torch.float32))
+
+
+@cases("dtype")
+def test_low_precision_follows_float32_to_its_own_rounding(case: Case):
+    params = plain_params(torch.bfloat16)
+    wide_params = of.tree.cast(params, torch.float32)
+    tx, gradients = case.tx(), [like(params) for _ in range(5)]
+    state, wide_state = tx.init(params), tx.init(wide_params)
+    for grads in gradients:
+        updates, state = tx.update(grads, state, params)
+        wide, wide_state = tx.update(of.tree.cast(grads, torch.float32), wide_state, wide_params)
+        # One rounding per member of a chain, of up to 2^-8 each; the state itself is float32 in both.
+        for name, want in wide.items():
+            assert (updates[name] - want).abs().max() <= 4 * 2**-8 * want.abs().max()
+
+
+# 3. Ragged trees
+
+
+@pytest.mark.parametrize("params", [{}, (), [], None, {"a": None}], ids=repr)
+@cases("ragged")
+def test_empty_trees(case: Case, params):
+    if params is None and case.needs_params:
+        pytest.skip("no parameters at all is an error here")
+    tx = case.tx()
+    updates, state = tx.update(params, tx.init(params), params)
+    assert of.tree.leaves(updates) == []
+    assert of.tree.structure(state) == of.tree.structure(tx.init(params))
+
+
+@cases("ragged")
+def test_single_tensors_are_trees(case: Case):
+    params = torch.randn(3, 2, dtype=torch.float64)
+    _assert_kept(case.tx(), params, torch.randn_like(params))
+
+
+@cases("ragged")
+def test_an_absent_gradient_leaves_its_state_alone_and_gives_no_update(case: Case):
+    tx, params = case.tx(), plain_params()
+    state = tx.update(like(params), tx.init(params), params)[1]
+    grads = {**like(params), "b": None}
+    updates, new_state = tx.update(grads, state, params)
+    assert updates["b"] is None
+    assert of.apply_updates(params, updates)["b"] is params["b"]
+    assert of.tree.structure(new_state) == of.tree.structure(state)
+    for (path, old), (_, new) in zip(of.tree.leaves_with_path(state), of.tree.leaves_with_path(new_state), strict=True):
+        if "b" in path:
+            assert torch.equal(old, new)
+    updates, _ = tx.update(dict.fromkeys(params), state, params)
+    assert of.tree.leaves(updates) == []
+
+
+@cases("ragged")
+def test_strides_do_not_matter(case: Case):
+    tx = case.tx()
+    params = torch.randn(4, 3, dtype=torch.float64)
+    grads = torch.randn(4, 3, dtype=torch.float64)
+
+    def turned(x):
+        return x.T.contiguous().T
+
+    state = tx.init(params)
+    turned_state = tx.init(turned(params))
+    for _ in range(3):
+        updates, state = tx.update(grads, state, params)
+        turned_updates, turned_state = tx.update(turned(grads), turned_state, turned(params))
+        assert_trees_equal(updates, turned_updates, rtol=1e-14)
+
+
+# 4. vmap
+
+
+def _stack(trees):
+    return of.tree.map(lambda *xs: torch.stack(xs), *trees)
+
+
+def _member(tree, i):
+    return of.tree.map(lambda x: x[i], tree)
+
+
+@cases("vmap")
+def test_eight_stacked_models_equal_eight_separate_runs(case: Case):
+    tx = case.tx()
+    stacked = of.tree.map(lambda p: torch.randn(8, *p.shape, dtype=p.dtype), plain_params())
+    gradients = [of.tree.map(torch.randn_like, stacked) for _ in range(5)]
+    state = torch.func.vmap(tx.init)(stacked)
+    params = stacked
+    for grads in gradients:
+        updates, state = torch.func.vmap(tx.update)(grads, state, params)
+        params = of.apply_updates(params, updates)
+    for i in range(8):
+        single = follow(tx, _member(stacked, i), [_member(grads, i) for grads in gradients])[-1]
+        assert_trees_equal(_member(params, i), single, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@cases("vmap")
+def test_every_live_hyperparameter_can_differ_between_stacked_models(case: Case, dtype):
+    if not case.live:
+        pytest.skip("the case has no hyperparameter that may be a tensor")
+    params, grads = plain_params(dtype), like(plain_params(dtype))
+    factors = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64)
+    batched = {name: value * factors for name, value in case.tensors().items()}
+
+    def run(hyper):
+        return follow(case.tx(**hyper), params, [grads] * 3)[-1]
+
+    together = torch.func.vmap(run)(batched)
+    assert all(x.dtype == dtype for x in of.tree.leaves(together))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4  # a centred variance cancels in float32
+    for i in range(3):
+        alone = run({name: float(value[i]) for name, value in batched.items()})
+        assert_trees_equal(_member(together, i), alone, rtol=tolerance, atol=tolerance)
+
+
+# 5. torch.compile, and live tensors
+
+
+@cases("compile")
+def test_one_graph_serves_every_step_and_every_hyperparameter(case: Case):
+    live = case.tensors()
+    tx, params = case.tx(**live), params_tree(torch.float32)
+    step = of.make_step(tx)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    state = tx.init(params)
+    expected_params, expected_state = params, state
+    for _ in range(20):
+        grads = like(params)
+        params, state = compiled(params, state, grads)
+        expected_params, expected_state = step(expected_params, expected_state, grads)
+        for value in live.values():
+            value.mul_(0.99)
+    assert counter.frame_count == 1
+    assert_trees_equal((params, state), (expected_params, expected_state))
+
+
+@cases("live")
+def test_a_hyperparameter_tensor_is_read_at_every_step(case: Case):
+    if not case.live:
+        pytest.skip("the case has no hyperparameter that may be a tensor")
+    params, grads = plain_params(), like(plain_params())
+    for name, value in case.tensors().items():
+        tx = case.tx(**{name: value})
+        state = tx.init(params)
+        value.mul_(0.5)
+        now, _ = tx.update(grads, state, params)
+        want, _ = case.tx(**{name: case.kwargs[name] * 0.5}).update(grads, state, params)
+        assert_trees_equal(now, want, rtol=1e-12)
+
+
+# 6. Differentiable
+
+
+@cases("differentiable")
+def test_gradients_flow_through_three_updates(case: Case):
+    params = {"w": torch.randn(2, 2, dtype=torch.float64), "b": torch.randn(2, dtype=torch.float64)}
+    gradients = [like(params) for _ in range(3)]
+    hyper = case.tensors()
+
+    def run(w, b, scale, *values):
+        tx = case.tx(**dict(zip(hyper, values, strict=True)))
+        scaled = [of.tree.scale(scale, grads) for grads in gradients]
+        return tuple(of.tree.leaves(follow(tx, {"w": w, "b": b}, scaled)[-1]))
+
+    inputs = (params["w"], params["b"], torch.tensor(1.1, dtype=torch.float64), *hyper.values())
+    inputs = tuple(x.detach().requires_grad_() for x in inputs)
+    # Steps of 1e-6 would leave the domain of an eps of 1e-8, so small hyperparameters are not perturbed.
+    inputs = tuple(x.detach() if x.ndim == 0 and x.item() < 1e-5 else x for x in inputs)
+    assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
+    jacobian = torch.func.jacrev(run, argnums=2)(*[x.detach() for x in inputs])
+    assert all(torch.isfinite(j).all() for j in jacobian)
+
+
+# 7. No host read
+
+
+@cases("meta")
+def test_runs_where_tensors_have_no_values(case: Case):
+    params = params_tree(torch.float32, device="cpu")
+    params = of.tree.map(lambda p: p.to("meta"), params)
+    hyper = {name: value.to("meta") for name, value in case.tensors().items()}
+    tx = case.tx(**hyper)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert all(x.is_meta for x in of.tree.leaves((updates, state)))
+
+
+# 9. Oracle
+
+
+@cases("oracle")
+def test_follows_its_oracle_step_by_step(case: Case):
+    if case.oracle is None:
+        pytest.skip("its parts are compared with theirs")
+    params = plain_params()
+    gradients = rough_gradients(params, 50)
+    expected = case.oracle(params, gradients)
+    for ours, want in zip(follow(case.tx(), params, gradients), expected, strict=True):
+        assert_close_to(ours, want, case.rtol)
+
+
+@cases("oracle")
+def test_tensors_give_the_numbers_that_floats_give(case: Case):
+    params = plain_params()
+    gradients = rough_gradients(params, 10)
+    with_floats, with_tensors = (
+        follow(case.tx(), params, gradients),
+        follow(case.tx(**case.tensors()), params, gradients),
+    )
+    assert_close_to(with_tensors[-1], with_floats[-1], 1e-12)
+
+
+@cases("oracle")
+def test_a_donating_step_gives_the_same_numbers_in_the_same_tensors(case: Case):
+    tx, params = case.tx(), plain_params()
+    gradients = rough_gradients(params, 10)
+    expected = follow(tx, params, gradients)[-1]
+    own = of.tree.map(torch.clone, params)
+    state = tx.init(own)
+    before = [x.data_ptr() for x in of.tree.leaves((own, state))]
+    step = of.make_step(tx, donate=True)
+    for grads in gradients:
+        new_params, new_state = step(own, state, grads)
+        assert new_params is own
+        assert new_state is state
+    assert [x.data_ptr() for x in of.tree.leaves((own, state))] == before
+    assert_trees_equal(own, expected)
+
+
+@cases("oracle")
+def test_the_stateful_optimizer_takes_the_same_steps(case: Case):
+    params = plain_params()
+    gradients = rough_gradients(params, 10)
+    expected = follow(case.tx(), params, gradients)[-1]
+    own = {name: p.clone().requires_grad_() for name, p in params.items()}
+    optimizer = of.Optimizer(own.items(), case.tx())
+    for grads in gradients:
+        for name, p in own.items():
+            p.grad = grads[name].clone()
+        optimizer.step()
+    assert_close_to(own, expected, 1e-14)
+
+
+# 10. Recorded
+
+
+@cases("recorded")
+def test_repr_names_every_argument_and_makes_an_equal_value(case: Case):
+    tx = case.tx()
+    shown = repr(tx)
+    for name in case.kwargs:
+        assert f"{name}=" in shown
+    names = {**vars(of.tree), **vars(of), **{f.__name__: f for f in _functions()}, "torch": torch}
+    assert eval(shown, names) == tx
+
+
+def _functions():
+    import cases
+
+    return [cases.double, cases.cube, cases.clipped_adamw, cases.named_momentum, cases.masked_lion]
+
+
+@cases("recorded")
+def test_equal_by_value_hashable_picklable_and_copyable(case: Case):
+    tx = case.tx()
+    for twin in (case.tx(), pickle.loads(pickle.dumps(tx)), copy.deepcopy(tx), copy.copy(tx)):
+        assert twin == tx
+        assert hash(twin) == hash(tx)
+        params = plain_params()
+        gradients = rough_gradients(params, 3)
+        assert_trees_equal(follow(twin, params, gradients)[-1], follow(tx, params, gradients)[-1])
+    for name in case.live:
+        other = tx.replace(**{name: case.kwargs[name] * 0.5})
+        assert other != tx
+        assert other == case.tx(**{name: case.kwargs[name] * 0.5})
+
+
+# 11. Checkpoints
+
+
+@cases("checkpoint")
+def test_state_survives_a_weights_only_file(case: Case):
+    tx, params = case.tx(), params_tree(torch.bfloat16)
+    state = tx.update(like(params), tx.init(params), params)[1]
+    flat = of.state_dict(state)
+    assert all(type(x) is torch.Tensor for x in flat.values())
+    file = io.BytesIO()
+    torch.save(flat, file)
+    file.seek(0)
+    loaded = of.load_state_dict(tx.init(params), torch.load(file, weights_only=True))
+    assert_trees_equal(loaded, state)
+    grads = like(params)
+    assert_trees_equal(tx.update(grads, loaded, params), tx.update(grads, state, params))
+
+
+# 12. Bad arguments
+
+BAD = [
+    pytest.param(case, *bad, id=f"{case.name}-{'-'.join(bad[0])}-{position}")
+    for case in CASES
+    for position, bad in enumerate(case.bad)
+]
+
+
+@pytest.mark.parametrize(("case", "changes", "error", "words"), BAD)
+def test_bad_arguments_are_named_at_construction(case: Case, changes, error, words):
+    with pytest.raises(error, match=words):
+        case.tx(**changes)
