@@ -268,7 +268,7 @@ def test_a_failed_step_changes_nothing_in_any_group():
 
 def test_bad_arguments():
     net = model()
-    with pytest.raises(TypeError, match="tx must be a GradientTransformation, got 0.1"):
+    with pytest.raises(TypeError, match=r"tx must be a GradientTransformation, got 0\.1"):
         of.Optimizer(net.parameters(), 0.1)
     with pytest.raises(ValueError, match="optimizer got an empty parameter list"):
         of.Optimizer([], of.sgd(0.1))

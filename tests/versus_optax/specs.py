@@ -1,0 +1,99 @@
+"""Optimizers that optax and optimfn spell alike. Each entry is a function of the library, so the same words make both.
+
+`record.py` runs them in optax and keeps the numbers; `test_versus_optax.py` runs them here and compares.
+"""
+
+import numpy as np
+
+STEPS = 30
+KEPT = (0, 1, 2, 4, 7, 12, 20, 29)  # steps whose parameters are recorded
+COUNTS = (0, 1, 2, 5, 9, 10, 11, 19, 20, 21, 50, 99, 100, 101, 1000, 20_000_000)
+
+MASK = {"a": True, "b": False, "c": True}
+
+
+def params():
+    """Leaves with one, two and three axes."""
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape) for name, shape in {"a": (4, 3), "b": (5,), "c": (2, 3, 2)}.items()}
+
+
+def gradients():
+    """Gradients that flip signs, vanish, explode and shrink."""
+    rng = np.random.default_rng(1)
+    sequence = []
+    for step in range(STEPS):
+        factor = {3: 0.0, 4: 1e3, 5: 1e-3}.get(step % 7, 1.0)
+        grads = {name: factor * rng.normal(size=p.shape) for name, p in params().items()}
+        if step % 7 == 6:
+            grads = {name: -g for name, g in sequence[-1].items()}
+        sequence.append(grads)
+    return sequence
+
+
+def _warmup(lib):
+    return lib.warmup_cosine_decay_schedule(0.0, 0.1, 5, 25, 0.01)
+
+
+RULES = {
+    "identity": lambda lib: lib.identity(),
+    "set_to_zero": lambda lib: lib.set_to_zero(),
+    "scale": lambda lib: lib.scale(-0.3),
+    "scale_by_learning_rate": lambda lib: lib.scale_by_learning_rate(0.3),
+    "scale_by_learning_rate_schedule": lambda lib: lib.scale_by_learning_rate(_warmup(lib), flip_sign=False),
+    "scale_by_schedule": lambda lib: lib.scale_by_schedule(_warmup(lib)),
+    "trace": lambda lib: lib.trace(0.9),
+    "trace_nesterov": lambda lib: lib.trace(0.9, nesterov=True),
+    "ema": lambda lib: lib.ema(0.9),
+    "ema_biased": lambda lib: lib.ema(0.9, debias=False),
+    "clip": lambda lib: lib.clip(0.5),
+    "clip_by_global_norm": lambda lib: lib.clip_by_global_norm(1.0),
+    "add_decayed_weights": lambda lib: lib.add_decayed_weights(0.01),
+    "add_decayed_weights_mask": lambda lib: lib.add_decayed_weights(0.01, MASK),
+    "masked": lambda lib: lib.masked(lib.trace(0.9), MASK),
+    "named_chain": lambda lib: lib.named_chain(("clip", lib.clip(0.5)), ("trace", lib.trace(0.5))),
+    "sgd": lambda lib: lib.sgd(0.1),
+    "sgd_momentum": lambda lib: lib.sgd(0.1, momentum=0.9),
+    "sgd_nesterov": lambda lib: lib.sgd(_warmup(lib), momentum=0.9, nesterov=True),
+    "scale_by_adam": lambda lib: lib.scale_by_adam(),
+    "scale_by_adam_nesterov": lambda lib: lib.scale_by_adam(0.8, 0.99, eps_root=1e-8, nesterov=True),
+    "adam": lambda lib: lib.adam(0.01),
+    "adam_schedule": lambda lib: lib.adam(_warmup(lib), b1=0.8, b2=0.95, eps=1e-6, eps_root=1e-9),
+    "adam_nesterov": lambda lib: lib.adam(0.01, nesterov=True),
+    "adamw": lambda lib: lib.adamw(0.01),
+    "adamw_mask": lambda lib: lib.adamw(0.01, weight_decay=0.1, mask=MASK),
+    "adamw_nesterov": lambda lib: lib.adamw(0.01, weight_decay=0.1, nesterov=True),
+    "scale_by_lion": lambda lib: lib.scale_by_lion(),
+    "lion": lambda lib: lib.lion(0.01),
+    "lion_mask": lambda lib: lib.lion(_warmup(lib), b1=0.8, b2=0.95, weight_decay=0.1, mask=MASK),
+    "scale_by_rms": lambda lib: lib.scale_by_rms(),
+    "scale_by_rms_debiased": lambda lib: lib.scale_by_rms(eps_in_sqrt=False, bias_correction=True),
+    "scale_by_stddev": lambda lib: lib.scale_by_stddev(eps=1e-4),
+    "scale_by_stddev_debiased": lambda lib: lib.scale_by_stddev(eps=1e-4, initial_scale=0.5, bias_correction=True),
+    "rmsprop": lambda lib: lib.rmsprop(0.01),
+    "rmsprop_momentum": lambda lib: lib.rmsprop(_warmup(lib), momentum=0.9, nesterov=True, initial_scale=1.0),
+    "rmsprop_centered": lambda lib: lib.rmsprop(0.01, eps=1e-4, centered=True, momentum=0.5, eps_in_sqrt=False),
+    "chain": lambda lib: lib.chain(
+        lib.clip_by_global_norm(1.0),
+        lib.scale_by_adam(b1=0.9, b2=0.95),
+        lib.add_decayed_weights(0.1, mask=MASK),
+        lib.scale_by_learning_rate(_warmup(lib)),
+    ),
+}
+
+SCHEDULES = {
+    "constant": lambda lib: lib.constant_schedule(0.3),
+    "linear": lambda lib: lib.linear_schedule(0.1, 1.0, 20, 5),
+    "linear_of_no_length": lambda lib: lib.linear_schedule(0.1, 1.0, 0),
+    "polynomial": lambda lib: lib.polynomial_schedule(1.0, 0.1, 2.5, 20, 3),
+    "exponential": lambda lib: lib.exponential_decay(0.5, 10, 0.9),
+    "exponential_staircase": lambda lib: lib.exponential_decay(0.5, 10, 0.5, 3, True, 0.01),
+    "exponential_growth": lambda lib: lib.exponential_decay(0.5, 10, 1.1, end_value=3.0),
+    "exponential_of_nothing": lambda lib: lib.exponential_decay(0.5, 10, 0.0),
+    "cosine": lambda lib: lib.cosine_decay_schedule(1.0, 40, 0.1, 1.5),
+    "warmup_cosine": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 1.0, 10, 100, 0.05, 1.5),
+    "cosine_without_warmup": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 1.0, 0, 100),
+    "warmup_to_zero": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 0.0, 10, 100),
+    "piecewise_constant": lambda lib: lib.piecewise_constant_schedule(1.0, {10: 0.5, 20: 0.1}),
+    "join": lambda lib: lib.join_schedules([lib.linear_schedule(0.0, 1.0, 10), lib.constant_schedule(0.5)], [11]),
+}
