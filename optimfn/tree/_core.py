@@ -6,7 +6,7 @@ verb that writes a state, keeps the old value there. Together they say what an a
 its update is absent and its state stays as it was.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -36,19 +36,20 @@ def map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
         >>> of.tree.map(torch.add, {"w": torch.ones(2), "b": None}, {"w": torch.ones(2), "b": None})
         {'w': tensor([2., 2.]), 'b': None}
     """
-    if torch.compiler.is_compiling():
-        return _map_traced(f, tree, *rest)
-    first, spec = optree.tree_flatten(tree, none_is_leaf=True)
-    columns = [spec.flatten_up_to(other) for other in rest]
-    return optree.tree_unflatten(
-        spec, [None if row[0] is None else f(*row) for row in zip(first, *columns, strict=True)]
-    )
+    # Plain Python: for flat dicts and lists of tensors, the usual trees, it takes half the time of optree's map.
+    if tree is None:
+        return None
+    if isinstance(tree, Tensor) or is_leaf(tree):
+        return f(tree, *rest)
+    if type(tree) is dict:
+        columns = [[child[key] for key in tree] for child in _alike(tree, rest)]
+        return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
+    _, children, rebuild = _open(tree)
+    return rebuild(_map_rows(f, children, [_open(other)[1] for other in _alike(tree, rest)]))
 
 
 def leaves(tree: Tree) -> list[Any]:
     """The leaves from left to right, dict keys in sorted order; `None` is not among them."""
-    if torch.compiler.is_compiling():
-        return [node for _, node in walk(tree) if node is not None and is_leaf(node)]
     return optree.tree_leaves(tree)
 
 
@@ -59,9 +60,6 @@ def structure(tree: Tree) -> Hashable:
 
 def unflatten(like: Tree, new_leaves: list[Any]) -> Tree:
     """A tree of the structure of `like` with other leaves, given in the order of `leaves`."""
-    if torch.compiler.is_compiling():
-        source = iter(new_leaves)
-        return map(lambda _: next(source), like)
     return optree.tree_unflatten(optree.tree_structure(like), new_leaves)
 
 
@@ -91,9 +89,7 @@ def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
 
     A path is a tuple of field names, dict keys and positions. The root comes first, with the path `()`.
     """
-    found: list[tuple[tuple[Any, ...], Any]] = []
-    _walk((), tree, found)
-    return found
+    return _walk((), tree)
 
 
 def leaves_with_path(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
@@ -111,7 +107,7 @@ def paths(tree: Tree) -> Tree:
         >>> of.tree.paths({"head": [torch.ones(1), torch.ones(1)]})
         {'head': ['head.0', 'head.1']}
     """
-    return unflatten(tree, [join_path(path) for path, _ in leaves_with_path(tree)])
+    return map_nodes(lambda path, node: (node is not None and is_leaf(node), join_path(path)), tree)
 
 
 def join_path(path: tuple[Any, ...]) -> str:
@@ -162,27 +158,34 @@ def _map_nodes(change: Callable[..., tuple[bool, Any]], path: tuple[Any, ...], n
     names, children, rebuild = _open(node)
     if not children:
         return node
-    rows = zip(names, children, *[_open(other)[1] for other in others], strict=True)
+    rows = zip(names, children, *[_open(other)[1] for other in _alike(node, others)], strict=True)
     return rebuild([_map_nodes(change, (*path, name), *nodes) for name, *nodes in rows])
 
 
-def _map_traced(f: Callable[..., Any], node: Any, *others: Any) -> Any:
-    """`map` in plain Python, which dynamo traces faster than optree, and rightly where all leaves are constants."""
-    if is_leaf(node):
-        return None if node is None else f(node, *others)
-    _, children, rebuild = _open(node)
-    if not children:
-        return node
-    rows = zip(children, *[_open(other)[1] for other in others], strict=True)
-    return rebuild([_map_traced(f, *nodes) for nodes in rows])
+def _map_rows(f: Callable[..., Any], first: Iterable[Any], others: Sequence[Iterable[Any]]) -> list[Any]:
+    rows = zip(first, *others, strict=True)
+    return [f(*row) if isinstance(row[0], Tensor) else map(f, *row) for row in rows]
 
 
-def _walk(path: tuple[Any, ...], node: Any, found: list[tuple[tuple[Any, ...], Any]]) -> None:
-    found.append((path, node))
+def _alike(node: Any, others: Sequence[Any]) -> Sequence[Any]:
+    """The others, if each is a node of the same kind with the same keys."""
+    for other in others:
+        if type(other) is not type(node) or (type(node) is dict and other.keys() != node.keys()):
+            raise ValueError(f"trees differ in structure: {_kind(node)} in one, {_kind(other)} in the other")
+    return others
+
+
+def _kind(node: Any) -> str:
+    return f"a dict with keys {list(node)}" if isinstance(node, dict) else f"a {type(node).__name__}"
+
+
+def _walk(path: tuple[Any, ...], node: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    found = [(path, node)]
     if not is_leaf(node):
         names, children, _ = _open(node)
         for name, child in zip(names, children, strict=True):
-            _walk((*path, name), child, found)
+            found += _walk((*path, name), child)
+    return found
 
 
 def _open(node: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[list[Any]], Any]]:

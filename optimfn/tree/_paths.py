@@ -12,7 +12,7 @@ from torch import Tensor
 from .._checks import check_callable
 from .._recipe import factory
 from .._typing import Mask, Params, Tree
-from ._core import broadcast, leaves, map, paths
+from ._core import broadcast, map, paths
 
 
 def is_matrix(params: Params) -> Tree:
@@ -111,11 +111,7 @@ def resolve_mask(mask: Mask, params: Params) -> Tree:
         TypeError: if a leaf of the mask is not a Python bool.
         ValueError: if the mask is not a prefix of the parameters.
     """
-    prefix = mask(params) if callable(mask) else mask
-    for value in leaves(prefix):
-        if not isinstance(value, bool):
-            raise TypeError(f"mask must hold Python bools, since it is static; got {value!r}")
-    return broadcast(prefix, params)
+    return broadcast(map(_check_bool, mask(params) if callable(mask) else mask), params)
 
 
 def select(mask: Mask | None, params: Params) -> Params:
@@ -123,3 +119,9 @@ def select(mask: Mask | None, params: Params) -> Params:
     if mask is None:
         return params
     return map(lambda p, keep: p if keep else None, params, resolve_mask(mask, params))
+
+
+def _check_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"mask must hold Python bools, since it is static; got {value!r}")
+    return value
