@@ -63,5 +63,6 @@ from ._version import __version__ as __version__
 from ._wrappers._masked import MaskedNode as MaskedNode
 from ._wrappers._masked import MaskedState as MaskedState
 from ._wrappers._masked import masked as masked
+from .fused import Step as Step
 from .fused import make_step as make_step
 from .optim import Optimizer as Optimizer

@@ -13,14 +13,14 @@ from ._typing import Params, Scalar, State, Tree, Updates
 
 
 class InitFn(Protocol):
-    """`init(params) -> state`."""
+    """The function that makes a state: `init(params) -> state`."""
 
     def __call__(self, params: Params) -> State:
         """Make the state for these parameters."""
 
 
 class UpdateFn(Protocol):
-    """`update(updates, state, params=None, **extra) -> (updates, state)`."""
+    """The function of every step: `update(updates, state, params=None, **extra) -> (updates, state)`."""
 
     def __call__(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
@@ -40,6 +40,7 @@ class GradientTransformation(Recorded):
     Args:
         init: `init(params) -> state`.
         update: `update(updates, state, params=None, **extra) -> (updates, state)`.
+        recipe: How it was made; `factory` fills it in.
 
     Shapes:
         updates, params: trees of the same structure; the result has the structure and dtypes of `updates`.

@@ -43,6 +43,14 @@ def check_rate(**values: object) -> None:
     check_nonnegative(**{name: value for name, value in values.items() if not callable(value)})
 
 
+def check_momentum(momentum: object, nesterov: bool) -> None:
+    """Accept `None`, or a number in [0, 1]; Nesterov's form needs one."""
+    if momentum is not None:
+        check_fraction(momentum=momentum)
+    elif nesterov:
+        raise ValueError("nesterov needs a momentum, got momentum=None")
+
+
 def check_steps(*, at_least: int = 0, **values: object) -> None:
     """Accept whole numbers of steps."""
     for name, value in values.items():

@@ -9,8 +9,13 @@ Tree: TypeAlias = Any
 """Any nest of dicts, lists, tuples and named tuples with tensors at its leaves; `None` is an empty leaf."""
 
 Params: TypeAlias = Tree
+"""The tree of tensors that is trained."""
+
 Updates: TypeAlias = Tree
+"""A tree like the parameters: gradients, or what a rule has made of them so far."""
+
 State: TypeAlias = Tree
+"""What a transformation remembers from step to step: a tree of tensors."""
 
 Scalar: TypeAlias = float | Tensor
 """A Python number, or a 0-dim tensor that may change between steps, be batched or require grad."""
@@ -19,6 +24,7 @@ Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
 """A pure function from the number of steps taken before this one to a 0-dim float64 tensor."""
 
 ScalarOrSchedule: TypeAlias = Scalar | Schedule
+"""What a learning rate may be."""
 
 Mask: TypeAlias = Tree | Callable[[Params], Tree]
 """A tree of Python bools, a prefix of one, or a function of the parameters that returns either."""

@@ -324,7 +324,10 @@ CASES = (
         {"learning_rate": 0.1, "momentum": 0.9},
         oracle=torch_optimizer(lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9)),
         live=("learning_rate", "momentum"),
-        bad=(({"momentum": 2.0}, ValueError, r"decay must be in \[0, 1\], got 2.0"),),
+        bad=(
+            ({"momentum": 2.0}, ValueError, r"momentum must be in \[0, 1\], got 2.0"),
+            ({"momentum": None, "nesterov": True}, ValueError, "nesterov needs a momentum, got momentum=None"),
+        ),
     ),
     Case(
         "sgd_nesterov",
@@ -447,7 +450,7 @@ CASES = (
         {"learning_rate": 1e-2, "decay": 0.9, "momentum": 0.9, "nesterov": True},
         oracle=leafwise(lambda _: RmsProp(1e-2, momentum=0.9, nesterov=True)),
         live=("learning_rate", "decay", "momentum"),
-        bad=(*BAD_RMS, BAD_RATE),
+        bad=(*BAD_RMS, BAD_RATE, ({"momentum": -1.0}, ValueError, r"momentum must be in \[0, 1\], got -1.0")),
     ),
     Case(
         "rmsprop_as_torch",

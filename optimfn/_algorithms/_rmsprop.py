@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from .. import tree
 from .._base import GradientTransformation, chain, identity
-from .._checks import check_decay, check_nonnegative
+from .._checks import check_decay, check_momentum, check_nonnegative
 from .._recipe import factory
 from .._transforms._momentum import trace
 from .._transforms._rate import scale_by_learning_rate
@@ -38,7 +38,8 @@ def scale_by_rms(
 
     Maths:
         nu <- decay nu + (1 - decay) |g|^2
-        update <- g / sqrt(nu + eps), or g / (sqrt(nu) + eps) with `eps_in_sqrt=False`
+        update <- g / sqrt(nu + eps)
+                  g / (sqrt(nu) + eps)  with `eps_in_sqrt=False`
 
     Args:
         decay: Decay of `nu`, no unit, in [0, 1).
@@ -94,7 +95,8 @@ def scale_by_stddev(
     Maths:
         mu <- decay mu + (1 - decay) g
         nu <- decay nu + (1 - decay) |g|^2
-        update <- g / sqrt(nu - |mu|^2 + eps), or g / (sqrt(nu - |mu|^2) + eps) with `eps_in_sqrt=False`
+        update <- g / sqrt(nu - |mu|^2 + eps)
+                  g / (sqrt(nu - |mu|^2) + eps)  with `eps_in_sqrt=False`
 
     Rounding can make `nu - |mu|^2` a little negative where the gradient is constant; it is then taken as 0.
 
@@ -189,6 +191,7 @@ def rmsprop(
         >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)))[0]
         tensor([-0.2000])
     """
+    check_momentum(momentum, nesterov)
     scaling = scale_by_stddev if centered else scale_by_rms
     return chain(
         scaling(decay, eps, initial_scale, eps_in_sqrt, bias_correction),

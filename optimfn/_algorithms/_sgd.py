@@ -3,6 +3,7 @@
 import torch
 
 from .._base import GradientTransformation, chain, identity
+from .._checks import check_momentum
 from .._recipe import factory
 from .._transforms._momentum import trace
 from .._transforms._rate import scale_by_learning_rate
@@ -45,6 +46,7 @@ def sgd(
         >>> tx.update(torch.tensor([1.0]), tx.init(torch.ones(1)))[0]
         tensor([-0.1000])
     """
+    check_momentum(momentum, nesterov)
     return chain(
         identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype),
         scale_by_learning_rate(learning_rate),

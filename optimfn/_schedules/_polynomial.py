@@ -51,6 +51,8 @@ def linear_schedule(
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
 
+    Differs from: optax, as `polynomial_schedule` says.
+
     Example:
         >>> import optimfn as of
         >>> of.linear_schedule(0.0, 1.0, 10)(5)

@@ -38,8 +38,8 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     Maths:
         update <- g min(1, max_norm / |g|),  |g| the 2-norm over all leaves
 
-    Updates within the bound pass bit for bit. A NaN or an infinity anywhere makes the norm NaN or
-    infinite, and with it every update NaN or zero: put `zero_nans`-like filters before, not after.
+    Updates within the bound pass bit for bit. A NaN anywhere makes every update NaN; an infinity makes the
+    finite updates zero and itself NaN.
 
     Args:
         max_norm: Largest global norm, in the unit of the updates, > 0.
@@ -63,7 +63,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 
     def shrink(updates: Updates, params: Params | None) -> Updates:
         norm = tree.norm(updates)
-        # max_norm / max(norm, max_norm) is exactly 1 inside the ball, and never 0 / 0.
+        # max_norm / max(norm, max_norm) is exactly 1 inside the ball, and 0 / 0 nowhere.
         return tree.scale(max_norm / torch.maximum(norm, torch.zeros_like(norm) + max_norm), updates)
 
     return stateless(shrink)

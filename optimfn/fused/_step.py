@@ -11,7 +11,7 @@ from ._write import overwrite
 
 
 class Step(Protocol):
-    """`step(params, state, grads, **extra) -> (params, state)`."""
+    """What `make_step` returns: `step(params, state, grads, **extra) -> (params, state)`."""
 
     def __call__(self, params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:
         """Take one optimizer step."""
