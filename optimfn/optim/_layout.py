@@ -3,17 +3,19 @@
 A torch checkpoint keeps one flat dict of tensors per parameter. A pure state is a tree in which some
 leaves mirror a parameter, such as a moment, and some belong to all of them, such as a count. Parameters
 go into the rule as a dict whose keys are marked; a leaf below such a key belongs to that parameter, and
-every other leaf is shown under each parameter.
+every other leaf is shared.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .. import tree
 from .._typing import State
+
+Entries = dict[str, Any]  # the state of one parameter, as torch keeps it
 
 
 class ParamKey(str):
@@ -22,8 +24,7 @@ class ParamKey(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """Where one leaf lives: under `key`, for one parameter or, if `owner` is `None`, for all."""
 
     owner: ParamKey | None
@@ -32,40 +33,44 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """The slots of all leaves of a state, and a state to take the structure and dtypes from."""
+    """The slots of all leaves of a state, and a state to take the structure from."""
 
     template: State
     slots: Sequence[Slot]
 
     @staticmethod
-    def of(template: State) -> "Layout":
-        """Find the slot of every leaf by its path."""
+    def of(template: State, rename: Callable[[str], str] = str) -> "Layout":
+        """Find the slot of every leaf; `rename` turns the path in the state into the key."""
         slots = []
         for path, _ in tree.leaves_with_path(template):
             owner = next((entry for entry in path if isinstance(entry, ParamKey)), None)
             rest = tuple(entry for entry in path if not isinstance(entry, ParamKey))
-            slots.append(Slot(owner, tree.join_path(rest)))
+            slots.append(Slot(owner, rename(tree.join_path(rest))))
         return Layout(template, slots)
 
-    def gather(self, stored: Mapping[ParamKey, Mapping[str, Any]]) -> State:
-        """Build the state from the dicts of the parameters.
+    @property
+    def shared_keys(self) -> list[str]:
+        """The keys of the leaves that belong to all parameters."""
+        return [slot.key for slot in self.slots if slot.owner is None]
+
+    def gather(self, stored: Mapping[ParamKey, Entries], shared: Mapping[str, Any]) -> State:
+        """Build the state from the dicts of the parameters and the shared leaves.
 
         Raises:
             KeyError: if an entry is missing, naming it.
         """
-        first = next(iter(stored), None)
         found = []
-        for slot in self.slots:
-            owner = first if slot.owner is None else slot.owner
-            if owner is None or slot.key not in stored[owner]:
-                raise KeyError(f"the optimizer state of parameter {owner!r} has no entry {slot.key!r}")
-            found.append(stored[owner][slot.key])
+        for owner, key in self.slots:
+            entries = shared if owner is None else stored[owner]
+            if key not in entries:
+                raise KeyError(f"the optimizer state of parameter {owner!r} has no entry {key!r}")
+            found.append(entries[key])
         return tree.unflatten(self.template, found)
 
-    def scatter(self, state: State, names: Sequence[ParamKey]) -> dict[ParamKey, dict[str, Tensor]]:
-        """The dicts of the parameters for a state; a shared leaf is the same tensor in each of them."""
-        stored: dict[ParamKey, dict[str, Tensor]] = {name: {} for name in names}
-        for slot, leaf in zip(self.slots, tree.leaves(state), strict=True):
-            for owner in names if slot.owner is None else (slot.owner,):
-                stored[owner][slot.key] = leaf
-        return {name: entries for name, entries in stored.items() if entries}
+    def scatter(self, state: State) -> tuple[dict[ParamKey, Entries], dict[str, Tensor]]:
+        """The dicts of the parameters, and the shared leaves, of a state."""
+        stored: dict[ParamKey, Entries] = {}
+        shared: dict[str, Tensor] = {}
+        for (owner, key), leaf in zip(self.slots, tree.leaves(state), strict=True):
+            (shared if owner is None else stored.setdefault(owner, {}))[key] = leaf
+        return stored, shared

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._base import GradientTransformation
 from .._checks import check_nonnegative
 from ..fused import overwrite
+from ._load import KeepsDtypes
 from ._rule import GroupRule, learning_rate
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(KeepsDtypes):
     """Run a transformation behind the interface of `torch.optim`.
 
     Each parameter group is one tree of parameters with its own state, so a transformation that couples
@@ -81,26 +82,6 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict) and "lr" in param_group:
             check_nonnegative(lr=param_group["lr"])
         super().add_param_group(param_group)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, dtypes included.
-
-        torch alone would cast every moment to the dtype of its parameter.
-        """
-        seen: list[dict[str, Any]] = []
-        # Registered last, so it sees what the user's own hooks made of the dict.
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        loaded = seen[-1] if seen else state_dict
-        numbers = [number for group in loaded["param_groups"] for number in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(numbers, params, strict=True):
-            for key, value in loaded["state"].get(number, {}).items():
-                if isinstance(value, Tensor):
-                    self.state[p][key] = value.detach().to(p.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "tx": self.tx}

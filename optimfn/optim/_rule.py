@@ -51,7 +51,9 @@ class GroupRule:
         params = self._named(group["params"])
         grads = {name: p.grad for name, p in params.items()}
         entries = {name: stored[p] for name, p in params.items() if stored.get(p)}
-        state = self.layout.gather(entries) if entries else self.tx.init(params)
+        # Shared leaves stand under every parameter; the first one's are taken.
+        shared = next(iter(entries.values()), {})
+        state = self.layout.gather(entries, shared) if entries else self.tx.init(params)
         updates, new_state = self.tx.update(grads, state, params)
         return GroupStep((params, state), (apply_updates(params, updates), new_state))
 
@@ -59,8 +61,10 @@ class GroupRule:
         self, group: MutableMapping[str, Any], stored: MutableMapping[Tensor, dict[str, Any]], state: State
     ) -> None:
         """Show a state, already written, in the dicts of the parameters."""
-        for name, entries in self.layout.scatter(state, self.names).items():
-            stored[group["params"][self.names.index(name)]].update(entries)
+        entries, shared = self.layout.scatter(state)
+        if entries or shared:
+            for name, p in self._named(group["params"]).items():
+                stored[p].update({**shared, **entries.get(name, {})})
         if self.schedule is not None:
             group["lr"] = self.shown
 

@@ -49,9 +49,8 @@ def add_scale(tree_x: Tree, scalar: Scalar, tree_y: Tree) -> Tree:
     def leaf(x: Tensor, y: Tensor | None) -> Tensor:
         if y is None:
             return x
-        dtype = torch.promote_types(x.dtype, y.dtype)
         if isinstance(scalar, Tensor):
-            return cast_leaf(x + y * scalar, dtype)
+            return cast_leaf(x + y * scalar, torch.promote_types(x.dtype, y.dtype))
         return torch.add(x, y, alpha=scalar)
 
     return map(leaf, tree_x, tree_y)
