@@ -1,0 +1,67 @@
+"""The laws again, on trees, dtypes and hyperparameters that hypothesis draws."""
+
+import torch
+from cases import CASES
+from helpers import assert_trees_equal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import FLOATS, tensors, trees
+
+import optimfn as of
+
+cases = st.sampled_from(CASES)
+factors = st.floats(0.0, 1.0)
+
+
+def gradients(params):
+    return of.tree.map(lambda p: torch.randn(p.shape, dtype=torch.float64).to(p.dtype), params)
+
+
+@given(cases, trees(), st.booleans(), factors)
+@settings(max_examples=150)
+def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, factor):
+    if params is None and case.needs_params:
+        return
+    hyper = {name: value * factor for name, value in case.tensors().items()}
+    hyper = {name: value for name, value in hyper.items() if name not in ("max_norm", "smooth_beta")}
+    tx = case.tx(**(hyper if as_tensors else {name: value.item() for name, value in hyper.items()}))
+    state, grads = tx.init(params), gradients(params)
+    inputs = of.tree.leaves((params, grads, state))
+    versions = [x._version for x in inputs]
+    updates, new_state = tx.update(grads, state, params)
+    assert [x._version for x in inputs] == versions
+    for old, new in ((grads, updates), (state, new_state)):
+        assert of.tree.structure(old) == of.tree.structure(new)
+        for x, y in zip(of.tree.leaves(old), of.tree.leaves(new), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert_trees_equal(tx.update(grads, state, params), (updates, new_state))
+    new_params = of.apply_updates(params, updates)
+    assert [x.dtype for x in of.tree.leaves(new_params)] == [x.dtype for x in of.tree.leaves(params)]
+
+
+@given(cases, st.dictionaries(st.sampled_from("abc"), tensors((torch.float64,)), min_size=1), st.integers(1, 3))
+@settings(max_examples=60)
+def test_vmap_equals_the_separate_runs(case, params, members):
+    tx = case.tx()
+    stacked = of.tree.map(lambda p: torch.randn(members, *p.shape, dtype=p.dtype), params)
+    grads = of.tree.map(torch.randn_like, stacked)
+    state = torch.func.vmap(tx.init)(stacked)
+    updates, state = torch.func.vmap(tx.update)(grads, state, stacked)
+    for i in range(members):
+        own, own_grads = (of.tree.map(lambda x, i=i: x[i], t) for t in (stacked, grads))
+        single, single_state = tx.update(own_grads, tx.init(own), own)
+        member = of.tree.map(lambda x, i=i: x[i], (updates, state))
+        assert_trees_equal(member, (single, single_state), rtol=1e-12, atol=1e-12)
+
+
+@given(cases, trees(FLOATS), trees(FLOATS))
+@settings(max_examples=60)
+def test_an_empty_part_of_a_tree_changes_nothing(case, params, rest):
+    """Leaves do not see their neighbours, unless the rule says so by a global norm."""
+    if "max_norm" in case.kwargs or params is None:
+        return
+    tx, grads = case.tx(), gradients(params)
+    alone, _ = tx.update({"x": grads}, tx.init({"x": params}), {"x": params})
+    both = {"x": params, "y": rest}
+    beside, _ = tx.update({"x": grads, "y": gradients(rest)}, tx.init(both), both)
+    assert_trees_equal(beside["x"], alone["x"])
