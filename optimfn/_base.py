@@ -184,7 +184,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         tensor([-0.1000])
     """
     for position, member in enumerate(transforms):
-        _check_member(f"member {position} of chain", member)
+        check_transformation(**{f"member {position} of chain": member})
 
     def init(params: Params) -> State:
         return tuple(member.init(params) for member in transforms)
@@ -225,7 +225,7 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
     if len(members) != len(transforms):
         raise ValueError(f"the names in named_chain must differ, got {[name for name, _ in transforms]}")
     for name, member in members.items():
-        _check_member(f"member {name!r} of named_chain", member)
+        check_transformation(**{f"member {name!r} of named_chain": member})
 
     def init(params: Params) -> dict[str, State]:
         return {name: member.init(params) for name, member in members.items()}
@@ -296,6 +296,8 @@ def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: int | Tensor, u
     return tree.where(steps % update_period == 0, new_tensors, old_tensors)
 
 
-def _check_member(what: str, member: object) -> None:
-    if not isinstance(member, GradientTransformation):
-        raise TypeError(f"{what} must be a GradientTransformation, got {member!r}")
+def check_transformation(**values: object) -> None:
+    """Accept transformations."""
+    for name, value in values.items():
+        if not isinstance(value, GradientTransformation):
+            raise TypeError(f"{name} must be a GradientTransformation, got {value!r}")

@@ -4,6 +4,7 @@ Only Python numbers are judged. A tensor is a live value that may change after c
 nothing but its shape is looked at and its contents are never read.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,11 @@ def check_nonnegative(**values: object) -> None:
     _check("a number >= 0", 0.0, math.inf, values, open_high=True)
 
 
+def check_nonpositive(**values: object) -> None:
+    """Accept numbers in (-inf, 0]."""
+    _check("a number <= 0", -math.inf, 0.0, values, open_low=True)
+
+
 def check_positive(**values: object) -> None:
     """Accept numbers in (0, inf]."""
     _check("a number > 0", 0.0, math.inf, values, open_low=True)
@@ -36,6 +42,19 @@ def check_decay(**values: object) -> None:
 def check_fraction(**values: object) -> None:
     """Accept numbers in [0, 1]."""
     _check("in [0, 1]", 0.0, 1.0, values)
+
+
+def check_growth(**values: object) -> None:
+    """Accept numbers in [1, inf)."""
+    _check("a number >= 1", 1.0, math.inf, values, open_high=True)
+
+
+def check_rising(**values: object) -> None:
+    """Accept numbers none of which is above the next; tensors among them are passed over."""
+    numbers = [(name, value) for name, value in values.items() if isinstance(value, int | float)]
+    for (name, low), (next_name, high) in itertools.pairwise(numbers):
+        if low > high:
+            raise ValueError(f"{name} must be at most {next_name}, got {low!r} and {high!r}")
 
 
 def check_rate(**values: object) -> None:

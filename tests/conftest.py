@@ -6,8 +6,6 @@ import hypothesis
 import pytest
 import torch
 
-collect_ignore = ["versus_optax/record.py"]  # needs jax and optax
-
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")
 

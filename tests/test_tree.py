@@ -71,6 +71,15 @@ def test_moments_of_magnitudes_are_real(g, decay):
     torch.testing.assert_close(tree.update_moment_per_elem_norm(g, m, decay, 3), (1 - decay) * g.abs() ** 3 + decay * m)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_squares_of_low_precision_are_taken_in_float32(dtype):
+    g, m = torch.tensor([300.0], dtype=dtype), torch.zeros(1)
+    want = g.double() ** 2
+    assert tree.abs_sq(g).double() == want
+    assert tree.update_moment_per_elem_norm(g, m, torch.tensor(0.5), 2).double() == want / 2
+    assert tree.update_moment_per_elem_norm(g, m, 0.5, 2).double() == want / 2
+
+
 @given(trees((torch.float64,)))
 def test_reductions_equal_those_of_the_long_vector(t):
     flat = torch.cat([x.flatten() for x in tree.leaves(t)] or [torch.zeros(0, dtype=torch.float64)])

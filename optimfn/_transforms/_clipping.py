@@ -1,6 +1,9 @@
 """Bound the size of updates."""
 
+import math
+
 import torch
+from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation, stateless
@@ -67,3 +70,37 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
         return tree.scale(max_norm / torch.maximum(norm, torch.zeros_like(norm) + max_norm), updates)
 
     return stateless(shrink)
+
+
+@factory
+def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
+    """Shrink each leaf of the updates so that its root mean square is at most `threshold`.
+
+    Maths:
+        update <- g / max(1, rms(g) / threshold),  rms(g) = |g| / sqrt(number of elements)
+
+    Leaves within the bound pass bit for bit.
+
+    Args:
+        threshold: Largest root mean square of a leaf, in the unit of the updates, > 0.
+
+    Shapes:
+        updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Source: Shazeer and Stern, 2018, arXiv:1804.04235, section 6.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.clip_by_block_rms(1.0).update(torch.tensor([3.0, -3.0]), of.EmptyState())[0]
+        tensor([ 1., -1.])
+    """
+    check_positive(threshold=threshold)
+
+    def shrink(u: Tensor) -> Updates:
+        rms = tree.norm(u) / math.sqrt(max(u.numel(), 1))
+        return tree.scale(threshold / tree.clip(rms, min_value=threshold), u)
+
+    return stateless(lambda updates, params: tree.map(shrink, updates))

@@ -75,17 +75,22 @@ def trace(
 
 
 @factory
-def ema(decay: Scalar, debias: bool = True, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
+def ema(
+    decay: Scalar, debias: bool = True, accumulator_dtype: torch.dtype | None = None, *, nesterov: bool = False
+) -> GradientTransformation:
     """Replace the updates by their exponential moving average.
 
     Maths:
         m <- decay m + (1 - decay) g
-        update <- m / (1 - decay^t) with `debias`, else m
+        update <- m, or decay m + (1 - decay) g with `nesterov`
+        with `debias`, m / (1 - decay^t)
+                       or decay m / (1 - decay^(t+1)) + (1 - decay) g / (1 - decay^t)
 
     Args:
         decay: Weight of the mean so far, no unit, in [0, 1).
         debias: Correct for the mean having begun at zero.
         accumulator_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
+        nesterov: Look one step ahead; with `debias`, as `scale_by_adam` does.
 
     Shapes:
         state: count () int64; ema like params. Memory: 1 x params.
@@ -93,7 +98,7 @@ def ema(decay: Scalar, debias: bool = True, accumulator_dtype: torch.dtype | Non
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
 
-    Differs from: optax, which keeps the mean of bfloat16 leaves in bfloat16.
+    Differs from: optax, which keeps the mean of bfloat16 leaves in bfloat16 and has no `nesterov`.
 
     Example:
         >>> import torch, optimfn as of
@@ -112,7 +117,12 @@ def ema(decay: Scalar, debias: bool = True, accumulator_dtype: torch.dtype | Non
     ) -> tuple[Updates, EmaState]:
         count = state.count + 1
         mean = tree.update_moment(updates, state.ema, decay, 1)
-        shown = tree.bias_correction(mean, decay, count) if debias else mean
+        if nesterov:
+            g_hat = tree.bias_correction(updates, decay, count) if debias else updates
+            m_hat = tree.bias_correction(mean, decay, count + 1) if debias else mean
+            shown = tree.update_moment(g_hat, m_hat, decay, 1)
+        else:
+            shown = tree.bias_correction(mean, decay, count) if debias else mean
         return tree.cast_like(shown, updates), EmaState(count, tree.carry(mean, state.ema))
 
     return GradientTransformation(init, update)

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from .. import tree
-from .._base import GradientTransformation
+from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
 from .._typing import Mask, Params, State, Tree, Updates
 
@@ -37,6 +37,7 @@ def masked(
         state: that of `inner` for the chosen leaves, with `MaskedNode` in place of the others.
 
     Raises:
+        TypeError: at construction if `inner` is not a `GradientTransformation`.
         TypeError: in `init` or `update` if the mask holds something else than Python bools.
         ValueError: in `init` or `update` if the mask is not a prefix of the parameters.
 
@@ -49,6 +50,7 @@ def masked(
         >>> tx.update(updates, tx.init(updates))[0]
         {'a': tensor([10.]), 'b': tensor([1.])}
     """
+    check_transformation(inner=inner)
 
     def init(params: Params) -> MaskedState:
         return MaskedState(inner.init(_hide(params, tree.resolve_mask(mask, params))))

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .._base import GradientTransformation, apply_updates
+from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_choice
 from .._typing import Params, State, Updates
 from ._write import overwrite
@@ -45,8 +45,7 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
         >>> params
         tensor([1.5000])
     """
-    if not isinstance(tx, GradientTransformation):
-        raise TypeError(f"tx must be a GradientTransformation, got {tx!r}")
+    check_transformation(tx=tx)
     check_choice("backend", backend, ("eager",))
 
     def step(params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:

@@ -1,3 +1,20 @@
 """The stateful world: transformations behind `torch.optim.Optimizer`."""
 
+from . import lr_scheduler as lr_scheduler
+from . import swa_utils as swa_utils
+from ._classes import ASGD as ASGD
+from ._classes import SGD as SGD
+from ._classes import Adadelta as Adadelta
+from ._classes import Adafactor as Adafactor
+from ._classes import Adagrad as Adagrad
+from ._classes import Adam as Adam
+from ._classes import Adamax as Adamax
+from ._classes import AdamW as AdamW
+from ._classes import Muon as Muon
+from ._classes import NAdam as NAdam
+from ._classes import RAdam as RAdam
+from ._classes import RMSprop as RMSprop
+from ._classes import Rprop as Rprop
+from ._classes import SparseAdam as SparseAdam
+from ._lbfgs import LBFGS as LBFGS
 from ._optimizer import Optimizer as Optimizer

@@ -48,11 +48,6 @@ class Layout:
             slots.append(Slot(owner, rename(tree.join_path(rest))))
         return Layout(template, slots)
 
-    @property
-    def shared_keys(self) -> list[str]:
-        """The keys of the leaves that belong to all parameters."""
-        return [slot.key for slot in self.slots if slot.owner is None]
-
     def gather(self, stored: Mapping[ParamKey, Entries], shared: Mapping[str, Any]) -> State:
         """Build the state from the dicts of the parameters and the shared leaves.
 

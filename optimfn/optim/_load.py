@@ -27,7 +27,14 @@ class KeepsDtypes(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, params, strict=True):
             for key, value in loaded["state"].get(number, {}).items():
-                kept = self.state[p].get(key)
-                if isinstance(value, Tensor) and isinstance(kept, Tensor):
-                    # torch chooses the device: `step` may belong on the CPU.
-                    self.state[p][key] = value.detach().to(kept.device, copy=True)
+                if key in self.state[p]:
+                    self.state[p][key] = _as_saved(value, self.state[p][key])
+
+
+def _as_saved(value: Any, kept: Any) -> Any:
+    """What was saved, on the device that torch chose: `step` may belong on the CPU."""
+    if isinstance(value, Tensor) and isinstance(kept, Tensor):
+        return value.detach().to(kept.device, copy=True)
+    if isinstance(value, list) and isinstance(kept, list):
+        return [_as_saved(one, its) for one, its in zip(value, kept, strict=True)]
+    return kept

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from .._base import GradientTransformation
+from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
 from ..fused import overwrite
 from ._load import KeepsDtypes
@@ -47,8 +47,7 @@ class Optimizer(KeepsDtypes):
     """
 
     def __init__(self, params: Any, tx: GradientTransformation) -> None:
-        if not isinstance(tx, GradientTransformation):
-            raise TypeError(f"tx must be a GradientTransformation, got {tx!r}")
+        check_transformation(tx=tx)
         self.tx = tx
         self._rules: list[GroupRule] = []
         defaults: dict[str, Any] = {"differentiable": False}

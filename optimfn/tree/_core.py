@@ -130,7 +130,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def wide(count: int | Tensor) -> Tensor:
+def wide(count: float | Tensor) -> Tensor:
     """A count, or any other scalar, as a 0-dim tensor in float64 (float32 on devices without float64)."""
     if not isinstance(count, Tensor):
         return torch.tensor(count, dtype=torch.float64)

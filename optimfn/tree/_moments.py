@@ -57,14 +57,15 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Scalar, ord
         if order == 2 and not g.is_complex() and not isinstance(decay, Tensor):
             g, m = _wider(g, m)
             return torch.addcmul(m * decay, g, g, value=1 - decay)
-        return _lerp(m, _magnitude(g, order), 1 - decay)
+        # Cast first: the square of a float16 is infinite from 256 on.
+        return _lerp(m, _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), 1 - decay)
 
     return map(leaf, updates, moments)
 
 
 def abs_sq(tree: Tree) -> Tree:
-    """`|x|^2`, leaf by leaf; real also where `x` is complex."""
-    return map(lambda x: _magnitude(x, 2), tree)
+    """`|x|^2`, leaf by leaf, in at least float32; real also where `x` is complex."""
+    return map(lambda x: _magnitude(cast_leaf(x, at_least_float32(x.dtype)), 2), tree)
 
 
 def update_infinity_moment(updates: Tree, moments: Tree, decay: Scalar, eps: Scalar) -> Tree:
@@ -80,16 +81,23 @@ def update_infinity_moment(updates: Tree, moments: Tree, decay: Scalar, eps: Sca
 def bias_correction(moment: Tree, decay: Scalar, count: int | Tensor) -> Tree:
     """`m / (1 - decay**count)`: what a running mean that began at zero would be, had it begun nowhere.
 
-    The denominator is computed in float64 as `-expm1(count * log(decay))`; in float32 `1 - decay**count`
-    is wrong in the fourth digit at a decay of 0.9999.
+    The denominator comes from `one_minus_power`; in float32 `1 - decay**count` is wrong in the fourth digit
+    at a decay of 0.9999.
 
     Args:
         moment: The tree to correct.
         decay: The decay it was accumulated with, in [0, 1).
         count: Number of values it has seen, at least 1.
     """
-    correction = -torch.expm1(wide(count) * _log(decay))
+    correction = one_minus_power(decay, count)
     return map(lambda m: cast_leaf(m / correction, m.dtype), moment)
+
+
+def one_minus_power(decay: Scalar, count: int | Tensor) -> Tensor:
+    """`1 - decay**count` in float64, as `-expm1(count * log(decay))`."""
+    if isinstance(decay, Tensor):
+        return -torch.expm1(wide(count) * torch.log(wide(decay)))
+    return -torch.expm1(wide(count) * (math.log(decay) if decay > 0 else -math.inf))
 
 
 def div_by_root(tree: Tree, moments: Tree, eps: Scalar, eps_root: Scalar = 0.0) -> Tree:
@@ -128,9 +136,3 @@ def _magnitude(g: Tensor, order: int) -> Tensor:
     if order == 2:
         return torch.view_as_real(g).square().sum(-1) if g.is_complex() else g * g
     return g.abs() ** order
-
-
-def _log(decay: Scalar) -> Scalar:
-    if isinstance(decay, Tensor):
-        return torch.log(wide(decay))
-    return math.log(decay) if decay > 0 else -math.inf

@@ -20,3 +20,16 @@ class Adam:
         v_hat = self.v / (1 - self.beta2**t)
         step = m_hat / (np.sqrt(v_hat + self.eps_root) + self.eps)
         return -self.alpha * (step + self.weight_decay * p)
+
+
+class UncorrectedEps:
+    """torch.optim.SparseAdam on rows that are all there: eps joins the root before the bias is corrected."""
+
+    def __init__(self, beta1=0.9, beta2=0.999, eps=1e-8):
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
+        self.m = self.v = 0.0
+
+    def __call__(self, g, p, t):
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        return np.sqrt(1 - self.beta2**t) / (1 - self.beta1**t) * self.m / (np.sqrt(self.v) + self.eps)

@@ -1,0 +1,302 @@
+"""What every drop-in class of `torch.optim` shares: running a pure rule on the state that torch lays out.
+
+A class inherits its constructor, with all checks, defaults and messages, from the class of torch that it
+replaces. It adds the rule, as a transformation made from the options of a group, and the names that torch
+gives to the fields of its state. Everything else is here.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from .._base import GradientTransformation, apply_updates, chain
+from .._transforms._rate import scale
+from .._typing import Params, State
+from .._wrappers._complex import split_real_and_imaginary
+from ..fused import overwrite
+from ._layout import Entries, Layout, ParamKey
+from ._load import KeepsDtypes
+
+_NOT_OPTIONS = ("params", "param_names", "lr")
+
+
+class Shared(NamedTuple):
+    """What one parameter knows of the leaves of a state that have no parameter, such as counts.
+
+    Parameters with the same past form a cohort and step as one tree. A parameter that misses a gradient falls
+    behind, into another cohort; so each has the step count that it has in torch.
+    """
+
+    cohort: Hashable
+    values: dict[str, Tensor]
+    step: Tensor | int | None  # what torch shows, and its version when these values were true
+    version: int
+
+
+@dataclass
+class Part:
+    """One cohort of a group in one step."""
+
+    group: dict[str, Any]
+    members: dict[ParamKey, Tensor]
+    shared: Shared
+    old: tuple[Params, Mapping[ParamKey, Entries]]  # to be written: parameters and their entries
+    new: tuple[Params, Mapping[ParamKey, Entries]]
+    values: dict[str, Tensor]  # the new shared leaves, which replace the old ones
+
+
+@dataclass
+class Rule:
+    """A transformation made from the options of a group, and the layouts of its states."""
+
+    tx: GradientTransformation
+    options: dict[str, Any]
+    live: Tensor | None  # the learning rate of this step, unless the group holds a tensor
+    layouts: dict[tuple[ParamKey, ...], Layout] = field(default_factory=dict)
+
+
+class DropIn(KeepsDtypes):
+    """The part of a drop-in class that is not the class of torch."""
+
+    fields: ClassVar[Mapping[str, str]] = {}
+    """Torch's name for each field of the pure state."""
+
+    optional: ClassVar[Sequence[str]] = ()
+    """Torch's names of entries that not every parameter has; the rule has an empty tensor instead."""
+
+    counts_steps: ClassVar[bool] = True
+    """Whether torch keeps a `step` for each parameter."""
+
+    takes_sparse: ClassVar[bool] = False
+    """Whether gradients may be sparse."""
+
+    step_is_int: ClassVar[bool] = False
+    """Whether `step` is a Python number."""
+
+    step_on_device: ClassVar[bool] = False
+    """Whether `step` lies with the parameter rather than on the CPU."""
+
+    scalars: ClassVar[Sequence[str]] = ()
+    """Torch's names of further scalars, shared among parameters in the pure state."""
+
+    # GradScaler is to unscale and skip by itself, also where torch's class has set this for its fused kernel.
+    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+
+    @staticmethod
+    def rule(group: Mapping[str, Any]) -> GradientTransformation:
+        """The pure rule for the options of a group, in the words of torch."""
+        raise NotImplementedError
+
+    @classmethod
+    def transform(cls, **options: Any) -> GradientTransformation:
+        """The pure transformation with exactly the rule of this class.
+
+        Args:
+            **options: Arguments of the constructor, without `params`; those that choose an execution are ignored.
+
+        Raises:
+            TypeError, ValueError: as the constructor does.
+        """
+        probe: Any = cls([torch.zeros(1, 1, requires_grad=True)], **options)
+        return split_real_and_imaginary(_directed(cls.rule, probe.param_groups[0]))
+
+    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step with the gradients in `.grad`; a parameter without one is left as it is.
+
+        Args:
+            closure: Evaluated first, with gradients enabled; its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            self._step_groups()
+        return loss
+
+    def _gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """The gradient of a parameter as the rule takes it; raises as torch does for those it does not take.
+
+        Where a rule takes sparse gradients, rows that are not there count as zeros. That gives torch's numbers,
+        with the work and the memory of a dense step.
+        """
+        grad = p.grad
+        assert grad is not None
+        if grad.is_sparse and not self.takes_sparse:
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        return grad.to_dense() if grad.is_sparse else grad
+
+    def _step_groups(self: Any) -> None:
+        """Compute the steps of all cohorts, then write them."""
+        parts = [part for group in self.param_groups for part in self._compute(group)]
+        if self.defaults.get("differentiable", False):
+            for part in parts:
+                for name, p in part.members.items():
+                    p.copy_(part.new[0][name])
+                self._show(part, part.new[1])
+        else:
+            overwrite([part.old for part in parts], [part.new for part in parts])
+            for part in parts:
+                self._show(part, part.old[1])
+
+    def _compute(self: Any, group: dict[str, Any]) -> list[Part]:
+        cohorts: dict[Hashable, tuple[Shared, dict[ParamKey, Tensor]]] = {}
+        for number, p in enumerate(group["params"]):
+            if p.grad is not None:
+                shared = self._recall(p)
+                cohorts.setdefault(shared.cohort, (shared, {}))[1][ParamKey(number)] = p
+        rule = self._rule(group) if cohorts else None
+        return [self._compute_cohort(group, rule, *cohort) for cohort in cohorts.values()]
+
+    def _compute_cohort(
+        self: Any, group: dict[str, Any], rule: Rule, shared: Shared, members: dict[ParamKey, Tensor]
+    ) -> Part:
+        names = tuple(members)
+        layout = rule.layouts.get(names)
+        if layout is None:
+            meta = {name: torch.empty_like(p, device="meta") for name, p in members.items()}
+            layout = rule.layouts[names] = Layout.of(rule.tx.init(meta), self._key)
+        first = next(iter(members.values()))
+        if self.state.get(first):
+            empty = {key: first.new_empty(0) for key in self.optional}
+            stored = {name: {**empty, **_as_reals(self.state[p])} for name, p in members.items()}
+            state = layout.gather(stored, self._shared_values(shared, first))
+        else:
+            state = _init_like(rule.tx, members)
+        grads = {name: self._gradient(p, group) for name, p in members.items()}
+        # Writing in place must not change what autograd has kept of the parameters.
+        params = {name: p.clone() for name, p in members.items()} if torch.is_grad_enabled() else dict(members)
+        updates, new_state = rule.tx.update(grads, state, params)
+        new_entries, values = layout.scatter(new_state)
+        old, new = (dict(members), layout.scatter(state)[0]), (apply_updates(params, updates), new_entries)
+        return Part(group, members, shared, old, new, values)
+
+    def _rule(self: Any, group: dict[str, Any]) -> Rule:
+        rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
+        options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+        rate = group["lr"]
+        if isinstance(rate, Tensor):
+            options["lr"] = rate
+        rule = rules.get(id(group))
+        if rule is None or not _same(rule.options, options):
+            first = group["params"][0]
+            live = None if "lr" in options else tree.wide(torch.zeros((), device=first.device))
+            made = _directed(type(self).rule, {**group, "lr": rate.reshape(()) if live is None else live})
+            if any(p.is_complex() for p in group["params"]):
+                made = split_real_and_imaginary(made)
+            rule = rules[id(group)] = Rule(made, options, live)
+        if rule.live is not None:
+            rule.live.fill_(rate)
+        return rule
+
+    def _key(self, path: str) -> str:
+        """Torch's name for a path in the pure state. All counts of a rule count the same steps, so they share one."""
+        last = path.rsplit(".", 1)[-1]
+        return self.fields.get(last, last)
+
+    def _recall(self: Any, p: Tensor) -> Shared:
+        """What is known of a parameter; read from its entries if they were loaded, or edited by hand."""
+        known: dict[Tensor, Shared] = self.__dict__.setdefault("_known", {})
+        entries = self.state.get(p)
+        if not entries:
+            return Shared("new", {}, None, 0)
+        step, shared = entries.get("step"), known.get(p)
+        if shared is None or shared.step is not step or shared.version != _version(step):
+            count = 1 if step is None else int(step)
+            scalars = [float(entries[key]) for key in self.scalars]
+            shared = known[p] = Shared((count, *scalars), {}, step, _version(step))
+        return shared
+
+    def _shared_values(self: Any, shared: Shared, p: Tensor) -> dict[str, Tensor]:
+        """The shared leaves of a cohort, from what one of its parameters was loaded with if they are not known."""
+        if shared.values or not isinstance(shared.cohort, tuple):
+            return shared.values
+        count = torch.full((), shared.cohort[0], dtype=torch.int64, device=p.device)
+        return {"count": count, **{key: self.state[p][key].to(p.device) for key in self.scalars}}
+
+    def _show(self: Any, part: Part, stored: Mapping[ParamKey, Entries]) -> None:
+        """Put entries, already written, where torch keeps them, and take a step in the counts."""
+        cohort: Hashable = object()  # members of a cohort stay together
+        if not self.scalars:  # then all that count as much are in one cohort
+            cohort = (part.shared.cohort[0] + 1 if isinstance(part.shared.cohort, tuple) else 1,)
+        if not stored and not self.counts_steps:
+            return
+        for name, p in part.members.items():
+            entries = self.state[p]
+            if not entries and self.counts_steps:
+                entries["step"] = 0 if self.step_is_int else self._zero_step(part.group, p)
+            for key in self.scalars:
+                near = p.device if self.step_on_device else entries["step"].device
+                entries.setdefault(key, torch.empty_like(part.values[key], device=near)).copy_(part.values[key])
+            shown = _as_torch(stored.get(name, {}), p)
+            unused = {key for key in self.optional if shown[key].shape == (0,) != p.shape}
+            entries.update({key: shown[key] for key in sorted(shown, key=self._rank) if key not in unused})
+        if self.step_is_int:
+            for p in part.members.values():
+                self.state[p]["step"] += 1
+        elif self.counts_steps:
+            torch._foreach_add_([self.state[p]["step"] for p in part.members.values()], 1)
+        for p in part.members.values():
+            step = self.state[p].get("step")
+            self._known[p] = Shared(cohort, part.values, step, _version(step))
+
+    def _rank(self, key: str) -> int:
+        """Torch's order of the entries."""
+        order = list(self.fields.values())
+        return order.index(key) if key in order else len(order)
+
+    def _zero_step(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
+        wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+        near = self.step_on_device or group.get("capturable") or group.get("fused")
+        return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=p.device if near else "cpu")
+
+    def __setstate__(self: Any, state: dict[str, Any]) -> None:
+        self.__dict__.pop("_rules", None)
+        self.__dict__.pop("_known", None)
+        super().__setstate__(state)
+
+
+def _directed(
+    rule: Callable[[Mapping[str, Any]], GradientTransformation], group: Mapping[str, Any]
+) -> GradientTransformation:
+    made = rule(group)
+    return chain(scale(-1.0), made) if group.get("maximize") else made
+
+
+def _version(step: Tensor | int | None) -> int:
+    return step._version if isinstance(step, Tensor) else 0
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(x is b[key] or (not _has_tensor(x) and x == b[key]) for key, x in a.items())
+
+
+def _has_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value))
+
+
+def _init_like(tx: GradientTransformation, members: dict[ParamKey, Tensor]) -> State:
+    """A fresh state in the dtypes of the parameters, as torch makes it."""
+
+    def like(path: tuple[Any, ...], leaf: Any) -> tuple[bool, Any]:
+        owner = next((members[entry] for entry in path if isinstance(entry, ParamKey)), None)
+        if not isinstance(leaf, Tensor) or owner is None or not leaf.is_floating_point():
+            return False, None
+        return True, tree.cast_leaf(leaf, owner.dtype.to_real())
+
+    return tree.map_nodes(like, tx.init({name: p.detach() for name, p in members.items()}))
+
+
+def _as_reals(entries: Entries) -> Entries:
+    return {k: torch.view_as_real(x) if isinstance(x, Tensor) and x.is_complex() else x for k, x in entries.items()}
+
+
+def _as_torch(entries: Entries, p: Tensor) -> Entries:
+    if not p.is_complex():
+        return entries
+    pairs = {k for k, x in entries.items() if x.shape == (*p.shape, 2)}
+    return {k: torch.view_as_complex(x) if k in pairs else x for k, x in entries.items()}
