@@ -223,6 +223,14 @@ def test_transform_takes_the_words_of_torch_and_refuses_others(name):
 
 
 @every_class
+def test_transform_is_recorded(name):
+    tx = OURS[name].transform(lr=0.25)
+    assert "lr=0.25" in repr(tx)
+    assert pickle.loads(pickle.dumps(tx)) == copy.deepcopy(tx) == tx == OURS[name].transform(lr=0.25)
+    assert tx != OURS[name].transform(lr=0.5)
+
+
+@every_class
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies_go_on_by_themselves(name, how):
     own, optimizer, theirs, reference = make_pair(name, torch.float64, {})

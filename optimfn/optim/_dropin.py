@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation, apply_updates, chain
+from .._recipe import factory
 from .._transforms._rate import scale
 from .._typing import Params, State
 from .._wrappers._complex import split_real_and_imaginary
@@ -22,6 +23,7 @@ from ._layout import Entries, Layout, ParamKey
 from ._load import KeepsDtypes
 
 _NOT_OPTIONS = ("params", "param_names", "lr")
+_KEPT_LAYOUTS = 64  # one for every set of parameters that have had gradients together
 
 
 class Shared(NamedTuple):
@@ -101,8 +103,7 @@ class DropIn(KeepsDtypes):
         Raises:
             TypeError, ValueError: as the constructor does.
         """
-        probe: Any = cls([torch.zeros(1, 1, requires_grad=True)], **options)
-        return split_real_and_imaginary(_directed(cls.rule, probe.param_groups[0]))
+        return rule_of(cls, **options)
 
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the gradients in `.grad`; a parameter without one is left as it is.
@@ -158,6 +159,8 @@ class DropIn(KeepsDtypes):
         names = tuple(members)
         layout = rule.layouts.get(names)
         if layout is None:
+            if len(rule.layouts) >= _KEPT_LAYOUTS:
+                rule.layouts.clear()
             meta = {name: torch.empty_like(p, device="meta") for name, p in members.items()}
             layout = rule.layouts[names] = Layout.of(rule.tx.init(meta), self._key)
         first = next(iter(members.values()))
@@ -178,15 +181,15 @@ class DropIn(KeepsDtypes):
     def _rule(self: Any, group: dict[str, Any]) -> Rule:
         rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
         options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+        options["complex"] = any(p.is_complex() for p in group["params"])
         rate = group["lr"]
         if isinstance(rate, Tensor):
             options["lr"] = rate
         rule = rules.get(id(group))
         if rule is None or not _same(rule.options, options):
-            first = group["params"][0]
-            live = None if "lr" in options else tree.wide(torch.zeros((), device=first.device))
+            live = None if "lr" in options else tree.wide(tree.count(group["params"]))
             made = _directed(type(self).rule, {**group, "lr": rate.reshape(()) if live is None else live})
-            if any(p.is_complex() for p in group["params"]):
+            if options["complex"]:
                 made = split_real_and_imaginary(made)
             rule = rules[id(group)] = Rule(made, options, live)
         if rule.live is not None:
@@ -227,14 +230,10 @@ class DropIn(KeepsDtypes):
             return
         for name, p in part.members.items():
             entries = self.state[p]
-            if not entries and self.counts_steps:
-                entries["step"] = 0 if self.step_is_int else self._zero_step(part.group, p)
+            if not entries or torch.is_grad_enabled():  # else the entries there are have been written in place
+                self._fill(entries, part, p, _as_torch(stored.get(name, {}), p))
             for key in self.scalars:
-                near = p.device if self.step_on_device else entries["step"].device
-                entries.setdefault(key, torch.empty_like(part.values[key], device=near)).copy_(part.values[key])
-            shown = _as_torch(stored.get(name, {}), p)
-            unused = {key for key in self.optional if shown[key].shape == (0,) != p.shape}
-            entries.update({key: shown[key] for key in sorted(shown, key=self._rank) if key not in unused})
+                entries[key].copy_(part.values[key])
         if self.step_is_int:
             for p in part.members.values():
                 self.state[p]["step"] += 1
@@ -244,10 +243,17 @@ class DropIn(KeepsDtypes):
             step = self.state[p].get("step")
             self._known[p] = Shared(cohort, part.values, step, _version(step))
 
-    def _rank(self, key: str) -> int:
-        """Torch's order of the entries."""
-        order = list(self.fields.values())
-        return order.index(key) if key in order else len(order)
+    def _fill(self, entries: Entries, part: Part, p: Tensor, shown: Entries) -> None:
+        """Make the entries of a parameter, in torch's order."""
+        if self.counts_steps and "step" not in entries:
+            entries["step"] = 0 if self.step_is_int else self._zero_step(part.group, p)
+        for key in self.scalars:
+            near = p.device if self.step_on_device else entries["step"].device
+            entries.setdefault(key, torch.empty_like(part.values[key], device=near))
+        order = [key for key in self.fields.values() if key in shown]
+        for key in order + [key for key in shown if key not in order]:
+            if key not in self.optional or shown[key].shape != (0,) or p.shape == (0,):
+                entries[key] = shown[key]
 
     def _zero_step(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
         wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
@@ -258,6 +264,13 @@ class DropIn(KeepsDtypes):
         self.__dict__.pop("_rules", None)
         self.__dict__.pop("_known", None)
         super().__setstate__(state)
+
+
+@factory
+def rule_of(optimizer: type[DropIn], **options: Any) -> GradientTransformation:
+    """The pure rule of a drop-in class, recorded as such, so that it prints, compares and pickles."""
+    probe: Any = optimizer([torch.zeros(1, 1, requires_grad=True)], **options)
+    return split_real_and_imaginary(_directed(optimizer.rule, probe.param_groups[0]))
 
 
 def _directed(

@@ -38,7 +38,7 @@ class GroupRule:
             self.schedule = rate
             tx = substitute(tx, "learning_rate", self._record)
         elif rate is not None:
-            self.live = tree.wide(torch.zeros((), device=tree.count(params).device))
+            self.live = tree.wide(tree.count(params))
             tx = substitute(tx, "learning_rate", self.live)
         self.tx = tx
         self.layout = Layout.of(
