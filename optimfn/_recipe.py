@@ -217,6 +217,6 @@ def _call(recipe: Recipe) -> str:
 
 
 def _show(value: Any) -> str:
-    if inspect.isfunction(value):
+    if inspect.isfunction(value) or inspect.isclass(value):
         return value.__qualname__
     return repr(value)

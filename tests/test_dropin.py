@@ -194,21 +194,21 @@ def test_is_the_class_of_torch_with_its_signature(name):
     assert inspect.signature(OURS[name]) == inspect.signature(INFOS[name].optim_cls)
 
 
-@every_class
-def test_transform_is_the_rule_of_the_class(name):
-    dtype = torch.complex128 if INFOS[name].supports_complex else torch.float64
-    own, optimizer, _, _ = make_pair(name, dtype, {"weight_decay": 0.1} if name != "Rprop" else {})
-    tx = OURS[name].transform(**({"weight_decay": 0.1} if name != "Rprop" else {}))
-    params = {str(i): p.detach().clone() for i, p in enumerate(own)}
+@pytest.mark.parametrize(("name", "dtype", "kwargs"), list(inputs()))
+def test_transform_is_the_rule_of_torch(name, dtype, kwargs):
+    _, _, theirs, reference = make_pair(name, dtype, kwargs)
+    tx = OURS[name].transform(**copy.deepcopy(kwargs))
+    params = {str(number): p.detach().clone() for number, p in enumerate(theirs)}
     state = tx.init(params)
     for _ in range(8):
         grads = {key: torch.randn_like(p) for key, p in params.items()}
-        for p, g in zip(own, grads.values(), strict=True):
-            p.grad = g.clone()
-        optimizer.step()
+        for q, g in zip(theirs, grads.values(), strict=True):
+            q.grad = g.clone()
+        reference.step()
         updates, state = tx.update(grads, state, params)
         params = of.apply_updates(params, updates)
-    assert_trees_equal([p.detach() for p in own], list(params.values()), rtol=1e-12, atol=1e-12)
+        for q, p in zip(theirs, params.values(), strict=True):
+            assert_close(p, q.detach(), "parameter")
 
 
 @every_class
