@@ -106,6 +106,78 @@ def test_without_or_with_several_learning_rates_there_is_no_lr():
         train(net, optimizer, 1)
 
 
+class TestFactoryForm:
+    def test_hyperparameters_live_in_the_groups_and_follow_torch(self):
+        ours, theirs = model(), model()
+        optimizer = of.Optimizer(ours.parameters(), of.adamw, learning_rate=0.05, weight_decay=0.1)
+        reference = torch.optim.AdamW(theirs.parameters(), lr=0.05, weight_decay=0.1)
+        group, other = optimizer.param_groups[0], reference.param_groups[0]
+        assert {k: group[k] for k in ("lr", "b1", "b2", "eps", "weight_decay")} == {
+            "lr": 0.05,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+        }
+        for step in range(6):
+            group["lr"] = other["lr"] = 0.05 / (1 + step)
+            group["b1"] = 0.9 - 0.05 * step
+            other["betas"] = (0.9 - 0.05 * step, 0.999)
+            group["weight_decay"] = other["weight_decay"] = 0.1 * step
+            a, b = train(ours, optimizer, 1, first=step), train(theirs, reference, 1, first=step)
+            assert same(a, b, 1e-12)
+
+    def test_groups_override_and_checkpoints_keep_them(self):
+        ours, theirs = model(), model()
+
+        def groups(net, decay):
+            return [{"params": net[0].parameters(), decay: 0.5}, {"params": net[2].parameters(), "lr": 0.02}]
+
+        optimizer = of.Optimizer(groups(ours, "weight_decay"), of.adamw, learning_rate=0.05, weight_decay=0)
+        reference = torch.optim.AdamW(groups(theirs, "weight_decay"), lr=0.05, weight_decay=0.0)
+        assert same(train(ours, optimizer, 3), train(theirs, reference, 3))
+        twin = copy.deepcopy((ours, optimizer))
+        resumed = of.Optimizer(groups(ours, "weight_decay"), of.adamw, learning_rate=1.0, weight_decay=1.0)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        want = train(theirs, reference, 3, first=3)
+        assert same(train(twin[0], twin[1], 3, first=3), want)
+        assert same(train(ours, resumed, 3, first=3), want)
+
+    def test_static_arguments_and_schedules(self):
+        net = model()
+        optimizer = of.Optimizer(
+            net, of.adamw, learning_rate=of.linear_schedule(0.1, 0.0, 10), mask=of.tree.is_matrix, nesterov=True
+        )
+        assert "mask" not in optimizer.param_groups[0]
+        assert "nesterov" not in optimizer.param_groups[0]
+        train(net, optimizer, 3)
+        assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.08)
+
+    def test_refuses_what_is_no_factory(self):
+        net = model()
+        with pytest.raises(TypeError, match=r"weight_decay: hyperparameters go with a factory, not with adamw\("):
+            of.Optimizer(net, of.adamw(1e-3), weight_decay=0.1)
+        with pytest.raises(TypeError, match="tx must be a GradientTransformation"):
+            of.Optimizer(net, dict, learning_rate=0.1)
+        with pytest.raises(TypeError, match="decorate it with optimfn.factory"):
+            of.Optimizer(net, lambda: of.GradientTransformation(*of.identity()))
+        with pytest.raises(ValueError, match="b1 must be in"):
+            of.Optimizer(net, of.adamw, learning_rate=0.1, b1=2.0)
+
+
+def test_a_failed_step_does_not_confuse_a_schedule():
+    net = model()
+    broken = of.stateless(lambda updates, params: updates if of.tree.size(updates) else 1 / 0)
+    tx = of.chain(of.sgd(of.linear_schedule(1.0, 0.0, 10)), broken)
+    optimizer = of.Optimizer(net.parameters(), tx)
+    train(net, optimizer, 2)
+    net.zero_grad()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    train(net, optimizer, 1, first=2)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.8)
+
+
 def test_groups_have_their_own_rate_and_state():
     ours, theirs = model(), model()
 

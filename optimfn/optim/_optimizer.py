@@ -10,29 +10,34 @@ from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
 from ..fused import overwrite
 from ._load import KeepsDtypes
-from ._rule import GroupRule, learning_rate
+from ._rule import GroupRule, one_learning_rate, own_hyperparameters
 
 
 class Optimizer(KeepsDtypes):
     """Run a transformation behind the interface of `torch.optim`.
 
     Each parameter group is one tree of parameters with its own state, so a transformation that couples
-    parameters, such as `clip_by_global_norm`, sees the gradients of one group. The learning rate stands in
-    `param_groups` as `lr`: schedulers and assignments change it from one step to the next. If the learning
-    rate of the transformation is a schedule, `lr` shows the value of the last step and cannot be set; if the
-    transformation has no learning rate, or several, the groups have no `lr`.
+    parameters, such as `clip_by_global_norm`, sees the gradients of one group.
+
+    Hyperparameters stand in `param_groups`, where schedulers and assignments change them from one step to the
+    next. Of a ready-made transformation it is the learning rate, as `lr`. Of a factory, given as
+    `Optimizer(params, of.adamw, learning_rate=1e-3, weight_decay=0.1)`, it is every argument that is a number, by
+    its own name, and each group may have its own. If the learning rate is a schedule, `lr` shows the value of
+    the last step and cannot be set; if a ready-made transformation has none, or several, there is no `lr`.
 
     Args:
-        params: Parameters, `(name, parameter)` pairs, dicts of either with an `lr` of their own, or a
+        params: Parameters, `(name, parameter)` pairs, dicts of either with hyperparameters of their own, or a
             module. With names, masks by path see them; else parameters are called `0`, `1`, ...
-        tx: The transformation; its learning rate is the default `lr` of the groups.
+        tx: The transformation, or a factory that makes one.
+        **hyperparameters: Arguments of the factory.
 
     Shapes:
         state: per parameter a flat dict of tensors named by their path in the pure state, such as
             `0.mu`; made on the first step. Shared leaves, such as counts, stand under every parameter.
 
     Raises:
-        TypeError: if `tx` is not a `GradientTransformation`, or as torch.optim.Optimizer raises.
+        TypeError: if `tx` is neither a `GradientTransformation` nor a recorded factory of one, or as
+            torch.optim.Optimizer raises.
         ValueError: in `step`, if an `lr` that a schedule drives was set. A step that raises has changed
             nothing.
 
@@ -46,14 +51,22 @@ class Optimizer(KeepsDtypes):
         0.001
     """
 
-    def __init__(self, params: Any, tx: GradientTransformation) -> None:
-        check_transformation(tx=tx)
+    def __init__(
+        self, params: Any, tx: GradientTransformation | Callable[..., GradientTransformation], **hyperparameters: Any
+    ) -> None:
+        if isinstance(tx, GradientTransformation):
+            if hyperparameters:
+                raise TypeError(f"{', '.join(hyperparameters)}: hyperparameters go with a factory, not with {tx!r}")
+            live = one_learning_rate(tx)
+        else:
+            tx = _make(tx, hyperparameters)
+            live = own_hyperparameters(tx)
         self.tx = tx
+        self._names = {"lr" if name == "learning_rate" else name: name for name in live}
         self._rules: list[GroupRule] = []
         defaults: dict[str, Any] = {"differentiable": False}
-        rate = learning_rate(tx)
-        if rate is not None:
-            defaults["lr"] = rate(0).item() if callable(rate) else rate
+        for key, name in self._names.items():
+            defaults[key] = live[name](0).item() if callable(live[name]) else live[name]
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
 
     @overload
@@ -83,7 +96,7 @@ class Optimizer(KeepsDtypes):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "tx": self.tx}
+        return {**super().__getstate__(), "tx": self.tx, "_names": self._names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._rules = []
@@ -92,8 +105,17 @@ class Optimizer(KeepsDtypes):
     def _step_groups(self) -> None:
         """Compute the step of every group, then write them all."""
         for group in self.param_groups[len(self._rules) :]:
-            self._rules.append(GroupRule(self.tx, group))
+            self._rules.append(GroupRule(self.tx, group, self._names))
         steps = [rule.compute(group, self.state) for rule, group in zip(self._rules, self.param_groups, strict=True)]
         overwrite([step.old for step in steps], [step.new for step in steps])
         for rule, group, step in zip(self._rules, self.param_groups, steps, strict=True):
             rule.store(group, self.state, step.old[1])
+
+
+def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
+    tx = make(**hyperparameters) if callable(make) else make
+    check_transformation(tx=tx)
+    made: GradientTransformation = tx
+    if made.recipe is None:
+        raise TypeError(f"{make!r} keeps no record of its arguments; decorate it with optimfn.factory")
+    return made

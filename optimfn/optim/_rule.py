@@ -1,5 +1,6 @@
 """One parameter group and the rule that drives it."""
 
+import inspect
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -21,33 +22,35 @@ class GroupStep(NamedTuple):
 
 
 class GroupRule:
-    """The transformation of one group, with its learning rate taken from the group.
+    """The transformation of one group, with its hyperparameters taken from the group.
 
-    The rule is made again with a tensor for the learning rate, which is filled from `group["lr"]` before
-    every step: a change reaches the rule without making, tracing or compiling anything again.
+    The rule is made again with tensors for them, which are filled from the group before every step: a change
+    reaches the rule without making, tracing or compiling anything again.
     """
 
-    def __init__(self, tx: GradientTransformation, group: Mapping[str, Any]) -> None:
+    def __init__(self, tx: GradientTransformation, group: Mapping[str, Any], names: Mapping[str, str]) -> None:
         params = group["params"]
         self.names = [ParamKey(name) for name in group.get("param_names", range(len(params)))]
-        self.live: Tensor | None = None  # the learning rate of this step
-        self.shown = group.get("lr")  # what a scheduled group shows
+        self.live: dict[str, Tensor] = {}  # the hyperparameters of this step, by their keys in the group
         self.schedule: Any = None
-        rate = learning_rate(tx)
-        if callable(rate):
-            self.schedule = rate
-            tx = substitute(tx, "learning_rate", self._record)
-        elif rate is not None:
-            self.live = tree.wide(tree.count(params))
-            tx = substitute(tx, "learning_rate", self.live)
+        self.shown = group.get("lr")  # what a scheduled group shows, and after this step
+        self.next_shown = self.shown
+        for key, name in names.items():
+            value = next(find_arguments(tx, name))
+            if callable(value):
+                self.schedule = value
+                tx = substitute(tx, name, self._record)
+            else:
+                self.live[key] = tree.wide(tree.count(params))
+                tx = substitute(tx, name, self.live[key])
         self.tx = tx
         self.layout = Layout.of(
             tx.init({n: torch.empty_like(p, device="meta") for n, p in self._named(params).items()})
         )
 
     def compute(self, group: Mapping[str, Any], stored: Mapping[Tensor, dict[str, Any]]) -> GroupStep:
-        """Compute a step from the gradients; only the live learning rate is written."""
-        self._read_rate(group)
+        """Compute a step from the gradients; only the live hyperparameters are written."""
+        self._read(group)
         params = self._named(group["params"])
         grads = {name: p.grad for name, p in params.items()}
         entries = {name: stored[p] for name, p in params.items() if stored.get(p)}
@@ -66,27 +69,41 @@ class GroupRule:
             for name, p in self._named(group["params"]).items():
                 stored[p].update({**shared, **entries.get(name, {})})
         if self.schedule is not None:
-            group["lr"] = self.shown
+            group["lr"] = self.shown = self.next_shown
 
-    def _read_rate(self, group: Mapping[str, Any]) -> None:
-        rate: Any = group.get("lr")
-        if self.live is not None:
-            self.live.fill_(rate)
-        elif self.schedule is not None and rate is not self.shown:
+    def _read(self, group: Mapping[str, Any]) -> None:
+        for key, tensor in self.live.items():
+            tensor.fill_(group[key])
+        if self.schedule is not None and group["lr"] is not self.shown:
+            shown = group["lr"]
             raise ValueError(
-                f"lr was set to {rate!r}, but the schedule {self.schedule!r} of the transformation drives it"
+                f"lr was set to {shown!r}, but the schedule {self.schedule!r} of the transformation drives it"
             )
 
     def _record(self, count: int | Tensor) -> Tensor:
         value: Tensor = self.schedule(count)
-        self.shown = value
+        self.next_shown = value
         return value
 
     def _named(self, params: list[Tensor]) -> dict[ParamKey, Tensor]:
         return dict(zip(self.names, params, strict=True))
 
 
-def learning_rate(tx: GradientTransformation) -> Any:
-    """The learning rate in the recipes that made a transformation; `None` if there is none, or several."""
+def one_learning_rate(tx: GradientTransformation) -> dict[str, Any]:
+    """The learning rate of a ready-made transformation, by name; nothing if there is none, or several."""
     found = list(find_arguments(tx, "learning_rate"))
-    return found[0] if len(found) == 1 else None
+    return {"learning_rate": found[0]} if len(found) == 1 and found[0] is not None else {}
+
+
+def own_hyperparameters(tx: GradientTransformation) -> dict[str, Any]:
+    """The learning rate, and all arguments that are numbers, of the factory that made a transformation."""
+    assert tx.recipe is not None
+    defaults = inspect.signature(tx.recipe.factory).parameters
+
+    def is_live(name: str, value: Any) -> bool:
+        if name == "learning_rate":
+            return value is not None
+        whole = isinstance(value, int) and not isinstance(value, bool) and isinstance(defaults[name].default, float)
+        return isinstance(value, float | Tensor) or whole
+
+    return {name: value for name, value in tx.arguments.items() if is_live(name, value)}
