@@ -159,7 +159,7 @@ class TestFactoryForm:
             of.Optimizer(net, of.adamw(1e-3), weight_decay=0.1)
         with pytest.raises(TypeError, match="tx must be a GradientTransformation"):
             of.Optimizer(net, dict, learning_rate=0.1)
-        with pytest.raises(TypeError, match="decorate it with optimfn.factory"):
+        with pytest.raises(TypeError, match=r"decorate it with optimfn\.factory"):
             of.Optimizer(net, lambda: of.GradientTransformation(*of.identity()))
         with pytest.raises(ValueError, match="b1 must be in"):
             of.Optimizer(net, of.adamw, learning_rate=0.1, b1=2.0)

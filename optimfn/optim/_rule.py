@@ -75,9 +75,8 @@ class GroupRule:
         for key, tensor in self.live.items():
             tensor.fill_(group[key])
         if self.schedule is not None and group["lr"] is not self.shown:
-            shown = group["lr"]
             raise ValueError(
-                f"lr was set to {shown!r}, but the schedule {self.schedule!r} of the transformation drives it"
+                f"lr was set to {group['lr']!r}, but the schedule {self.schedule!r} of the transformation drives it"
             )
 
     def _record(self, count: int | Tensor) -> Tensor:
