@@ -36,14 +36,15 @@ def map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
         >>> of.tree.map(torch.add, {"w": torch.ones(2), "b": None}, {"w": torch.ones(2), "b": None})
         {'w': tensor([2., 2.]), 'b': None}
     """
-    # Plain Python: for flat dicts and lists of tensors, the usual trees, it takes half the time of optree's map.
+    # Plain Python: half the time of optree's map for flat dicts and lists of tensors, the usual trees, and up to
+    # twice for many small dicts; and dynamo traces it rightly, see _open.
     if tree is None:
         return None
+    if type(tree) is dict:
+        columns = [[child[key] for key in tree] for child in _alike(tree, rest)] if rest else ()
+        return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
     if isinstance(tree, Tensor) or is_leaf(tree):
         return f(tree, *rest)
-    if type(tree) is dict:
-        columns = [[child[key] for key in tree] for child in _alike(tree, rest)]
-        return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
     _, children, rebuild = _open(tree)
     return rebuild(_map_rows(f, children, [_open(other)[1] for other in _alike(tree, rest)]))
 
