@@ -107,6 +107,14 @@ class TestClipByGlobalNorm:
         assert grad.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("clip", [of.clip_by_global_norm, of.clip_by_block_rms])
+def test_updates_within_a_bound_pass_bit_for_bit_whatever_the_bound(clip):
+    updates = torch.randn(50) / 100
+    for number in torch.linspace(0.1, 3.0, 200, dtype=torch.float64):
+        for bound in (number, number.item()):
+            assert torch.equal(clip(bound).update(updates, of.EmptyState())[0], updates)
+
+
 class TestMasked:
     def test_passes_the_rest_through_and_keeps_no_state_for_it(self):
         tx = of.masked(of.trace(0.9), {"a": True, "b": False})

@@ -94,6 +94,11 @@ def test_reductions_equal_those_of_the_long_vector(t):
         assert tree.norm(t, order, squared=True).item() == pytest.approx(want**2, abs=1e-12)
 
 
+def test_rms():
+    assert tree.rms([torch.tensor([3.0, 4.0]), torch.tensor(5.0)]).item() == pytest.approx(math.sqrt(50 / 3))
+    assert tree.rms({}).item() == tree.rms(torch.zeros(0, 3)).item() == 0
+
+
 def test_norm_refuses_other_orders():
     with pytest.raises(ValueError, match="ord must be one of None, 1, 2, inf, got 3"):
         tree.norm(torch.ones(1), 3)

@@ -1,6 +1,6 @@
 """Scale each leaf of the updates by the size of its parameter."""
 
-import math
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -36,14 +36,7 @@ def scale_by_param_block_norm(min_scale: Scalar = 1e-3) -> GradientTransformatio
     """
     check_nonnegative(min_scale=min_scale)
 
-    def leaf(u: Tensor, p: Tensor) -> Updates:
-        return tree.scale(tree.clip(tree.norm(p), min_value=min_scale), u)
-
-    def scale(updates: Updates, params: Params | None) -> Updates:
-        need_params("scale_by_param_block_norm", params)
-        return tree.map(leaf, updates, params)
-
-    return stateless(scale)
+    return _by_block("scale_by_param_block_norm", tree.norm, min_scale)
 
 
 @factory
@@ -75,12 +68,17 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> GradientTransformation
     """
     check_nonnegative(min_scale=min_scale)
 
+    return _by_block("scale_by_param_block_rms", tree.rms, min_scale)
+
+
+def _by_block(rule: str, size: Callable[[Tensor], Tensor], min_scale: Scalar) -> GradientTransformation:
+    """Multiply each leaf by the size of its parameter, but at least by `min_scale`."""
+
     def leaf(u: Tensor, p: Tensor) -> Updates:
-        rms = tree.norm(p) / math.sqrt(max(p.numel(), 1))
-        return tree.scale(tree.clip(rms, min_value=min_scale), u)
+        return tree.scale(tree.clip(size(p), min_value=min_scale), u)
 
     def scale(updates: Updates, params: Params | None) -> Updates:
-        need_params("scale_by_param_block_rms", params)
+        need_params(rule, params)
         return tree.map(leaf, updates, params)
 
     return stateless(scale)

@@ -1,7 +1,5 @@
 """Bound the size of updates."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,7 @@ from .. import tree
 from .._base import GradientTransformation, stateless
 from .._checks import check_nonnegative, check_positive
 from .._recipe import factory
-from .._typing import Params, Scalar, Updates
+from .._typing import Scalar, Updates
 
 
 @factory
@@ -64,12 +62,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """
     check_positive(max_norm=max_norm)
 
-    def shrink(updates: Updates, params: Params | None) -> Updates:
-        norm = tree.norm(updates)
-        # max_norm / max(norm, max_norm) is exactly 1 inside the ball, and 0 / 0 nowhere.
-        return tree.scale(max_norm / torch.maximum(norm, torch.zeros_like(norm) + max_norm), updates)
-
-    return stateless(shrink)
+    return stateless(lambda updates, params: _shrink(updates, tree.norm(updates), max_norm))
 
 
 @factory
@@ -99,8 +92,12 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """
     check_positive(threshold=threshold)
 
-    def shrink(u: Tensor) -> Updates:
-        rms = tree.norm(u) / math.sqrt(max(u.numel(), 1))
-        return tree.scale(threshold / tree.clip(rms, min_value=threshold), u)
+    return stateless(lambda updates, params: tree.map(lambda u: _shrink(u, tree.rms(u), threshold), updates))
 
-    return stateless(lambda updates, params: tree.map(shrink, updates))
+
+def _shrink(updates: Updates, size: Tensor, bound: Scalar) -> Updates:
+    """The updates, whose size is given, times what makes the size at most `bound`."""
+    # A quotient of tensors is exactly 1 within the bound, and 0 / 0 nowhere. A Python number over a tensor would be
+    # a product with the reciprocal, which is not.
+    limit = torch.zeros_like(size) + bound
+    return tree.scale(limit / torch.maximum(size, limit), updates)

@@ -209,6 +209,11 @@ def norm(tree: Tree, ord: float | None = None, squared: bool = False) -> Tensor:
     return total * total if squared else total
 
 
+def rms(tree: Tree) -> Tensor:
+    """Root mean square of all elements of all leaves; 0 if there are none."""
+    return norm(tree) / math.sqrt(builtins.max(size(tree), 1))
+
+
 def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
     """Whether all elements are close, as a 0-dim bool tensor, so that nothing is read back."""
     parts = leaves(map(lambda x, y: torch.isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan).all(), a, b))
