@@ -1148,8 +1148,6 @@ def _warmup_cosine(count):
     return 0.1 + 0.9 * count / 10 if count < 10 else _cosine(count - 10, 1.0, 90, alpha=0.05)
 
 
-NO_STEPS = ValueError, "must be >= 0, got -1"
-
 SCHEDULES = (
     ScheduleCase(
         "constant",

@@ -35,4 +35,3 @@ def trees(dtypes=FLOATS, leaves=None):
 
 
 fractions = st.floats(0.0, 0.999)
-positives = st.floats(1e-6, 10.0)

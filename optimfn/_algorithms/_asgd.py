@@ -68,9 +68,8 @@ def asgd(
 
     def init(params: Params) -> ASGDState:
         count = tree.count(params)
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        mu = torch.ones((), dtype=dtype, device=count.device)
-        return ASGDState(count, (mu * learning_rate).to(dtype), mu, tree.init_moment(params))
+        mu = torch.ones((), dtype=tree.scalar_dtype(), device=count.device)
+        return ASGDState(count, (mu * learning_rate).to(mu.dtype), mu, tree.init_moment(params))
 
     def update(
         updates: Updates, state: ASGDState, params: Params | None = None, **extra: Any

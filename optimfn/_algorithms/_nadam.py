@@ -67,9 +67,8 @@ def scale_by_nadam(
 
     def init(params: Params) -> ScaleByNadamState:
         count = tree.count(params)
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
         mu, nu = tree.init_moment(params), tree.init_moment(params, real=True)
-        return ScaleByNadamState(count, torch.ones((), dtype=dtype, device=count.device), mu, nu)
+        return ScaleByNadamState(count, torch.ones((), dtype=tree.scalar_dtype(), device=count.device), mu, nu)
 
     def momentum(t: Tensor) -> Tensor:
         return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))

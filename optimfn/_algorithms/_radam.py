@@ -83,11 +83,7 @@ def scale_by_radam(
         count = state.count + 1
         mu = tree.update_moment(updates, state.mu, b1, 1)
         nu = tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
-        if nesterov:
-            g_hat = tree.bias_correction(updates, b1, count)
-            mu_hat = tree.update_moment(g_hat, tree.bias_correction(mu, b1, count + 1), b1, 1)
-        else:
-            mu_hat = tree.bias_correction(mu, b1, count)
+        mu_hat = tree.debiased_mean(updates, mu, b1, count, nesterov=nesterov)
         rectified, r = _rectification(b2, count, threshold)
         if eps_after_correction:
             scaled = tree.div_by_root(mu_hat, tree.bias_correction(nu, b2, count), eps, eps_root)

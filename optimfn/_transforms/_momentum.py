@@ -117,12 +117,10 @@ def ema(
     ) -> tuple[Updates, EmaState]:
         count = state.count + 1
         mean = tree.update_moment(updates, state.ema, decay, 1)
-        if nesterov:
-            g_hat = tree.bias_correction(updates, decay, count) if debias else updates
-            m_hat = tree.bias_correction(mean, decay, count + 1) if debias else mean
-            shown = tree.update_moment(g_hat, m_hat, decay, 1)
+        if debias:
+            shown = tree.debiased_mean(updates, mean, decay, count, nesterov=nesterov)
         else:
-            shown = tree.bias_correction(mean, decay, count) if debias else mean
+            shown = tree.update_moment(updates, mean, decay, 1) if nesterov else mean
         return tree.cast_like(shown, updates), EmaState(count, tree.carry(mean, state.ema))
 
     return GradientTransformation(init, update)

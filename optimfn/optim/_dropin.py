@@ -161,8 +161,7 @@ class DropIn(KeepsDtypes):
         if layout is None:
             if len(rule.layouts) >= _KEPT_LAYOUTS:
                 rule.layouts.clear()
-            meta = {name: torch.empty_like(p, device="meta") for name, p in members.items()}
-            layout = rule.layouts[names] = Layout.of(rule.tx.init(meta), self._key)
+            layout = rule.layouts[names] = Layout.of(rule.tx, members, self._key)
         first = next(iter(members.values()))
         if self.state.get(first):
             empty = {key: first.new_empty(0) for key in self.optional}
@@ -256,9 +255,9 @@ class DropIn(KeepsDtypes):
                 entries[key] = shown[key]
 
     def _zero_step(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
-        wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+        dtype = torch.float32 if group.get("fused") else tree.scalar_dtype()
         near = self.step_on_device or group.get("capturable") or group.get("fused")
-        return torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=p.device if near else "cpu")
+        return torch.zeros((), dtype=dtype, device=p.device if near else "cpu")
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
         self.__dict__.pop("_rules", None)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import tree
+from .._base import GradientTransformation
 from .._typing import State
 
 Entries = dict[str, Any]  # the state of one parameter, as torch keeps it
@@ -39,8 +41,14 @@ class Layout:
     slots: Sequence[Slot]
 
     @staticmethod
-    def of(template: State, rename: Callable[[str], str] = str) -> "Layout":
-        """Find the slot of every leaf; `rename` turns the path in the state into the key."""
+    def of(
+        tx: GradientTransformation, members: Mapping[ParamKey, Tensor], rename: Callable[[str], str] = str
+    ) -> "Layout":
+        """Find the slot of every leaf; `rename` turns the path in the state into the key.
+
+        The state is made for parameters without memory, so that a layout costs none.
+        """
+        template = tx.init({name: torch.empty_like(p, device="meta") for name, p in members.items()})
         slots = []
         for path, _ in tree.leaves_with_path(template):
             owner = next((entry for entry in path if isinstance(entry, ParamKey)), None)

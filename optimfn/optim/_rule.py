@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import tree
@@ -44,9 +43,7 @@ class GroupRule:
                 self.live[key] = tree.wide(tree.count(params))
                 tx = substitute(tx, name, self.live[key])
         self.tx = tx
-        self.layout = Layout.of(
-            tx.init({n: torch.empty_like(p, device="meta") for n, p in self._named(params).items()})
-        )
+        self.layout = Layout.of(tx, self._named(params))
 
     def compute(self, group: Mapping[str, Any], stored: Mapping[Tensor, dict[str, Any]]) -> GroupStep:
         """Compute a step from the gradients; only the live hyperparameters are written."""

@@ -43,10 +43,12 @@ from ._core import wide as wide
 from ._moments import abs_sq as abs_sq
 from ._moments import bias_correction as bias_correction
 from ._moments import count as count
+from ._moments import debiased_mean as debiased_mean
 from ._moments import div_by_root as div_by_root
 from ._moments import init_moment as init_moment
 from ._moments import lerp as lerp
 from ._moments import one_minus_power as one_minus_power
+from ._moments import scalar_dtype as scalar_dtype
 from ._moments import update_infinity_moment as update_infinity_moment
 from ._moments import update_moment as update_moment
 from ._moments import update_moment_per_elem_norm as update_moment_per_elem_norm

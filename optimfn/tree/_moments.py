@@ -93,6 +93,22 @@ def bias_correction(moment: Tree, decay: Scalar, count: int | Tensor) -> Tree:
     return map(lambda m: cast_leaf(m / correction, m.dtype), moment)
 
 
+def debiased_mean(updates: Tree, mean: Tree, decay: Scalar, count: Tensor, *, nesterov: bool = False) -> Tree:
+    """A running mean that has taken in `updates`, debiased; with `nesterov`, one step ahead, as in NAdam.
+
+    The latter is `decay m / (1 - decay^(count + 1)) + (1 - decay) g / (1 - decay^count)`.
+    """
+    if not nesterov:
+        return bias_correction(mean, decay, count)
+    g_hat = bias_correction(updates, decay, count)
+    return update_moment(g_hat, bias_correction(mean, decay, count + 1), decay, 1)
+
+
+def scalar_dtype() -> torch.dtype:
+    """The dtype that torch.optim gives to scalars in a state: float32, or float64 where that is the default dtype."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
 def one_minus_power(decay: Scalar, count: int | Tensor) -> Tensor:
     """`1 - decay**count` in float64, as `-expm1(count * log(decay))`."""
     if isinstance(decay, Tensor):
