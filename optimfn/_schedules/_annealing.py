@@ -43,7 +43,7 @@ def cosine_annealing_lr(init_value: Scalar, T_max: int, eta_min: Scalar = 0.0) -
     check_steps(T_max=T_max, at_least=1)
 
     def schedule(count: int | Tensor) -> Tensor:
-        return _half_wave(init_value, eta_min, torch.remainder(tree.wide(count), 2 * T_max) / T_max)
+        return half_wave(init_value, eta_min, torch.remainder(tree.wide(count), 2 * T_max) / T_max)
 
     return schedule
 
@@ -82,10 +82,10 @@ def cosine_annealing_warm_restarts(init_value: Scalar, T_0: int, T_mult: int = 1
     def schedule(count: int | Tensor) -> Tensor:
         step = torch.clamp(tree.wide(count), min=0)
         if T_mult == 1:
-            return _half_wave(init_value, eta_min, torch.remainder(step, T_0) / T_0)
+            return half_wave(init_value, eta_min, torch.remainder(step, T_0) / T_0)
         restarts = _restarts(step, T_0, T_mult)
         start = torch.where(restarts <= step, restarts, 0).amax()
-        return _half_wave(init_value, eta_min, (step - start) / (T_0 + (T_mult - 1) * start))
+        return half_wave(init_value, eta_min, (step - start) / (T_0 + (T_mult - 1) * start))
 
     return schedule
 
@@ -128,12 +128,12 @@ def swa_lr(init_value: Scalar, swa_lr: Scalar, anneal_epochs: int = 10, anneal_s
         fraction = torch.clamp(tree.wide(count), 0, anneal_epochs) / anneal_epochs
         if anneal_strategy == "linear":
             return init_value * (1 - fraction) + swa_lr * fraction
-        return _half_wave(init_value, swa_lr, fraction)
+        return half_wave(init_value, swa_lr, fraction)
 
     return schedule
 
 
-def _half_wave(high: Scalar, low: Scalar, phase: Tensor) -> Tensor:
+def half_wave(high: Scalar, low: Scalar, phase: Tensor) -> Tensor:
     return low + (high - low) * (1 + torch.cos(math.pi * phase)) / 2
 
 

@@ -1,7 +1,5 @@
 """Cycles between two values: the pure forms of CyclicLR and OneCycleLR."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from .. import tree
 from .._checks import check_choice, check_fraction, check_nonnegative, check_number, check_positive, check_steps
 from .._recipe import factory
 from .._typing import Scalar, Schedule
+from ._annealing import half_wave
 
 
 @factory
@@ -146,4 +145,4 @@ def one_cycle_lr(
 def _anneal(start: Scalar, end: Scalar, fraction: Tensor, strategy: str) -> Tensor:
     if strategy == "linear":
         return start + (end - start) * fraction
-    return end + (start - end) * (1 + torch.cos(math.pi * fraction)) / 2
+    return half_wave(start, end, fraction)

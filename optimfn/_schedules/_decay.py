@@ -7,6 +7,7 @@ from .. import tree
 from .._checks import check_nonnegative, check_number, check_positive, check_steps
 from .._recipe import factory
 from .._typing import Scalar, Schedule
+from ._polynomial import polynomial_schedule
 
 
 @factory
@@ -106,9 +107,4 @@ def polynomial_lr(init_value: Scalar, total_iters: int = 5, power: Scalar = 1.0)
     check_number(init_value=init_value)
     check_steps(total_iters=total_iters, at_least=1)
     check_positive(power=power)
-
-    def schedule(count: int | Tensor) -> Tensor:
-        elapsed = torch.clamp(tree.wide(count), 0, total_iters)
-        return init_value * (1 - elapsed / total_iters) ** power
-
-    return schedule
+    return polynomial_schedule(init_value, 0.0, power, total_iters)
