@@ -89,6 +89,13 @@ def set_gradients(own, theirs, absent=0.0):
         q.grad = p.grad.clone() if present else None
 
 
+def train(own, optimizer, theirs, reference, steps, absent=0.0):
+    for _ in range(steps):
+        set_gradients(own, theirs, absent)
+        optimizer.step()
+        reference.step()
+
+
 @pytest.fixture(autouse=True)
 def _seed(request):
     random.seed(request.node.name)
@@ -234,16 +241,10 @@ def test_transform_is_recorded(name):
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies_go_on_by_themselves(name, how):
     own, optimizer, theirs, reference = make_pair(name, torch.float64, {})
-    for _ in range(3):
-        set_gradients(own, theirs)
-        optimizer.step()
-        reference.step()
+    train(own, optimizer, theirs, reference, steps=3)
     pair = (own, optimizer)
     own, optimizer = copy.deepcopy(pair) if how == "deepcopy" else pickle.loads(pickle.dumps(pair))
-    for _ in range(3):
-        set_gradients(own, theirs, absent=0.3)
-        optimizer.step()
-        reference.step()
+    train(own, optimizer, theirs, reference, steps=3, absent=0.3)
     assert_same(own, optimizer, theirs, reference)
 
 
@@ -307,10 +308,7 @@ def test_state_edited_by_hand_is_followed(name):
 def test_default_dtype_float64_gives_float64_counts(name):
     torch.set_default_dtype(torch.float64)
     own, optimizer, theirs, reference = make_pair(name, torch.float64, {})
-    for _ in range(3):
-        set_gradients(own, theirs)
-        optimizer.step()
-        reference.step()
+    train(own, optimizer, theirs, reference, steps=3)
     assert_same(own, optimizer, theirs, reference)
 
 
@@ -327,10 +325,7 @@ def test_no_gradient_at_all_is_no_step(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision_states_have_the_dtype_that_torch_gives_them(name, dtype):
     own, optimizer, theirs, reference = make_pair(name, dtype, {})
-    for _ in range(3):
-        set_gradients(own, theirs)
-        optimizer.step()
-        reference.step()
+    train(own, optimizer, theirs, reference, steps=3)
     for p, q in zip(own, theirs, strict=True):
         ours, state = optimizer.state.get(p, {}), reference.state.get(q, {})
         assert {k: (v.dtype, v.shape) for k, v in ours.items()} == {k: (v.dtype, v.shape) for k, v in state.items()}

@@ -224,7 +224,7 @@ def iterate(
 
 def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
     """One vector of all elements, in new memory; complex ones are pairs of reals."""
-    reals = [(torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1) for x in leaves]
+    reals = [tree.as_real(x).reshape(-1) for x in leaves]
     return tree.cast_leaf(torch.cat(reals), dtype) if reals else torch.zeros(0, dtype=dtype)
 
 
@@ -232,10 +232,10 @@ def shift(x: Sequence[Tensor], t: Real, d: Tensor) -> list[Tensor]:
     """`x + t d`, leaf by leaf in the dtypes of `x`."""
     shifted, start = [], 0
     for leaf in x:
-        real = torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
+        real = tree.as_real(leaf)
         piece = d[start : start + real.numel()].view(real.shape)
         new = tree.cast_leaf(torch.add(real, piece, alpha=float(t)), real.dtype)
-        shifted.append(torch.view_as_complex(new.contiguous()) if leaf.is_complex() else new)
+        shifted.append(tree.as_complex(new, leaf))
         start += real.numel()
     return shifted
 

@@ -2,13 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
-from .._typing import Params, State, Tree, Updates
+from .._typing import Params, State, Updates
 
 
 class SplitRealAndImaginaryState(NamedTuple):
@@ -45,22 +42,14 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     check_transformation(inner=inner)
 
     def init(params: Params) -> SplitRealAndImaginaryState:
-        return SplitRealAndImaginaryState(inner.init(_split(params)))
+        return SplitRealAndImaginaryState(inner.init(tree.map(tree.as_real, params)))
 
     def update(
         updates: Updates, state: SplitRealAndImaginaryState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SplitRealAndImaginaryState]:
-        parts, inner_state = inner.update(
-            _split(updates), state.inner_state, None if params is None else _split(params), **extra
-        )
-        return tree.map(_join, updates, parts), SplitRealAndImaginaryState(inner_state)
+        real_params = None if params is None else tree.map(tree.as_real, params)
+        parts, inner_state = inner.update(tree.map(tree.as_real, updates), state.inner_state, real_params, **extra)
+        joined = tree.map(tree.as_complex, parts, updates)
+        return joined, SplitRealAndImaginaryState(inner_state)
 
     return GradientTransformation(init, update)
-
-
-def _split(leaves: Tree) -> Tree:
-    return tree.map(lambda x: torch.view_as_real(x.resolve_conj()) if x.is_complex() else x, leaves)
-
-
-def _join(like: Tensor, part: Tensor | None) -> Tensor | None:
-    return torch.view_as_complex(part.contiguous()) if like.is_complex() and part is not None else part

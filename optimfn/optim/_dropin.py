@@ -304,7 +304,7 @@ def _init_like(tx: GradientTransformation, members: dict[ParamKey, Tensor]) -> S
 
 
 def _as_reals(entries: Entries) -> Entries:
-    return {k: torch.view_as_real(x) if isinstance(x, Tensor) and x.is_complex() else x for k, x in entries.items()}
+    return {key: tree.as_real(x) if isinstance(x, Tensor) else x for key, x in entries.items()}
 
 
 def _as_torch(entries: Entries, p: Tensor) -> Entries:

@@ -131,6 +131,16 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def as_real(x: Tensor) -> Tensor:
+    """`x`, or if it is complex a view of it with real and imaginary part along a last axis."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def as_complex(x: Tensor, like: Tensor) -> Tensor:
+    """The other way round of `as_real`: `x`, made complex again if `like` is."""
+    return torch.view_as_complex(x.contiguous()) if like.is_complex() else x
+
+
 def wide(count: float | Tensor) -> Tensor:
     """A count, or any other scalar, as a 0-dim tensor in float64 (float32 on devices without float64)."""
     if not isinstance(count, Tensor):
