@@ -27,6 +27,7 @@ from ._algorithms._lbfgs import minimize_by_lbfgs as minimize_by_lbfgs
 from ._algorithms._lion import ScaleByLionState as ScaleByLionState
 from ._algorithms._lion import lion as lion
 from ._algorithms._lion import scale_by_lion as scale_by_lion
+from ._algorithms._muon import muon as muon
 from ._algorithms._muon import orthogonalize as orthogonalize
 from ._algorithms._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms._nadam import ScaleByNadamState as ScaleByNadamState
@@ -118,9 +119,13 @@ from ._typing import Updates as Updates
 from ._version import __version__ as __version__
 from ._wrappers._complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from ._wrappers._complex import split_real_and_imaginary as split_real_and_imaginary
+from ._wrappers._finite import ApplyIfFiniteState as ApplyIfFiniteState
+from ._wrappers._finite import apply_if_finite as apply_if_finite
 from ._wrappers._masked import MaskedNode as MaskedNode
 from ._wrappers._masked import MaskedState as MaskedState
 from ._wrappers._masked import masked as masked
+from ._wrappers._partition import PartitionState as PartitionState
+from ._wrappers._partition import partition as partition
 from .fused import Step as Step
 from .fused import make_step as make_step
 from .optim import Optimizer as Optimizer
