@@ -1,5 +1,6 @@
 """Pure-functional, composable optimizer transformations for PyTorch."""
 
+from . import cuda as cuda
 from . import optim as optim
 from . import tree as tree
 from ._algorithms._adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState

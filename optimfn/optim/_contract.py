@@ -1,7 +1,8 @@
 """What the base class of torch expects of a step, and what capturing it needs."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +37,38 @@ class FiresHooksOnce(torch.optim.Optimizer):
 
 def is_capturing(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the step is being captured in a CUDA graph."""
-    on_device = any(p.is_cuda for group in groups for p in group["params"][:1])
+    on_device = any(_is_on_device(p) for group in groups for p in group["params"][:1])
     return on_device and torch.cuda.is_current_stream_capturing()
+
+
+@contextlib.contextmanager
+def watch_steps() -> Iterator[list[Any]]:
+    """Collect the optimizers that make a step within the context."""
+    seen: list[Any] = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def is_watched() -> bool:
+    """Whether somebody collects steps, who then sees to the hyperparameters of what is captured."""
+    return bool(_watchers)
+
+
+def report_step(optimizer: Any) -> None:
+    """Tell those who watch of a step."""
+    for seen in _watchers:
+        if not any(optimizer is one for one in seen):
+            seen.append(optimizer)
+
+
+_watchers: list[list[Any]] = []
+
+
+def _is_on_device(p: Tensor) -> bool:
+    return p.is_cuda
 
 
 def refuse_absent(params: Mapping[Any, Tensor]) -> None:

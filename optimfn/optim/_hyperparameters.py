@@ -132,6 +132,10 @@ class Live:
             self._tensors[slot] = tree.wide(tree.count(params))
         return self._tensors[slot]
 
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return list(self._tensors.values())
+
     def separate(self, values: Sequence[Mapping[Hyperparameter, Any]]) -> bool:
         """Notice in which hyperparameters the groups differ; whether there are more of them than before."""
         first: dict[Hyperparameter, Any] = {}

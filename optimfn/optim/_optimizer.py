@@ -6,10 +6,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
 from ._closure import extras_of
-from ._contract import FiresHooksOnce, is_capturing, refuse_absent
+from ._contract import FiresHooksOnce, is_capturing, is_watched, refuse_absent, report_step
 from ._hyperparameters import (
     Found,
     Hyperparameter,
@@ -137,6 +138,12 @@ class Optimizer(FiresHooksOnce):
         """
         self._current_program()
 
+    def addresses(self) -> tuple[int, ...]:
+        """Where parameters, state and hyperparameters lie; a captured graph holds as long as that stays so."""
+        program = self._current_program()
+        held = [*program.params.values(), *tree.leaves(program.state), *self._live.tensors()]
+        return tuple(x.data_ptr() for x in held)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, a dict with `params` and, if it is to have its own, hyperparameters.
 
@@ -235,6 +242,7 @@ class Optimizer(FiresHooksOnce):
         else:
             program.take(program.params, program.state, grads, **extra)
         program.publish(self.state)
+        report_step(self)
 
     def _is_rehearsal(self) -> bool:
         """Whether this is no step but torch.distributed.checkpoint's way of having the state made."""
@@ -261,7 +269,8 @@ class Optimizer(FiresHooksOnce):
                 raise ValueError(
                     f"lr was set to {value!r}, but the schedule {schedule!r} of the transformation drives it"
                 )
-        self._live.write(values, capturing)
+        if not (capturing and is_watched()):
+            self._live.write(values, capturing)
         return program
 
     def _make_program(self, given: Sequence[dict[Hyperparameter, Any]] | None = None) -> Program:
