@@ -155,7 +155,9 @@ class Live:
         for number, group in enumerate(values):
             for one, value in group.items():
                 slot = self._slot(one, number)
-                target = self._tensors[slot]
+                target = self._tensors.get(slot)
+                if target is None:  # a differentiable step takes the value itself
+                    continue
                 if isinstance(value, Tensor):
                     if not capturing or value.device == target.device:
                         target.copy_(value.detach().reshape(()))

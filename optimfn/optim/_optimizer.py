@@ -5,6 +5,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
@@ -226,13 +227,10 @@ class Optimizer(FiresHooksOnce):
         self._betas = [(group.get("b1"), group.get("b2")) for group in self.__dict__.get("param_groups", ())]
 
     def _step(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
-        if not self.state and self._is_rehearsal():
-            self._make_program().publish(self.state)
+        program = self._prepare()
+        if program is None:
             return
-        program = self._current_program()
         grads = {name: _dense(p.grad) for name, p in program.params.items()}
-        if is_capturing(self.param_groups):
-            refuse_absent(program.params)
         if closure is not None:
             extra = {**extras_of(closure, loss, program.params), **extra}
         if (found_inf := getattr(self, "found_inf", None)) is not None:
@@ -241,6 +239,21 @@ class Optimizer(FiresHooksOnce):
             program.take_differentiable(grads, extra)
         else:
             program.take(program.params, program.state, grads, **extra)
+        self._finish(program)
+
+    @_disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
+    def _prepare(self) -> Program | None:
+        """The program for this step; none if there is no step to take."""
+        if not self.state and self._is_rehearsal():
+            self._make_program().publish(self.state)
+            return None
+        program = self._current_program()
+        if is_capturing(self.param_groups):
+            refuse_absent(program.params)
+        return program
+
+    @_disable_dynamo
+    def _finish(self, program: Program) -> None:
         program.publish(self.state)
         report_step(self)
 
@@ -256,10 +269,11 @@ class Optimizer(FiresHooksOnce):
         values = self._values()
         program = self._program
         separated = self._live.separate(values)
-        if program is None or separated or not program.fits(self.param_groups, self.state):
+        differentiable = self.defaults["differentiable"]  # then tensors are used as they are, and may be new ones
+        if program is None or separated or differentiable or not program.fits(self.param_groups, self.state):
             if capturing:
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-            program = self._program = self._make_program(values if self.defaults["differentiable"] else None)
+            program = self._program = self._make_program(values if differentiable else None)
         for group in self.param_groups:
             label = group.get("label", "")
             if label in program.schedules and program.was_overruled(label, group["lr"]):
