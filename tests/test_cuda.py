@@ -343,6 +343,47 @@ def test_a_graph_captured_by_hand_reads_tensors_and_what_is_written(cuda):
         assert equal(params, run(reference, twins, 1, reference.step, step))
 
 
+DROP_INS = {
+    "SGD": {"momentum": 0.9},
+    "Adam": {"capturable": True, "amsgrad": True},
+    "AdamW": {"capturable": True},
+    "Adamax": {"capturable": True},
+    "NAdam": {"capturable": True},
+    "RAdam": {"capturable": True},
+    "RMSprop": {"capturable": True, "momentum": 0.5, "centered": True},
+    "Rprop": {"capturable": True},
+    "ASGD": {"capturable": True},
+    "Adadelta": {"capturable": True},
+    "Muon": {},
+}
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+def test_drop_in_classes_capture_too(cuda, name):
+    ends = []
+    for captured in (False, True):
+        params = [p for p in parameters() if name != "Muon" or p.ndim == 2]
+        optimizer = getattr(of.optim, name)(params, lr=0.1, **DROP_INS[name])
+        scheduler = COSINE(optimizer, 10)
+        step = of.cuda.capture(optimizer.step, warmup=2) if captured else optimizer.step
+        run(optimizer, params, 6, step, scheduler=scheduler)
+        key = "weight_decay" if "weight_decay" in optimizer.param_groups[0] else "lr"
+        optimizer.param_groups[0][key] = 0.2  # makes the rule anew, so it is captured anew
+        end = run(optimizer, params, 4, step, 6, scheduler)
+        ends.append([*end, *of.tree.leaves(optimizer.state_dict()["state"])])
+    assert equal(*ends)
+    assert len(cuda.graphs) == (1 if key == "lr" else 2)
+
+
+def test_a_drop_in_class_that_counts_on_the_host_is_refused(cuda):
+    params = parameters()
+    optimizer = of.optim.AdamW(params)
+    step = of.cuda.capture(optimizer.step, warmup=1)
+    run(optimizer, params, 1, step)
+    with pytest.raises(RuntimeError, match="for an instance of AdamW but param_groups' capturable is False"):
+        run(optimizer, params, 1, step, 1)
+
+
 def test_inputs_must_be_like_the_examples(cuda):
     step = of.cuda.capture(lambda x, n: x * n, torch.ones(2), 3)
     assert torch.equal(step(torch.ones(2), 3), torch.full((2,), 3.0))
