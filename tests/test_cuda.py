@@ -1,6 +1,8 @@
 """Captured steps: on a pretended device everywhere, on a real one where there is one."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -413,3 +415,10 @@ def test_every_rule_makes_its_step_on_the_meta_device():
             p.grad = torch.empty_like(p)
         optimizer.step()
         optimizer.step()
+
+
+def test_the_benchmark_runs(cuda, monkeypatch):
+    path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    benchmark = runpy.run_path(str(path), run_name="benchmark")
+    medians = benchmark["main"](["--device", "cpu", "--rounds", "2", "--repeats", "1"])
+    assert all(0 < host <= total for host, total in medians.values())
