@@ -36,6 +36,8 @@ FORMS = {
     "schedule": lambda net: of.Optimizer(net, of.adamw(of.linear_schedule(0.1, 0.0, 20))),
     "factory": lambda net: of.Optimizer(net, of.adamw, learning_rate=0.05, weight_decay=0.1),
     "tensor": lambda net: of.Optimizer(net, of.adamw, learning_rate=torch.tensor(0.05, dtype=torch.float64)),
+    "rprop": lambda net: of.Optimizer(net, of.rprop, learning_rate=0.05),  # the rate is in the first state
+    "asgd": lambda net: of.Optimizer([{"params": net.parameters(), "lr": 0.01}], of.asgd(0.05)),
     "stateless": lambda net: of.Optimizer(net, of.sgd(0.1)),
     "no rate": lambda net: of.Optimizer(net, of.chain(of.trace(0.9), of.scale(-0.1))),
     "nested": lambda net: of.Optimizer(net, of.apply_if_finite(of.masked(of.adam(0.1), of.tree.is_matrix), 2)),

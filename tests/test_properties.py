@@ -51,7 +51,7 @@ def test_vmap_equals_the_separate_runs(case, params, members):
         own, own_grads = (of.tree.map(lambda x, i=i: x[i], t) for t in (stacked, grads))
         single, single_state = tx.update(own_grads, tx.init(own), own)
         member = of.tree.map(lambda x, i=i: x[i], (updates, state))
-        assert_trees_equal(member, (single, single_state), rtol=1e-12, atol=1e-12)
+        assert_trees_equal(member, (single, single_state), rtol=case.batched, atol=case.batched)
 
 
 @given(cases, trees(FLOATS), trees(FLOATS))

@@ -125,11 +125,12 @@ class Live:
         self._tensors: dict[Slot, Tensor] = {}
         self._written: dict[Slot, Any] = {}
 
-    def tensor(self, one: Hyperparameter, number: int, params: Sequence[Tensor]) -> Tensor:
-        """The tensor for a group, on the device of the parameters."""
+    def tensor(self, one: Hyperparameter, number: int, params: Sequence[Tensor], value: Any) -> Tensor:
+        """The tensor for a group, on the device of the parameters; a new one has the value."""
         slot = self._slot(one, number)
         if slot not in self._tensors:
             self._tensors[slot] = tree.wide(tree.count(params))
+            self._put(slot, value)
         return self._tensors[slot]
 
     def tensors(self) -> list[Tensor]:
@@ -155,16 +156,18 @@ class Live:
         for number, group in enumerate(values):
             for one, value in group.items():
                 slot = self._slot(one, number)
-                target = self._tensors.get(slot)
-                if target is None:  # a differentiable step takes the value itself
+                if slot not in self._tensors:  # a differentiable step takes the value itself
                     continue
-                if isinstance(value, Tensor):
-                    if not capturing or value.device == target.device:
-                        target.copy_(value.detach().reshape(()))
-                        self._written.pop(slot, None)
-                elif not capturing and self._written.get(slot) != value:
-                    target.fill_(value)
-                    self._written[slot] = value
+                if not capturing or (isinstance(value, Tensor) and value.device == self._tensors[slot].device):
+                    self._put(slot, value)
+
+    def _put(self, slot: "Slot", value: Any) -> None:
+        if isinstance(value, Tensor):
+            self._tensors[slot].copy_(value.detach().reshape(()))
+            self._written.pop(slot, None)
+        elif self._written.get(slot) != value:
+            self._tensors[slot].fill_(value)
+            self._written[slot] = value
 
     def _slot(self, one: Hyperparameter, number: int) -> "Slot":
         return one, number if one in self.apart else None
@@ -183,21 +186,20 @@ def complete_betas(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
     group["betas"] = (group.get("b1", defaults["b1"]), group.get("b2", defaults["b2"]))
 
 
-def follow_betas(group: dict[str, Any], seen: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Bring `betas`, `b1` and `b2` together after one or the other was changed; returns what they are now.
+def follow_betas(group: dict[str, Any], seen: tuple[Any, ...]) -> None:
+    """Bring `betas`, `b1` and `b2` together after one or the other was changed.
 
     Raises:
         ValueError: if both were changed, and not alike.
     """
     alone, together = (group["b1"], group["b2"]), tuple(group["betas"])
     if alone == together:
-        return alone
+        return
     if alone != seen and together != seen:
         raise ValueError(f"b1, b2 were set to {alone!r} and betas to {together!r}; set one of them")
     now = alone if together == seen else together
     group["b1"], group["b2"] = now
     group["betas"] = now
-    return now
 
 
 def _own_numbers(tx: GradientTransformation) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Optimizer(FiresHooksOnce):
     _step_supports_amp_scaling = True  # GradScaler leaves unscaling and skipping to the step
     _program: Program | None
     _hyperparameters: dict[str, dict[str, Found]]  # by label
-    _betas: list[tuple[Any, Any]]  # b1 and b2 of each group at the last step
+    _seen: list[tuple[Any, Any, Any]]  # lr, b1 and b2 of each group at the last step
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class Optimizer(FiresHooksOnce):
             self._routes[label] = route
             self._complete(own, [p for name, p in pairs if name in chosen])
             super().add_param_group(own)
-            self._betas.append((own.get("b1"), own.get("b2")))
+            self._seen.append(_rates(own))
         self._program = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Optimizer(FiresHooksOnce):
             ValueError: if an entry has another shape, or groups or parameters differ in number. Nothing has been
                 loaded then.
         """
-        program = self._make_program()
+        program = self._make_program(self._values())
         wanted = {name: dict(entries) for name, entries in scatter(program.runs, program.state.runs).items()}
         reports: list[LoadReport] = []
         seen: list[dict[str, Any]] = []
@@ -224,7 +224,7 @@ class Optimizer(FiresHooksOnce):
         self._live = Live() if live is None else live
         self._program = None
         self._hyperparameters = {}
-        self._betas = [(group.get("b1"), group.get("b2")) for group in self.__dict__.get("param_groups", ())]
+        self._seen = [_rates(group) for group in self.__dict__.get("param_groups", ())]
 
     def _step(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
         program = self._prepare()
@@ -245,7 +245,7 @@ class Optimizer(FiresHooksOnce):
     def _prepare(self) -> Program | None:
         """The program for this step; none if there is no step to take."""
         if not self.state and self._is_rehearsal():
-            self._make_program().publish(self.state)
+            self._rehearse()
             return None
         program = self._current_program()
         if is_capturing(self.param_groups):
@@ -263,6 +263,17 @@ class Optimizer(FiresHooksOnce):
             p.grad.any() for group in self.param_groups for p in group["params"] if p.grad is not None
         )
 
+    def _rehearse(self) -> None:
+        """Make the state. Some rules put the learning rate into it, so that must be the last true one."""
+        zeros = [group["lr"] for group in self.param_groups]
+        for group, (rate, _, _) in zip(self.param_groups, self._seen, strict=True):
+            group["lr"] = rate
+        try:
+            self._make_program(self._values()).publish(self.state)
+        finally:
+            for group, zero in zip(self.param_groups, zeros, strict=True):
+                group["lr"] = zero
+
     def _current_program(self) -> Program:
         """The program for groups and state as they are, its hyperparameters written."""
         capturing = is_capturing(self.param_groups)
@@ -273,7 +284,7 @@ class Optimizer(FiresHooksOnce):
         if program is None or separated or differentiable or not program.fits(self.param_groups, self.state):
             if capturing:
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-            program = self._program = self._make_program(values if differentiable else None)
+            program = self._program = self._make_program(values, differentiable)
         for group in self.param_groups:
             label = group.get("label", "")
             if label in program.schedules and program.was_overruled(label, group["lr"]):
@@ -287,7 +298,7 @@ class Optimizer(FiresHooksOnce):
             self._live.write(values, capturing)
         return program
 
-    def _make_program(self, given: Sequence[dict[Hyperparameter, Any]] | None = None) -> Program:
+    def _make_program(self, values: Sequence[dict[Hyperparameter, Any]], differentiable: bool = False) -> Program:
         groups: list[Group] = []
         rates: dict[str, Tensor] = {}
         start = 0
@@ -302,13 +313,14 @@ class Optimizer(FiresHooksOnce):
             taken = {name for other in groups for name in other.names}
             keys = [ParamKey(f"{len(groups)}.{name}" if name in taken else name) for name in names]
             groups.append(Group(params, keys, label, self._routes[label], found, group["maximize"]))
-        return Program(self.tx, groups, self._live, rates, self.state, given)
+        return Program(self.tx, groups, self._live, rates, self.state, values, differentiable)
 
     def _values(self) -> list[dict[Hyperparameter, Any]]:
         """What the groups say of each hyperparameter, except those that a schedule drives."""
         for number, group in enumerate(self.param_groups):
             if "betas" in group:
-                self._betas[number] = follow_betas(group, self._betas[number])
+                follow_betas(group, self._seen[number][1:])
+            self._seen[number] = _rates(group)
         return [
             {one: group[key] for key, (one, value) in self._found(group).items() if not callable(value)}
             for group in self.param_groups
@@ -352,6 +364,10 @@ def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
 
 def _dense(grad: Tensor | None) -> Tensor | None:
     return grad.to_dense() if grad is not None and grad.is_sparse else grad
+
+
+def _rates(group: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return group["lr"], group.get("b1"), group.get("b2")
 
 
 def _is_zero(rate: Any) -> bool:

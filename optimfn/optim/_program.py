@@ -37,7 +37,8 @@ class Program:
         live: The tensors for the hyperparameters.
         rates: The tensors that show the values of schedules, by label.
         stored: The state of the optimizer.
-        given: Values for the hyperparameters of each group, to be used as they are, without live tensors.
+        values: The hyperparameters of each group, without those that a schedule drives.
+        differentiable: Whether values that are tensors are used as they are, rather than live tensors.
     """
 
     def __init__(
@@ -47,28 +48,29 @@ class Program:
         live: Live,
         rates: Mapping[str, Tensor],
         stored: Stored,
-        given: Sequence[Mapping[Hyperparameter, Any]] | None = None,
+        values: Sequence[Mapping[Hyperparameter, Any]],
+        differentiable: bool = False,
     ) -> None:
         self.params = {name: p for group in groups for name, p in zip(group.names, group.params, strict=True)}
         self._groups = [list(group.params) for group in groups]
         self.schedules = _schedules(groups, rates)
-        values, made = [], []
+        tensors, made = [], []
         for number, group in enumerate(groups):
             own: dict[Hyperparameter, Any] = {}
-            for one, value in group.found.values():
-                if callable(value):
+            for one, given in group.found.values():
+                if callable(given):
                     own[one] = self.schedules[group.label]
-                elif given is not None and isinstance(given[number][one], Tensor):
-                    own[one] = given[number][one]
+                elif differentiable and isinstance(values[number][one], Tensor):
+                    own[one] = values[number][one]
                 else:
-                    own[one] = live.tensor(one, number, group.params)
-            values.append({id(value): value for value in own.values() if isinstance(value, Tensor)})
+                    own[one] = live.tensor(one, number, group.params, values[number][one])
+            tensors.append({id(value): value for value in own.values() if isinstance(value, Tensor)})
             made.append((make_members(tx, group.route, own, group.maximize), group.names))
         originals = [{member.place: member.tx for member in members(tx, group.route)} for group in groups]
 
         def used(number: int, member: Any) -> frozenset[int]:
             untouched = originals[number].get(member.place) is member.tx
-            return frozenset() if untouched else uses(member.tx, values[number])
+            return frozenset() if untouched else uses(member.tx, tensors[number])
 
         self.runs = merge(made, used, self.params, stored)
         self.tx = skip_overflow(pipeline(self.runs, self.schedules))
