@@ -35,6 +35,13 @@ def _warmup(lib):
     return lib.warmup_cosine_decay_schedule(0.0, 0.1, 5, 25, 0.01)
 
 
+def _multi(lib, inner, k, mean=True):
+    if lib.__name__ == "optimfn":
+        return lib.multi_steps(inner, k, mean)
+    # optax accumulates in float32 unless it is told not to.
+    return lib.MultiSteps(inner, k, mean, accumulator_dtype=np.float64).gradient_transformation()
+
+
 RULES = {
     "identity": lambda lib: lib.identity(),
     "set_to_zero": lambda lib: lib.set_to_zero(),
@@ -143,6 +150,22 @@ RULES = {
     "zero_nans": lambda lib: lib.zero_nans(),
     "keep_params_nonnegative": lambda lib: lib.chain(lib.sgd(0.1), lib.keep_params_nonnegative()),
     "adaptive_grad_clip": lambda lib: lib.adaptive_grad_clip(0.1, 0.5, 0),
+    "inject_hyperparams": lambda lib: lib.inject_hyperparams(lib.adam)(0.01, b2=0.9),
+    "inject_hyperparams_schedules": lambda lib: lib.inject_hyperparams(lib.adamw)(
+        _warmup(lib), b1=lib.linear_schedule(0.9, 0.5, 20), weight_decay=lib.constant_schedule(0.1), mask=MASK
+    ),
+    "multi_steps": lambda lib: _multi(lib, lib.adam(_warmup(lib)), 3),
+    "multi_steps_sum": lambda lib: _multi(lib, lib.sgd(0.01, momentum=0.9), lambda step: step + 1, False),
+    "apply_every": lambda lib: lib.chain(lib.adam(0.01), lib.apply_every(4)),
+    "conditionally_transform": lambda lib: lib.conditionally_transform(lib.adam(0.01), lambda step: step % 3 == 0),
+    "conditionally_mask": lambda lib: lib.conditionally_mask(lib.adam(0.01), lambda step: step > 5),
+    "flatten": lambda lib: lib.flatten(lib.lamb(0.01)),
+    "freeze": lambda lib: lib.chain(lib.adam(0.01), lib.freeze(MASK)),
+    "selective_transform": lambda lib: lib.selective_transform(
+        lib.chain(lib.clip_by_global_norm(1.0), lib.adam(0.01)), freeze_mask=MASK
+    ),
+    "snapshot": lambda lib: lib.chain(lib.snapshot("norm", lib.tree.norm), lib.adam(0.01)),
+    "monitor": lambda lib: lib.chain(lib.monitor({"norm": lib.tree.norm}), lib.adam(0.01)),
     "chain": lambda lib: lib.chain(
         lib.clip_by_global_norm(1.0),
         lib.scale_by_adam(b1=0.9, b2=0.95),
