@@ -103,6 +103,9 @@ from ._schedules._decay import exponential_lr as exponential_lr
 from ._schedules._decay import linear_lr as linear_lr
 from ._schedules._decay import polynomial_lr as polynomial_lr
 from ._schedules._exponential import exponential_decay as exponential_decay
+from ._schedules._interpolated import cosine_onecycle_schedule as cosine_onecycle_schedule
+from ._schedules._interpolated import linear_onecycle_schedule as linear_onecycle_schedule
+from ._schedules._interpolated import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from ._schedules._join import join_schedules as join_schedules
 from ._schedules._join import piecewise_constant_schedule as piecewise_constant_schedule
 from ._schedules._polynomial import constant_schedule as constant_schedule
@@ -114,6 +117,12 @@ from ._schedules._products import multiplicative_lr as multiplicative_lr
 from ._schedules._steps import constant_lr as constant_lr
 from ._schedules._steps import multi_step_lr as multi_step_lr
 from ._schedules._steps import step_lr as step_lr
+from ._schedules._warmup import sgdr_schedule as sgdr_schedule
+from ._schedules._warmup import trapezoidal_schedule as trapezoidal_schedule
+from ._schedules._warmup import warmup_constant_schedule as warmup_constant_schedule
+from ._schedules._warmup import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
+from ._schedules._warmup import warmup_inverse_sqrt_schedule as warmup_inverse_sqrt_schedule
+from ._schedules._warmup import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from ._state_dict import load_state_dict as load_state_dict
 from ._state_dict import state_dict as state_dict
 from ._transforms._apply_every import ApplyEvery as ApplyEvery

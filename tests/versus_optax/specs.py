@@ -190,5 +190,19 @@ SCHEDULES = {
     "cosine_without_warmup": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 1.0, 0, 100),
     "warmup_to_zero": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 0.0, 10, 100),
     "piecewise_constant": lambda lib: lib.piecewise_constant_schedule(1.0, {10: 0.5, 20: 0.1}),
+    "piecewise_linear": lambda lib: lib.piecewise_interpolate_schedule("linear", 2.0, {10: 0.5, 20: 3.0}),
+    "piecewise_cosine": lambda lib: lib.piecewise_interpolate_schedule("cosine", 2.0, {20: 3.0, 10: 0.5}),
+    "linear_onecycle": lambda lib: lib.linear_onecycle_schedule(99, 0.5),
+    "linear_onecycle_short": lambda lib: lib.linear_onecycle_schedule(21, 0.5, 0.45, 0.5, 10.0, 3.0),
+    "cosine_onecycle": lambda lib: lib.cosine_onecycle_schedule(99, 0.5, 0.2),
+    "warmup_constant": lambda lib: lib.warmup_constant_schedule(0.1, 1.0, 20),
+    "warmup_exponential": lambda lib: lib.warmup_exponential_decay_schedule(0.1, 1.0, 10, 5, 0.9, 1),
+    "warmup_staircase": lambda lib: lib.warmup_exponential_decay_schedule(0.1, 1.0, 10, 5, 0.5, 0, True, 0.2),
+    "sgdr": lambda lib: lib.sgdr_schedule(
+        [
+            {"init_value": 0.1, "peak_value": 1.0, "warmup_steps": 5, "decay_steps": 10},
+            {"init_value": 0.0, "peak_value": 0.5, "warmup_steps": 1, "decay_steps": 40, "end_value": 0.1},
+        ]
+    ),
     "join": lambda lib: lib.join_schedules([lib.linear_schedule(0.0, 1.0, 10), lib.constant_schedule(0.5)], [11]),
 }
