@@ -79,6 +79,17 @@ def check_steps(*, at_least: int = 0, **values: object) -> None:
             raise ValueError(f"{name} must be >= {at_least}, got {value!r}")
 
 
+def check_seed(**values: object) -> None:
+    """Accept whole numbers of 64 bits, and 0-dim integer tensors."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and (value.ndim or value.is_floating_point() or value.is_complex()):
+            raise ValueError(f"{name} must be a whole number or a 0-dim integer tensor, got {value!r}")
+        if not isinstance(value, Tensor) and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} must be a whole number or a 0-dim integer tensor, got {value!r}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name} must fit into 64 bits, got {value!r}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Accept one of a few values."""
     if value not in choices:

@@ -86,7 +86,7 @@ class Recorded:
             return True
         if not isinstance(other, Recorded) or self.recipe is None or other.recipe is None:
             return NotImplemented
-        same = self.recipe.factory is other.recipe.factory
+        same = self.recipe.factory == other.recipe.factory
         return same and _equal(dict(self.arguments), dict(other.arguments))
 
     def __hash__(self) -> int:

@@ -2,12 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
+import optax_cases
 import torch
+from case import NEGATIVE, NO_DECAY, Case, ScheduleCase
 from oracles import torch_schedules as formulas
 from oracles.adafactor import RowCol
 from oracles.adagrad import AdaGrad
@@ -21,53 +20,6 @@ from oracles.radam import RAdam
 from oracles.rmsprop import RmsProp
 
 import optimfn as of
-
-NEGATIVE = "must be a number >= 0, got -1.0"
-NO_DECAY = r"must be in \[0, 1\), got 1.0"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to make a transformation, and what is known about it."""
-
-    name: str
-    make: Callable[..., of.GradientTransformation]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    oracle: Callable[..., Any] | None = None  # (params, gradients) -> parameters after every step
-    rtol: float = 1e-12  # of the largest number of a leaf, in float64, over 50 steps
-    batched: float = 1e-12  # tolerance between models run together under vmap and one by one, in float64
-    live: tuple[str, ...] = ()  # arguments that may be 0-dim tensors
-    covers: tuple[str, ...] = ()  # public names this case stands for, besides `make`
-    needs_params: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)  # given to every update, such as `value`
-    skips: dict[str, str] = field(default_factory=dict)  # law -> why it does not hold
-    bad: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()  # changed arguments, error, its words
-
-    def tx(self, **changes: Any) -> of.GradientTransformation:
-        """Make the transformation; its update takes the extra arguments of the case by itself."""
-        tx = self.make(**{**self.kwargs, **changes})
-        return replace(tx, update=functools.partial(tx.update, **self.extra)) if self.extra else tx
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The live arguments as 0-dim float64 tensors."""
-        return {name: torch.tensor(self.kwargs[name], dtype=torch.float64) for name in self.live}
-
-
-@dataclass(frozen=True)
-class ScheduleCase:
-    """One way to make a schedule, and its value as a function of an int in plain Python."""
-
-    name: str
-    make: Callable[..., Any]
-    kwargs: dict[str, Any]
-    value: Callable[[int], float]
-    live: tuple[str, ...] = ()
-    covers: tuple[str, ...] = ()
-    bad: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()
-
-    def schedule(self, **changes: Any) -> Any:
-        """Make the schedule."""
-        return self.make(**{**self.kwargs, **changes})
 
 
 def double(updates, params):
@@ -337,7 +289,9 @@ BAD_RPROP = (
         "min_step_size must be at most max_step_size, got 1.0 and 0.1",
     ),
 )
+GLOBAL = "the norm is that of all leaves together"
 DECIDES = {
+    "alone": "the loss, and the direction, are those of all leaves together",
     "vmap": "when to stop is decided in Python, so stacked models would have to stop together",
     "compile": "when to stop is decided in Python, which breaks the graph",
     "meta": "when to stop is decided in Python, by values that are not there",
@@ -377,6 +331,7 @@ CASES = (
         live=("max_norm", "learning_rate", "weight_decay"),
         covers=("chain",),
         needs_params=True,
+        skips={"alone": GLOBAL},
         bad=(BAD_RATE, BAD_DECAY, ({"max_norm": 0.0}, ValueError, "max_norm must be a number > 0, got 0.0")),
     ),
     Case("chain_of_none", of.chain, oracle=leafwise(lambda _: Each(lambda g, p, t: g))),
@@ -552,6 +507,7 @@ CASES = (
         {"max_norm": 1.0},
         oracle=together(global_norm_clip(1.0)),
         live=("max_norm",),
+        skips={"alone": GLOBAL},
         bad=(({"max_norm": 0}, ValueError, "max_norm must be a number > 0, got 0"),),
     ),
     Case(
@@ -1199,6 +1155,7 @@ CASES = (
             ({"every": 0}, ValueError, "every must be >= 1, got 0"),
         ),
     ),
+    *optax_cases.CASES,
 )
 
 
@@ -1518,4 +1475,5 @@ SCHEDULES = (
             ({"schedules": [1]}, TypeError, r"schedules\[0\] must be callable, got 1"),
         ),
     ),
+    *optax_cases.SCHEDULES,
 )

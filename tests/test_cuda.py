@@ -1,5 +1,6 @@
 """Captured steps: on a pretended device everywhere, on a real one where there is one."""
 
+import functools
 import math
 import runpy
 from pathlib import Path
@@ -14,8 +15,7 @@ import optimfn as of
 
 COSINE = torch.optim.lr_scheduler.CosineAnnealingLR
 HOST = {"minimize_by_lbfgs": "decides in Python", "minimize_by_lbfgs_with_line_search": "decides in Python"}
-RULES = [case for case in CASES if "value" not in case.extra]
-every_rule = pytest.mark.parametrize("case", [c for c in RULES if c.name not in HOST], ids=lambda c: c.name)
+every_rule = pytest.mark.parametrize("case", [c for c in CASES if c.name not in HOST], ids=lambda c: c.name)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def equal(a, b):
 
 def optimizer_of(case, params):
     names = [(name, p) for name, p in zip("abcd", params, strict=True)]
-    return of.Optimizer(names, case.tx())
+    return of.Optimizer(names, case.plain())
 
 
 def follow_captured(case, device, steps):
@@ -61,7 +61,8 @@ def follow_captured(case, device, steps):
         optimizer = optimizer_of(case, params)
         scheduled = isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
         scheduler = None if scheduled else COSINE(optimizer, steps)
-        take = of.cuda.capture(optimizer.step) if captured else optimizer.step
+        take = functools.partial(optimizer.step, **case.extra)
+        take = of.cuda.capture(take) if captured else take
         end = run(optimizer, params, steps, take, scheduler=scheduler)
         ends.append([*end, *of.tree.leaves(optimizer.state_dict()["state"])])
     return ends
@@ -86,13 +87,13 @@ def test_a_step_reads_nothing_and_stays_where_it_is(case):
     """What a capture needs, without pretending: no host read, the same addresses, no memory kept after warm-up."""
     params = parameters()
     optimizer = optimizer_of(case, params)
-    run(optimizer, params, 1, optimizer.step)
+    run(optimizer, params, 1, functools.partial(optimizer.step, **case.extra))
     before = optimizer.addresses()
     entries = {id(x) for entries in optimizer.state.values() for x in entries.values()}
 
     def take():
         with NoHostReads():
-            optimizer.step()
+            optimizer.step(**case.extra)
 
     run(optimizer, params, 3, take, first=1)
     assert optimizer.addresses() == before
@@ -405,16 +406,14 @@ def test_without_a_device_capture_says_so():
         of.cuda.capture(3)
 
 
-def test_every_rule_makes_its_step_on_the_meta_device():
-    for case in RULES:
-        if case.name in HOST:
-            continue
-        params = [nn.Parameter(p.to("meta")) for p in parameters()]
-        optimizer = optimizer_of(case, params)
-        for p in params:
-            p.grad = torch.empty_like(p)
-        optimizer.step()
-        optimizer.step()
+@every_rule
+def test_every_rule_makes_its_step_on_the_meta_device(case):
+    params = [nn.Parameter(p.to("meta")) for p in parameters()]
+    optimizer = optimizer_of(case, params)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    optimizer.step(**case.extra)
+    optimizer.step(**case.extra)
 
 
 def test_the_benchmark_runs(cuda, monkeypatch):

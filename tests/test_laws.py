@@ -5,10 +5,13 @@ import inspect
 import io
 import pickle
 
+import cases as own_cases
+import optax_cases
 import pytest
 import torch
 import torch._dynamo.testing
-from cases import CASES, Case
+from case import Case
+from cases import CASES
 from helpers import assert_close_to, assert_trees_equal, follow, like, params_tree, plain_params, rough_gradients
 
 import optimfn as of
@@ -341,11 +344,11 @@ def test_the_stateful_optimizer_takes_the_same_steps(case: Case):
     gradients = rough_gradients(params, 10)
     expected = follow(case.tx(), params, gradients)[-1]
     own = {name: p.clone().requires_grad_() for name, p in params.items()}
-    optimizer = of.Optimizer(own.items(), case.tx())
+    optimizer = of.Optimizer(own.items(), case.plain())
     for grads in gradients:
         for name, p in own.items():
             p.grad = grads[name].clone()
-        optimizer.step()
+        optimizer.step(**case.extra)
     assert_close_to(own, expected, 1e-14)
 
 
@@ -363,9 +366,7 @@ def test_repr_names_every_argument_and_makes_an_equal_value(case: Case):
 
 
 def _functions():
-    import cases
-
-    return [value for value in vars(cases).values() if inspect.isfunction(value)]
+    return [value for table in (own_cases, optax_cases) for value in vars(table).values() if inspect.isfunction(value)]
 
 
 @cases("recorded")

@@ -9,7 +9,12 @@ from strategies import FLOATS, tensors, trees
 
 import optimfn as of
 
-cases = st.sampled_from(CASES)
+
+def cases(*laws):
+    """Cases that all of these laws hold for."""
+    return st.sampled_from([case for case in CASES if not any(law in case.skips for law in laws)])
+
+
 factors = st.floats(0.01, 1.0)
 
 
@@ -17,7 +22,7 @@ def gradients(params):
     return of.tree.map(lambda p: torch.randn(p.shape, dtype=torch.float64).to(p.dtype), params)
 
 
-@given(cases, trees(), st.booleans(), factors)
+@given(cases("pure", "dtype", "ragged"), trees(), st.booleans(), factors)
 @settings(max_examples=150)
 def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, factor):
     if params is None and case.needs_params:
@@ -39,7 +44,7 @@ def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, fa
     assert [x.dtype for x in of.tree.leaves(new_params)] == [x.dtype for x in of.tree.leaves(params)]
 
 
-@given(cases, st.dictionaries(st.sampled_from("abc"), tensors((torch.float64,)), min_size=1), st.integers(1, 3))
+@given(cases("vmap"), st.dictionaries(st.sampled_from("abc"), tensors((torch.float64,)), min_size=1), st.integers(1, 3))
 @settings(max_examples=60)
 def test_vmap_equals_the_separate_runs(case, params, members):
     tx = case.tx()
@@ -54,11 +59,11 @@ def test_vmap_equals_the_separate_runs(case, params, members):
         assert_trees_equal(member, (single, single_state), rtol=case.batched, atol=case.batched)
 
 
-@given(cases, trees(FLOATS), trees(FLOATS))
+@given(cases("alone"), trees(FLOATS), trees(FLOATS))
 @settings(max_examples=60)
 def test_an_empty_part_of_a_tree_changes_nothing(case, params, rest):
     """Leaves do not see their neighbours, unless the rule says so by a global norm."""
-    if "max_norm" in case.kwargs or params is None:
+    if params is None:
         return
     tx, grads = case.tx(), gradients(params)
     alone, _ = tx.update({"x": grads}, tx.init({"x": params}), {"x": params})

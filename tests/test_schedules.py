@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 import torch._dynamo.testing
-from cases import SCHEDULES, ScheduleCase
+from case import ScheduleCase
+from cases import SCHEDULES
 
 import optimfn as of
 

@@ -24,7 +24,8 @@ def test_every_spec_is_recorded():
 
 @pytest.mark.parametrize("name", specs.RULES)
 def test_follows_optax_step_by_step(name):
-    steps = follow(specs.RULES[name](of), tensors(specs.params()), [tensors(g) for g in specs.gradients()])
+    gradients = [tensors(grads) for grads in specs.gradients()]
+    steps = follow(specs.RULES[name](of), tensors(specs.params()), gradients, **specs.EXTRA.get(name, {}))
     kept = [steps[step] for step in specs.KEPT]
     ours = np.stack([np.concatenate([np.ravel(params[key].numpy()) for key in sorted(params)]) for params in kept])
     want = RECORDED[f"rule/{name}"]

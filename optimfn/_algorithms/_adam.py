@@ -189,3 +189,82 @@ def adamw(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
+
+
+@factory
+def nadam(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: torch.dtype | None = None,
+) -> GradientTransformation:
+    """Adam that looks one step ahead with its mean: `adam` with `nesterov`.
+
+    Args:
+        learning_rate: Parameter units per step, roughly, >= 0; a number, a 0-dim tensor or a schedule.
+        b1: Decay of the mean, no unit, in [0, 1).
+        b2: Decay of the mean square, no unit, in [0, 1).
+        eps: Added outside the root, in the unit of `|g|`, >= 0.
+        eps_root: Added inside the root, in the unit of `|g|^2`, >= 0.
+        mu_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
+
+    Shapes:
+        state: that of `scale_by_adam`. Memory: 2 x params.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Differs from: torch.optim.NAdam, whose momentum warms up; see `scale_by_nadam`.
+
+    Source: Dozat, 2016, "Incorporating Nesterov momentum into Adam".
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.nadam(0.1, b1=0.5)
+        >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)))[0]
+        tensor([-0.1333])
+    """
+    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=True)
+
+
+@factory
+def nadamw(
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: torch.dtype | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Mask | None = None,
+) -> GradientTransformation:
+    """AdamW that looks one step ahead with its mean: `adamw` with `nesterov`.
+
+    Args:
+        learning_rate: Parameter units per step, roughly, >= 0; a number, a 0-dim tensor or a schedule.
+        b1: Decay of the mean, no unit, in [0, 1).
+        b2: Decay of the mean square, no unit, in [0, 1).
+        eps: Added outside the root, in the unit of `|g|`, >= 0.
+        eps_root: Added inside the root, in the unit of `|g|^2`, >= 0.
+        mu_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
+        weight_decay: Decay per unit of learning rate, >= 0; a number, a 0-dim tensor or a schedule.
+        mask: Which leaves decay: a tree of bools, a prefix of one, or a function of the parameters.
+
+    Shapes:
+        params: needed. state: that of `scale_by_adam`. Memory: 2 x params.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+        ValueError: in `update` if no parameters are given.
+
+    Source: Dozat, 2016; Loshchilov and Hutter, 2019, arXiv:1711.05101.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.nadamw(0.1, b1=0.5, weight_decay=1.0)
+        >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)), torch.ones(1))[0]
+        tensor([-0.2333])
+    """
+    return adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=True)

@@ -42,6 +42,7 @@ from ._core import structure as structure
 from ._core import unflatten as unflatten
 from ._core import walk as walk
 from ._core import wide as wide
+from ._loop import while_loop as while_loop
 from ._moments import abs_sq as abs_sq
 from ._moments import bias_correction as bias_correction
 from ._moments import count as count
@@ -65,3 +66,8 @@ from ._query import get as get
 from ._query import get_all_with_path as get_all_with_path
 from ._query import map_params as map_params
 from ._query import set as set
+from ._random import fold_in as fold_in
+from ._random import normal as normal
+from ._random import random_like as random_like
+from ._random import split_key_like as split_key_like
+from ._random import uniform as uniform

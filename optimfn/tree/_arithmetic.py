@@ -97,8 +97,10 @@ def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
     return map(lambda x: torch.ones_like(x, dtype=dtype, requires_grad=False), tree)
 
 
-def full_like(tree: Tree, fill_value: float, dtype: torch.dtype | None = None) -> Tree:
+def full_like(tree: Tree, fill_value: Scalar, dtype: torch.dtype | None = None) -> Tree:
     """New leaves filled with one number."""
+    if isinstance(fill_value, Tensor):
+        return map(lambda zero: cast_leaf(zero + fill_value, zero.dtype), zeros_like(tree, dtype))
     return map(lambda x: torch.full_like(x, fill_value, dtype=dtype, requires_grad=False), tree)
 
 

@@ -14,16 +14,21 @@ import optax
 import specs
 
 jax.config.update("jax_enable_x64", True)
+# The decay of Adafactor is computed in float32, whatever the leaves: off in the eighth digit too.
+optax.scale_by_factored_rms.__defaults__ = (
+    *optax.scale_by_factored_rms.__defaults__[:-1],
+    lambda step, exponent: 1.0 - (step + 1.0) ** -exponent,
+)
 
 
-def trajectory(tx):
+def trajectory(tx, **extra):
     """All parameters after the steps that are kept, as rows."""
     params = jax.tree.map(np.asarray, specs.params())
     # optax counts in int32, and jax divides an int32 in float32: schedules would be off in the eighth digit.
     state = jax.tree.map(lambda x: x.astype(np.int64) if x.dtype == np.int32 else x, tx.init(params))
     rows = []
     for grads in specs.gradients():
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, **extra)
         params = optax.apply_updates(params, updates)
         rows.append(np.concatenate([np.ravel(params[name]) for name in sorted(params)]))
     return np.stack([rows[step] for step in specs.KEPT])
@@ -31,7 +36,7 @@ def trajectory(tx):
 
 def main():
     """Write `recorded.npz` next to this file."""
-    rules = {f"rule/{name}": trajectory(make(optax)) for name, make in specs.RULES.items()}
+    rules = {f"rule/{name}": trajectory(make(optax), **specs.EXTRA.get(name, {})) for name, make in specs.RULES.items()}
     schedules = {
         f"schedule/{name}": np.array([float(make(optax)(np.int64(count))) for count in specs.COUNTS])
         for name, make in specs.SCHEDULES.items()

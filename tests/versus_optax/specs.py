@@ -35,6 +35,13 @@ def _warmup(lib):
     return lib.warmup_cosine_decay_schedule(0.0, 0.1, 5, 25, 0.01)
 
 
+def _multi(lib, inner, k, mean=True):
+    if lib.__name__ == "optimfn":
+        return lib.multi_steps(inner, k, mean)
+    # optax accumulates in float32 unless it is told not to.
+    return lib.MultiSteps(inner, k, mean, accumulator_dtype=np.float64).gradient_transformation()
+
+
 RULES = {
     "identity": lambda lib: lib.identity(),
     "set_to_zero": lambda lib: lib.set_to_zero(),
@@ -92,6 +99,73 @@ RULES = {
     "clip_by_block_rms": lambda lib: lib.clip_by_block_rms(0.5),
     "scale_by_param_block_rms": lambda lib: lib.scale_by_param_block_rms(),
     "scale_by_param_block_norm": lambda lib: lib.scale_by_param_block_norm(0.5),
+    "scale_by_belief": lambda lib: lib.scale_by_belief(0.8, 0.99, 1e-4, 1e-6),
+    "adabelief": lambda lib: lib.adabelief(_warmup(lib), eps=1e-8, eps_root=1e-8),
+    "adabelief_nesterov": lambda lib: lib.adabelief(0.01, b2=0.9, eps=1e-6, eps_root=1e-6, nesterov=True),
+    "scale_by_yogi": lambda lib: lib.scale_by_yogi(0.8, 0.9, 1e-4, 1e-6, 1e-3),
+    "yogi": lambda lib: lib.yogi(0.01),
+    "scale_by_trust_ratio": lambda lib: lib.scale_by_trust_ratio(),
+    "scale_by_trust_ratio_bounded": lambda lib: lib.scale_by_trust_ratio(0.5, 0.1, 1e-3),
+    "lamb": lambda lib: lib.lamb(0.01),
+    "lamb_mask": lambda lib: lib.lamb(_warmup(lib), b1=0.8, b2=0.95, weight_decay=0.1, mask=MASK),
+    "lars": lambda lib: lib.lars(0.1),
+    "lars_masks": lambda lib: lib.lars(
+        _warmup(lib), 0.1, MASK, 0.01, 1e-3, {"a": False, "b": True, "c": True}, 0.8, nesterov=True
+    ),
+    "fromage": lambda lib: lib.fromage(0.01),
+    "fromage_schedule": lambda lib: lib.fromage(_warmup(lib), min_norm=0.5),
+    "scale_by_novograd": lambda lib: lib.scale_by_novograd(),
+    "novograd": lambda lib: lib.novograd(0.01, 0.95, 0.8, 1e-3, 1e-6, 0.1),
+    "scale_by_optimistic_gradient": lambda lib: lib.scale_by_optimistic_gradient(0.7, 0.3),
+    "optimistic_gradient_descent": lambda lib: lib.optimistic_gradient_descent(_warmup(lib), 0.9, 0.5),
+    "optimistic_adam_v2": lambda lib: lib.optimistic_adam_v2(0.01),
+    "optimistic_adam_v2_plain": lambda lib: lib.optimistic_adam_v2(_warmup(lib), alpha=0.5, beta=0.2, nesterov=False),
+    "optimistic_adam": lambda lib: lib.optimistic_adam(0.01),
+    "optimistic_adam_less": lambda lib: lib.optimistic_adam(0.01, 0.005, 0.8, 0.99, nesterov=False),
+    "polyak_sgd": lambda lib: lib.polyak_sgd(),
+    "polyak_sgd_bounded": lambda lib: lib.polyak_sgd(0.01, 0.5, 0.1, 1e-3, "sps+"),
+    "scale_by_polyak": lambda lib: lib.scale_by_polyak(f_min=3.0),
+    "scale_by_sign": lambda lib: lib.scale_by_sign(),
+    "sign_sgd": lambda lib: lib.sign_sgd(_warmup(lib)),
+    "signum": lambda lib: lib.signum(0.01, 0.8),
+    "scale_by_sm3": lambda lib: lib.scale_by_sm3(),
+    "scale_by_sm3_decayed": lambda lib: lib.scale_by_sm3(0.8, 0.95, 1e-4),
+    "sm3": lambda lib: lib.sm3(0.1, 0.5),
+    "scale_by_distance_over_gradients": lambda lib: lib.scale_by_distance_over_gradients(
+        1e-2, param_dtype=None, global_scale=-1.0
+    ),
+    "scale_by_factored_rms": lambda lib: lib.scale_by_factored_rms(),
+    "scale_by_factored_rms_small": lambda lib: lib.scale_by_factored_rms(
+        decay_rate=0.6, min_dim_size_to_factor=2, epsilon=1e-6
+    ),
+    "adafactor": lambda lib: lib.adafactor(_warmup(lib), 3, eps=1e-8),
+    "adafactor_with_all": lambda lib: lib.adafactor(
+        0.1, 2, 0.7, 0, False, 0.5, 0.9, np.float64 if lib.__name__ == "optax" else None, 0.01, 1e-8, True, MASK
+    ),
+    "adafactor_without_rate": lambda lib: lib.adafactor(clipping_threshold=None, factored=False, eps=1e-8),
+    "nadam": lambda lib: lib.nadam(_warmup(lib), b1=0.8),
+    "nadamw": lambda lib: lib.nadamw(0.01, weight_decay=0.1, mask=MASK),
+    "normalize_by_update_norm": lambda lib: lib.normalize_by_update_norm(0.5, 1e-3),
+    "centralize": lambda lib: lib.centralize(),
+    "zero_nans": lambda lib: lib.zero_nans(),
+    "keep_params_nonnegative": lambda lib: lib.chain(lib.sgd(0.1), lib.keep_params_nonnegative()),
+    "adaptive_grad_clip": lambda lib: lib.adaptive_grad_clip(0.1, 0.5, 0),
+    "inject_hyperparams": lambda lib: lib.inject_hyperparams(lib.adam)(0.01, b2=0.9),
+    "inject_hyperparams_schedules": lambda lib: lib.inject_hyperparams(lib.adamw)(
+        _warmup(lib), b1=lib.linear_schedule(0.9, 0.5, 20), weight_decay=lib.constant_schedule(0.1), mask=MASK
+    ),
+    "multi_steps": lambda lib: _multi(lib, lib.adam(_warmup(lib)), 3),
+    "multi_steps_sum": lambda lib: _multi(lib, lib.sgd(0.01, momentum=0.9), lambda step: step + 1, False),
+    "apply_every": lambda lib: lib.chain(lib.adam(0.01), lib.apply_every(4)),
+    "conditionally_transform": lambda lib: lib.conditionally_transform(lib.adam(0.01), lambda step: step % 3 == 0),
+    "conditionally_mask": lambda lib: lib.conditionally_mask(lib.adam(0.01), lambda step: step > 5),
+    "flatten": lambda lib: lib.flatten(lib.lamb(0.01)),
+    "freeze": lambda lib: lib.chain(lib.adam(0.01), lib.freeze(MASK)),
+    "selective_transform": lambda lib: lib.selective_transform(
+        lib.chain(lib.clip_by_global_norm(1.0), lib.adam(0.01)), freeze_mask=MASK
+    ),
+    "snapshot": lambda lib: lib.chain(lib.snapshot("norm", lib.tree.norm), lib.adam(0.01)),
+    "monitor": lambda lib: lib.chain(lib.monitor({"norm": lib.tree.norm}), lib.adam(0.01)),
     "chain": lambda lib: lib.chain(
         lib.clip_by_global_norm(1.0),
         lib.scale_by_adam(b1=0.9, b2=0.95),
@@ -99,6 +173,8 @@ RULES = {
         lib.scale_by_learning_rate(_warmup(lib)),
     ),
 }
+
+EXTRA = {name: {"value": 2.0} for name in RULES if "polyak" in name}  # given to every update
 
 SCHEDULES = {
     "constant": lambda lib: lib.constant_schedule(0.3),
@@ -114,5 +190,19 @@ SCHEDULES = {
     "cosine_without_warmup": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 1.0, 0, 100),
     "warmup_to_zero": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 0.0, 10, 100),
     "piecewise_constant": lambda lib: lib.piecewise_constant_schedule(1.0, {10: 0.5, 20: 0.1}),
+    "piecewise_linear": lambda lib: lib.piecewise_interpolate_schedule("linear", 2.0, {10: 0.5, 20: 3.0}),
+    "piecewise_cosine": lambda lib: lib.piecewise_interpolate_schedule("cosine", 2.0, {20: 3.0, 10: 0.5}),
+    "linear_onecycle": lambda lib: lib.linear_onecycle_schedule(99, 0.5),
+    "linear_onecycle_short": lambda lib: lib.linear_onecycle_schedule(21, 0.5, 0.45, 0.5, 10.0, 3.0),
+    "cosine_onecycle": lambda lib: lib.cosine_onecycle_schedule(99, 0.5, 0.2),
+    "warmup_constant": lambda lib: lib.warmup_constant_schedule(0.1, 1.0, 20),
+    "warmup_exponential": lambda lib: lib.warmup_exponential_decay_schedule(0.1, 1.0, 10, 5, 0.9, 1),
+    "warmup_staircase": lambda lib: lib.warmup_exponential_decay_schedule(0.1, 1.0, 10, 5, 0.5, 0, True, 0.2),
+    "sgdr": lambda lib: lib.sgdr_schedule(
+        [
+            {"init_value": 0.1, "peak_value": 1.0, "warmup_steps": 5, "decay_steps": 10},
+            {"init_value": 0.0, "peak_value": 0.5, "warmup_steps": 1, "decay_steps": 40, "end_value": 0.1},
+        ]
+    ),
     "join": lambda lib: lib.join_schedules([lib.linear_schedule(0.0, 1.0, 10), lib.constant_schedule(0.5)], [11]),
 }

@@ -1,0 +1,64 @@
+"""Take the size, or the mean, out of updates."""
+
+from torch import Tensor
+
+from .. import tree
+from .._base import GradientTransformation, stateless
+from .._checks import check_nonnegative, check_number
+from .._recipe import factory
+from .._typing import Params, Scalar, Updates
+
+
+@factory
+def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> GradientTransformation:
+    """Divide all updates together by their global norm.
+
+    Maths:
+        update <- scale_factor g / (|g| + eps),  |g| the 2-norm over all leaves
+
+    Args:
+        scale_factor: Norm of the result, roughly, any number.
+        eps: Added to the norm, in the unit of the updates, >= 0; with 0, updates that are all zero become NaN.
+
+    Shapes:
+        updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.normalize_by_update_norm().update(torch.tensor([3.0, 4.0]), of.EmptyState())[0]
+        tensor([0.6000, 0.8000])
+    """
+    check_number(scale_factor=scale_factor)
+    check_nonnegative(eps=eps)
+
+    def normalize(updates: Updates, params: Params | None) -> Updates:
+        return tree.scale(scale_factor / (tree.norm(updates) + eps), updates)
+
+    return stateless(normalize)
+
+
+@factory
+def centralize() -> GradientTransformation:
+    """Subtract from the updates of each unit their mean: over all axes but the first.
+
+    In torch's layout the first axis of a weight is that of its outputs. Leaves with fewer than two axes pass.
+
+    Shapes:
+        state: empty.
+
+    Source: Yong et al., 2020, arXiv:2004.01461.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.centralize().update(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]), of.EmptyState())[0]
+        tensor([[-1.,  0.,  1.],
+                [-2., -1.,  3.]])
+    """
+
+    def leaf(u: Tensor) -> Tensor:
+        return u - u.mean(tuple(range(1, u.ndim)), keepdim=True) if u.ndim > 1 else u
+
+    return stateless(lambda updates, params: tree.map(leaf, updates))

@@ -1,0 +1,59 @@
+"""Apply a transformation to all leaves as one vector."""
+
+from typing import Any
+
+import torch
+
+from .. import tree
+from .._base import GradientTransformation, check_transformation
+from .._recipe import factory
+from .._typing import Params, State, Tree, Updates
+
+
+@factory
+def flatten(inner: GradientTransformation) -> GradientTransformation:
+    """Apply `inner` to one vector of all elements of all leaves.
+
+    Rules that treat every element alone give the same numbers, with fewer and larger operations. Rules that look at
+    leaves, such as `lamb`, see one leaf, and masks make no sense inside.
+
+    Args:
+        inner: The transformation to apply.
+
+    Shapes:
+        updates, params: any leaves on one device; the vector has the dtype that holds them all.
+        state: that of `inner` for a vector of n elements. An absent gradient counts as zero and its leaf gets no
+            update, but its part of the state moves on.
+
+    Raises:
+        TypeError: at construction if `inner` is not a `GradientTransformation`.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx, params = of.flatten(of.trace(0.9)), {"a": torch.ones(2), "b": torch.ones(2, 3)}
+        >>> tx.init(params).trace.shape
+        torch.Size([8])
+    """
+    check_transformation(inner=inner)
+
+    def init(params: Params) -> State:
+        return inner.init(_flat(params))
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        full = (
+            updates
+            if params is None
+            else tree.map(lambda p, u: torch.zeros_like(p) if u is None else u, params, updates)
+        )
+        flat, state = inner.update(_flat(full), state, None if params is None else _flat(params), **extra)
+        pieces = iter(torch.split(flat, [x.numel() for x in tree.leaves(full)]))
+        apart = tree.unflatten(full, [next(pieces).reshape(x.shape) for x in tree.leaves(full)])
+        return tree.cast_like(apart, updates), state
+
+    return GradientTransformation(init, update)
+
+
+def _flat(leaves: Tree) -> torch.Tensor:
+    dtype = tree.dtype(leaves, "promote")
+    parts = [tree.cast_leaf(x, dtype).reshape(-1) for x in tree.leaves(leaves)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)

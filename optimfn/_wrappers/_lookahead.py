@@ -1,0 +1,111 @@
+"""Lookahead: slow parameters that follow the fast ones."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from .._base import GradientTransformation, check_transformation
+from .._checks import check_nonnegative, check_steps, need_params
+from .._recipe import factory
+from .._typing import Params, Scalar, State, Updates
+
+
+class LookaheadParams(NamedTuple):
+    """Two copies of the parameters."""
+
+    fast: Params  # the ones to compute gradients with
+    slow: Params  # the ones to evaluate
+
+    @classmethod
+    def init_synced(cls, params: Params) -> "LookaheadParams":
+        """Two copies of the same parameters; the slow ones in memory of their own."""
+        return cls(params, tree.map(lambda p: p.clone(), params))
+
+
+class LookaheadState(NamedTuple):
+    """The state of the fast optimizer, and where the slow parameters are."""
+
+    fast_state: State  # that of the fast optimizer
+    steps_since_sync: Tensor  # () int64, steps since the two were equal
+
+
+@factory
+def lookahead(
+    fast_optimizer: GradientTransformation, sync_period: int, slow_step_size: Scalar, reset_state: bool = False
+) -> GradientTransformation:
+    """Every few steps, move slow parameters towards the fast ones and restart the fast ones there.
+
+    The parameters are a `LookaheadParams`, and so are the updates; the gradients are those at `params.fast`, in its
+    structure. Apply the updates as they are, and evaluate with `params.slow`.
+
+    Maths:
+        fast' = fast + update of the fast optimizer
+        every `sync_period` steps:  slow' = slow + slow_step_size (fast' - slow),  fast' <- slow'
+
+    Args:
+        fast_optimizer: The optimizer that takes the steps.
+        sync_period: Steps between two moves of the slow parameters, >= 1.
+        slow_step_size: How far they move, no unit, >= 0, usually in (0, 1).
+        reset_state: Start the fast optimizer anew after each move.
+
+    Shapes:
+        updates: like `params.fast`; params: needed, a `LookaheadParams`. The result is a `LookaheadParams` too.
+        state: that of `fast_optimizer`; steps_since_sync () int64. Memory: 1 x params for the slow ones.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+        TypeError: in `init` and `update` if the parameters are not a `LookaheadParams`.
+        ValueError: in `update` if no parameters are given.
+
+    Differs from: optax, whose `init` takes other parameters too, and whose reset lets a NaN through.
+
+    Source: Zhang et al., 2019, arXiv:1907.08610, Algorithm 1.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.lookahead(of.sgd(1.0), sync_period=1, slow_step_size=0.5)
+        >>> params = of.LookaheadParams.init_synced(torch.tensor([4.0]))
+        >>> updates, state = tx.update(torch.tensor([2.0]), tx.init(params), params)
+        >>> of.apply_updates(params, updates)
+        LookaheadParams(fast=tensor([3.]), slow=tensor([3.]))
+    """
+    check_transformation(fast_optimizer=fast_optimizer)
+    check_steps(sync_period=sync_period, at_least=1)
+    check_nonnegative(slow_step_size=slow_step_size)
+
+    def init(params: LookaheadParams) -> LookaheadState:
+        _check_pair(params)
+        return LookaheadState(fast_optimizer.init(params.fast), tree.count(params.fast))
+
+    def update(
+        updates: Updates, state: LookaheadState, params: LookaheadParams | None = None, **extra: Any
+    ) -> tuple[LookaheadParams, LookaheadState]:
+        need_params("lookahead", params)
+        fast, slow = _check_pair(params)
+        sync = state.steps_since_sync == sync_period - 1
+        step, fast_state = fast_optimizer.update(updates, state.fast_state, fast, **extra)
+        # At least float32: the difference is small, its terms are not.
+        ahead = tree.map(lambda u, f, s: (_wide(f) - _wide(s)) + u, step, fast, slow)
+        slow_step = tree.scale(slow_step_size, ahead)
+        back = tree.sub(step, tree.sub(ahead, slow_step))
+        if reset_state:
+            fast_state = tree.where(sync, fast_optimizer.init(fast), fast_state)
+        moved = LookaheadParams(
+            tree.cast_like(tree.where(sync, back, step), updates),
+            tree.cast_like(tree.where(sync, slow_step, tree.zeros_like(slow_step)), updates),
+        )
+        return moved, LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period)
+
+    return GradientTransformation(init, update)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return tree.cast_leaf(x, torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_pair(params: Any) -> LookaheadParams:
+    if not isinstance(params, LookaheadParams):
+        raise TypeError(f"lookahead wants its parameters as LookaheadParams.init_synced(params), got {type(params)}")
+    return params

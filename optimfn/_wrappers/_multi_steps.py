@@ -1,0 +1,168 @@
+"""Accumulate gradients over several calls before the inner transformation takes a step."""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from .._base import GradientTransformation, check_transformation
+from .._checks import check_callable, check_dtype, check_steps
+from .._recipe import factory
+from .._typing import Params, Scalar, Schedule, State, Tree, Updates
+
+
+class MultiStepsState(NamedTuple):
+    """Where the accumulation is."""
+
+    mini_step: Tensor  # () int64, gradients taken in since the last step
+    gradient_step: Tensor  # () int64, steps taken by the inner transformation
+    inner_opt_state: State  # that of the inner transformation
+    acc_grads: Updates  # mean or sum of the gradients so far, like params
+    skip_state: Tree = ()  # what the skip function said last; () without one
+
+
+class ShouldSkipUpdateFunction(Protocol):
+    """What decides whether to leave out a mini step: `f(updates, gradient_step, params) -> (skip, info)`."""
+
+    def __call__(self, updates: Updates, gradient_step: Tensor, params: Params | None) -> tuple[Tensor, Tree]:
+        """Say whether to skip, as a 0-dim bool tensor, and what to keep about it in the state."""
+
+
+@factory
+def multi_steps(
+    inner: GradientTransformation,
+    every_k_schedule: int | Schedule,
+    use_grad_mean: bool = True,
+    should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
+    accumulator_dtype: torch.dtype | None = None,
+) -> GradientTransformation:
+    """Let `inner` take one step for every k gradients, with their mean; the updates in between are zero.
+
+    With equal batches, k steps are one step with a batch k times as large: states, counts and schedules inside move
+    once. Between steps `inner` sees zeros and what it makes of them is dropped, so neither a partial sum nor a NaN
+    reaches its state. Extra arguments are those of the last mini step.
+
+    Maths:
+        m <- m + (g - m) / (n + 1),  or m + g with `use_grad_mean=False`
+        n <- n + 1
+        where n = k:  update <- inner(m),  n <- 0,  m <- 0;  elsewhere update <- 0
+
+    Args:
+        inner: The transformation to feed.
+        every_k_schedule: Gradients per step, >= 1: an int, or a function of the number of steps taken.
+        use_grad_mean: Whether to take the mean of the gradients; else their sum.
+        should_skip_update_fn: `f(updates, gradient_step, params) -> (skip, info)`, such as `skip_not_finite`. A
+            mini step that it skips changes nothing but `skip_state`, and gives no update.
+        accumulator_dtype: Dtype of the sum; `None` means that of the leaf, float32 for float16 and bfloat16.
+
+    Shapes:
+        state: mini_step, gradient_step () int64; inner_opt_state that of `inner`; acc_grads like params;
+            skip_state whatever the function returns. Memory: 1 x params.
+        A leaf without gradient keeps its state and gets no update; where it merely misses some of the mini steps,
+            pass zeros.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Differs from: optax, where it is a class; where `inner` runs on every partial sum and a NaN that it makes there gets
+        through; and where the accumulator is float32 also for float64.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx = of.multi_steps(of.sgd(1.0), every_k_schedule=2)
+        >>> state = tx.init(torch.zeros(1))
+        >>> first, state = tx.update(torch.tensor([1.0]), state)
+        >>> second, state = tx.update(torch.tensor([3.0]), state)
+        >>> first, second, of.has_updated(state)
+        (tensor([0.]), tensor([-2.]), tensor(True))
+    """
+    check_transformation(inner=inner)
+    if not callable(every_k_schedule):
+        check_steps(every_k_schedule=every_k_schedule, at_least=1)
+    if should_skip_update_fn is not None:
+        check_callable(should_skip_update_fn=should_skip_update_fn)
+    check_dtype(accumulator_dtype=accumulator_dtype)
+
+    def init(params: Params) -> MultiStepsState:
+        count, skip_state = tree.count(params), ()
+        if should_skip_update_fn is not None:
+            _, skip_state = should_skip_update_fn(tree.zeros_like(params), count, params)
+        moment = tree.init_moment(params, accumulator_dtype)
+        return MultiStepsState(count, torch.zeros_like(count), inner.init(params), moment, skip_state)
+
+    def update(
+        updates: Updates, state: MultiStepsState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, MultiStepsState]:
+        n, step, old = state.mini_step, state.gradient_step, state.acc_grads
+        k = every_k_schedule(step) if callable(every_k_schedule) else every_k_schedule
+        more = tree.lerp(old, updates, 1 / tree.wide(n + 1)) if use_grad_mean else tree.add(updates, old)
+        total = tree.where(n == 0, updates, more)
+        take, skip_state = torch.ones_like(n, dtype=torch.bool), state.skip_state
+        if should_skip_update_fn is not None:
+            skip, info = should_skip_update_fn(updates, step, params)
+            take, skip_state = torch.logical_not(skip), tree.carry(info, state.skip_state)
+        emit = take & (n + 1 >= k)
+        given = tree.cast_like(tree.where(emit, total, tree.zeros_like(total)), updates)
+        stepped, inner_state = inner.update(given, state.inner_opt_state, params, **extra)
+        left = tree.where(take, tree.where(emit, tree.zeros_like(total), total), tree.cast_like(old, total))
+        return tree.where(emit, stepped, tree.zeros_like(stepped)), MultiStepsState(
+            torch.where(emit, 0, n + take),
+            step + emit,
+            tree.where(emit, inner_state, state.inner_opt_state),
+            tree.carry(left, old),
+            skip_state,
+        )
+
+    return GradientTransformation(init, update)
+
+
+def has_updated(state: State) -> Tensor:
+    """Whether the last call of `multi_steps` ended in a step, as a 0-dim bool tensor.
+
+    Args:
+        state: Its state, or one that contains it once.
+
+    Raises:
+        KeyError: if the state contains several.
+        ValueError: if it contains none.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.has_updated(of.multi_steps(of.sgd(1.0), 2).init(torch.zeros(1)))
+        tensor(False)
+    """
+    own = state if isinstance(state, MultiStepsState) else tree.get(state, "MultiStepsState")
+    if own is None:
+        raise ValueError("the state has no MultiStepsState")
+    updated: Tensor = (own.mini_step == 0) & (own.gradient_step > 0)
+    return updated
+
+
+def skip_not_finite(updates: Updates, gradient_step: Tensor, params: Params | None) -> tuple[Tensor, Tree]:
+    """Skip a mini step of `multi_steps` if any element of the updates is infinite or NaN.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.skip_not_finite(torch.tensor([1.0, float("inf")]), torch.tensor(0), None)
+        (tensor(True), {'should_skip': tensor(True), 'num_not_finite': tensor(1)})
+    """
+    bad = tree.sum(tree.map(lambda u: (~torch.isfinite(u)).sum(), updates)).to(torch.int64)
+    return bad > 0, {"should_skip": bad > 0, "num_not_finite": bad}
+
+
+def skip_large_updates(
+    updates: Updates, gradient_step: Tensor, params: Params | None, max_squared_norm: Scalar
+) -> tuple[Tensor, Tree]:
+    """Skip a mini step of `multi_steps` unless the squared global norm of the updates is below a bound; NaN is not.
+
+    Use `functools.partial(skip_large_updates, max_squared_norm=...)`.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.skip_large_updates(torch.tensor([3.0, 4.0]), torch.tensor(0), None, max_squared_norm=20.0)
+        (tensor(True), {'should_skip': tensor(True), 'norm_squared': tensor(25.)})
+    """
+    size = tree.norm(updates, squared=True)
+    skip = ~(size < max_squared_norm)
+    return skip, {"should_skip": skip, "norm_squared": size}

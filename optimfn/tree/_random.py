@@ -1,0 +1,107 @@
+"""Random numbers as a function of a key: the same key gives the same numbers, however and wherever they are drawn.
+
+A key is an int, or a 0-dim int64 tensor, which may be batched. There is no global state: whoever wants other numbers
+folds something else into the key, such as a count.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._typing import Tree
+from ._core import cast_leaf, map, paths, wide
+
+Key: TypeAlias = int | Tensor
+"""What random numbers are a function of."""
+
+_GOLDEN = -0x61C8864680B583EB  # the odd number next to 2^64 / golden ratio, as int64
+_MIX = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15))
+
+
+def fold_in(key: Key, data: Key | str) -> Tensor:
+    """Another key, made of a key and a number or a name.
+
+    Args:
+        key: An int or a 0-dim int64 tensor.
+        data: An int, a 0-dim int64 tensor, or a string such as a path.
+
+    Example:
+        >>> import optimfn as of
+        >>> [int(of.tree.fold_in(7, data)) % 1000 for data in (0, 1, "head.weight")]
+        [975, 239, 999]
+    """
+    data = _hash(data) if isinstance(data, str) else data
+    return _mix(_mix(_as_tensor(key)) + _as_tensor(data) * _GOLDEN)
+
+
+def split_key_like(key: Key, tree: Tree) -> Tree:
+    """A key for every leaf, made of the key and the path of the leaf, so that it does not hang on other leaves."""
+    return map(lambda path: fold_in(key, path), paths(tree))
+
+
+def uniform(key: Key, like: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1) in the shape and on the device of a tensor, in float64."""
+    index = torch.arange(like.numel(), device=like.device).reshape(like.shape)
+    bits = _mix(_mix(_as_tensor(key).to(like.device)) + (index + 1) * _GOLDEN)
+    return (wide(bits >> 12 & (1 << 52) - 1) + 0.5) * 2.0**-52
+
+
+def normal(key: Key, like: Tensor) -> Tensor:
+    """Standard normal numbers in the shape and on the device of a tensor, in float64."""
+    radius = torch.sqrt(-2 * torch.log(uniform(fold_in(key, 0), like)))
+    return radius * torch.cos(2 * math.pi * uniform(fold_in(key, 1), like))
+
+
+def random_like(
+    key: Key,
+    tree: Tree,
+    sampler: Callable[[Key, Tensor], Tensor] = normal,
+    dtype: torch.dtype | None = None,
+) -> Tree:
+    """Random leaves in the shapes, and unless `dtype` is given the dtypes, of the leaves of a tree.
+
+    The numbers of a leaf depend on the key, its path and its shape only: not on other leaves, on the device, on the
+    number of threads or on whether the code is compiled, transformed or captured.
+
+    Args:
+        key: An int or a 0-dim int64 tensor.
+        tree: The tree to mirror.
+        sampler: `f(key, leaf) -> numbers` for a real leaf, such as `normal` or `uniform`. A complex leaf gets two
+            independent parts, each over the root of 2.
+        dtype: Dtype of the result.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.random_like(0, {"w": torch.ones(2), "b": torch.ones(1)})
+        {'w': tensor([0.7488, 0.5018]), 'b': tensor([0.4045])}
+    """
+
+    def leaf(own_key: Tensor, x: Tensor) -> Tensor:
+        if (x.dtype if dtype is None else dtype).is_complex:
+            parts = [cast_leaf(sampler(fold_in(own_key, part), x), torch.float64) for part in (2, 3)]
+            return cast_leaf(torch.complex(*parts) / math.sqrt(2), x.dtype if dtype is None else dtype)
+        return cast_leaf(sampler(own_key, x), x.dtype if dtype is None else dtype)
+
+    return map(leaf, split_key_like(key, tree), tree)
+
+
+def _as_tensor(value: Key) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014) in wrapping int64; shifts are logical."""
+    for shift, factor in _MIX:
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def _hash(text: str) -> int:
+    """FNV-1a in 32 bits: Python's own hash changes from run to run."""
+    value = 0x811C9DC5
+    for byte in text.encode():
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value

@@ -1,0 +1,61 @@
+"""What a case of the table is."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+import optimfn as of
+
+NEGATIVE = "must be a number >= 0, got -1.0"
+NO_DECAY = r"must be in \[0, 1\), got 1.0"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to make a transformation, and what is known about it."""
+
+    name: str
+    make: Callable[..., of.GradientTransformation]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    oracle: Callable[..., Any] | None = None  # (params, gradients) -> parameters after every step
+    rtol: float = 1e-12  # of the largest number of a leaf, in float64, over 50 steps
+    batched: float = 1e-12  # tolerance between models run together under vmap and one by one, in float64
+    live: tuple[str, ...] = ()  # arguments that may be 0-dim tensors
+    covers: tuple[str, ...] = ()  # public names this case stands for, besides `make`
+    needs_params: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)  # given to every update, such as `value`
+    skips: dict[str, str] = field(default_factory=dict)  # law -> why it does not hold
+    bad: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()  # changed arguments, error, its words
+
+    def plain(self) -> of.GradientTransformation:
+        """Make the transformation; whoever uses it hands over the extra arguments."""
+        return self.make(**self.kwargs)
+
+    def tx(self, **changes: Any) -> of.GradientTransformation:
+        """Make the transformation; its update takes the extra arguments of the case by itself."""
+        tx = self.make(**{**self.kwargs, **changes})
+        return replace(tx, update=functools.partial(tx.update, **self.extra)) if self.extra else tx
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The live arguments as 0-dim float64 tensors."""
+        return {name: torch.tensor(self.kwargs[name], dtype=torch.float64) for name in self.live}
+
+
+@dataclass(frozen=True)
+class ScheduleCase:
+    """One way to make a schedule, and its value as a function of an int in plain Python."""
+
+    name: str
+    make: Callable[..., Any]
+    kwargs: dict[str, Any]
+    value: Callable[[int], float]
+    live: tuple[str, ...] = ()
+    covers: tuple[str, ...] = ()
+    bad: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()
+
+    def schedule(self, **changes: Any) -> Any:
+        """Make the schedule."""
+        return self.make(**{**self.kwargs, **changes})
