@@ -45,8 +45,7 @@ def close(a, b, tolerance=1e-6):
 @pytest.mark.parametrize("unscale", [False, True])
 def test_scaled_training_follows_torch(own, unscale):
     ours, theirs = model(), model()
-    optimizer = of.Optimizer(ours, of.adamw, learning_rate=0.05, weight_decay=0.1)
-    optimizer._step_supports_amp_scaling = own
+    optimizer = of.Optimizer(ours, of.adamw, learning_rate=0.05, weight_decay=0.1, fused=own)
     reference = torch.optim.AdamW(theirs.parameters(), lr=0.05, weight_decay=0.1)
     mine, its = scaler(), scaler()
     a = train(ours, optimizer, mine, 10, bad=(0, 4, 5), unscale=unscale)
@@ -60,8 +59,7 @@ def test_both_protocols_agree_bit_for_bit():
     ends = []
     for own in (True, False):
         net = model()
-        optimizer = of.Optimizer(net, of.chain(of.clip_by_global_norm(0.5), of.adamw(0.05)))
-        optimizer._step_supports_amp_scaling = own
+        optimizer = of.Optimizer(net, of.chain(of.clip_by_global_norm(0.5), of.adamw(0.05)), fused=own)
         ends.append(train(net, optimizer, scaler(), 8, bad=(3,)))
     assert all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
 
@@ -112,10 +110,11 @@ def test_float16_gradients_are_unscaled_in_float32():
     assert torch.allclose(net.weight.float(), torch.full((1, 2), 0.9), atol=1e-3)
 
 
-def test_the_flag_survives_copies():
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_the_flag_survives_copies(fused):
     import copy
     import pickle
 
-    optimizer = of.Optimizer(model(), of.adam(0.1))
-    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert copied._step_supports_amp_scaling
+    optimizer = of.Optimizer(model(), of.adam(0.1), fused=fused)
+    for copied in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert copied._step_supports_amp_scaling is (fused is not False)

@@ -53,7 +53,8 @@ class Optimizer(FiresHooksOnce):
         capturable: Accepted for the sake of torch; a step can always be captured in a CUDA graph.
         differentiable: Let gradients flow through the step, to the parameters (clones, not leaves), their
             gradients, the state, and hyperparameters that are tensors.
-        fused: Accepted for the sake of torch; without effect.
+        fused: `False` leaves it to a GradScaler to unscale the gradients and to skip steps, for trainers that
+            clip in between. Else without effect.
         **hyperparameters: Arguments of the factory.
 
     Shapes:
@@ -77,7 +78,7 @@ class Optimizer(FiresHooksOnce):
         0.001
     """
 
-    _step_supports_amp_scaling = True  # GradScaler leaves unscaling and skipping to the step
+    _step_supports_amp_scaling: bool  # whether GradScaler leaves unscaling and skipping to the step
     _program: Program | None
     _hyperparameters: dict[str, dict[str, Found]]  # by label
     _seen: list[tuple[Any, Any, Any]]  # lr, b1 and b2 of each group at the last step
@@ -103,6 +104,7 @@ class Optimizer(FiresHooksOnce):
         defaults: dict[str, Any] = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
         defaults.update(differentiable=differentiable, fused=fused)
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
+        self._step_supports_amp_scaling = fused is not False
         # Schedulers look into the defaults for what they may cycle.
         first, *others = self.param_groups
         for key in ("betas", *self._found(first)):
@@ -213,7 +215,8 @@ class Optimizer(FiresHooksOnce):
         return reports[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "tx": self.tx, "_whole": self._whole, "_routes": self._routes}
+        kept = ("tx", "_whole", "_routes", "_step_supports_amp_scaling")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
