@@ -307,6 +307,7 @@ BAD_RPROP = (
     ),
 )
 DECIDES = {
+    "fused": "when to stop is decided in Python, so the rule runs eagerly; see test_fused.py",
     "vmap": "when to stop is decided in Python, so stacked models would have to stop together",
     "compile": "when to stop is decided in Python, which breaks the graph",
     "meta": "when to stop is decided in Python, by values that are not there",

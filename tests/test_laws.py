@@ -9,7 +9,17 @@ import pytest
 import torch
 import torch._dynamo.testing
 from cases import CASES, Case
-from helpers import assert_close_to, assert_trees_equal, follow, like, params_tree, plain_params, rough_gradients
+from helpers import (
+    assert_close_to,
+    assert_fused_equals_eager,
+    assert_trees_equal,
+    follow,
+    like,
+    params_tree,
+    plain_params,
+    rough_gradients,
+    wide_params,
+)
 
 import optimfn as of
 
@@ -291,6 +301,48 @@ def test_runs_where_tensors_have_no_values(case: Case):
     tx = case.tx(**hyper)
     updates, state = tx.update(params, tx.init(params), params)
     assert all(x.is_meta for x in of.tree.leaves((updates, state)))
+
+
+# 8. Fused equals eager
+
+
+@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donating"])
+@cases("fused")
+def test_fused_steps_equal_eager_steps(case: Case, donate):
+    tx = case.tx(**case.tensors())
+    fused, eager = of.make_step(tx, donate=donate, backend="fused"), of.make_step(tx, backend="eager")
+    params = wide_params()
+    state = tx.init(params)
+    for grads in rough_gradients(params, 8):
+        want = eager(params, state, grads)
+        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)])
+        own = of.tree.map(torch.clone, (params, state))
+        got = fused(*own, grads)
+        if donate:
+            assert got[0] is own[0]
+            assert got[1] is own[1]
+        else:
+            assert_trees_equal(own, (params, state))
+        assert_fused_equals_eager(fused, got, want, accurate)
+        params, state = want
+
+
+def _widened(x):
+    return x.double() if x.is_floating_point() else x
+
+
+@cases("fused")
+def test_fused_steps_take_ragged_trees(case: Case):
+    if "ragged" in case.skips:
+        pytest.skip(case.skips["ragged"])
+    tx, params = case.tx(), params_tree()
+    fused, eager = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager")
+    state = tx.init(params)
+    for _ in range(3):
+        grads = like(params)
+        want = eager(params, state, grads)
+        assert_trees_equal(fused(params, state, grads), want, rtol=1e-12, atol=1e-12)
+        params, state = want
 
 
 # 9. Oracle

@@ -3,6 +3,7 @@
 import itertools
 import operator
 import os
+import struct
 import threading
 import weakref
 from array import array
@@ -105,7 +106,9 @@ class Program:
         self._temporary = {node: node.layout.empty() for node in plan.temporary}
         self._new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
         self._opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
-        self._addresses: Any = None
+        self._pointers: list[int] = []
+        self._given = len(tensors)
+        self._pack = struct.Struct(f"{self._count - fixed}q")
         self._tables = Tables(plan)
         self._buffers = self._tables.buffers
         for node, buffer in plan.temporary.items():
@@ -119,18 +122,17 @@ class Program:
         return _build.sources([function.name for function in self._tables.functions])
 
     def __call__(self, tensors: list[Tensor]) -> list[Any]:
-        """The leaves of the result; those that were overwritten are among the inputs.
+        """The leaves of the result; none if they were written over the inputs.
 
         Raises:
             Misfit: if a tensor is of another kind than the program was made for.
             StepAside: if the rule itself must run this time. Nothing has been written, in either case.
         """
-        inputs = tensors + self._captured
+        inputs = tensors + self._captured if self._captured else tensors
         with self.lock:
-            pointers = self._checked_pointers(inputs)
+            self._look_up(inputs)
             for i, dense in self._staged.items():
-                pointers[i] = dense.copy_(inputs[i].detach()).data_ptr()
-            self._buffers[: self._count] = pointers
+                self._buffers[i] = dense.copy_(inputs[i].detach()).data_ptr()
             new = {}
             for buffer, layout in self._new:
                 new[buffer] = made = layout.empty()
@@ -138,6 +140,7 @@ class Program:
             values = self._run(inputs)
             if self._written:
                 self._finish(inputs, values)
+                return []
         outputs: list[Any] = []
         for kind, value, _ in self.plan.outputs:
             if kind == "buffer":
@@ -148,34 +151,44 @@ class Program:
                 outputs.append(values[value] if kind == "opaque" else value)
         return outputs
 
-    def _checked_pointers(self, inputs: list[Tensor]) -> "array[int]":
-        """The addresses of the inputs, after a check that they are what kernels expect.
+    def _look_up(self, inputs: list[Tensor]) -> None:
+        """Fill in the addresses of the inputs, after a check that they are what kernels expect.
 
-        Known tensors are checked again only when an address has changed: `.data` was set, or one was resized.
+        The tensors that a donating step knows from its last call are checked again only when an address has
+        changed: `.data` was set, or one was resized.
         """
-        fixed, end = inputs[: self._fixed], self._count - len(self._captured)
+        fixed, others = inputs[: self._fixed], inputs[self._fixed : self._given]
         known = self._last is not None and all(map(operator.is_, fixed, self._last))
-        if not (known or self._fixed_kinds.match(fixed)) or not self._other_kinds.match(inputs[self._fixed : end]):
+        if not (known or self._fixed_kinds.match(fixed)) or not self._other_kinds.match(others):
             raise Misfit
         if not self._written and torch.is_grad_enabled() and any(map(_requires_grad, inputs)):
             raise StepAside
-        pointers = array("q", map(Tensor.data_ptr, inputs))
-        addresses = pointers[: self._fixed], pointers[end:]
-        if not known or addresses != self._addresses:
-            if (known and not self._fixed_kinds.match(fixed)) or not self._captured_kinds.match(self._captured):
+        pointers = list(map(Tensor.data_ptr, fixed))
+        if self._captured and not self._captured_kinds.match(self._captured):
+            raise Misfit
+        if not known or pointers != self._pointers:
+            if known and not self._fixed_kinds.match(fixed):
                 raise Misfit
+            self._learn(fixed, pointers)
+        self._pack.pack_into(self._buffers, 8 * self._fixed, *map(Tensor.data_ptr, inputs[self._fixed :]))
+        if self._written:
+            buffers, skipped = self._buffers.buffer_info()[0], 8 * self._written
+            read, sizes = buffers + skipped, self._sizes.buffer_info()[0] + skipped
+            spans, count = self._spans.buffer_info()[0], self._count - self._written
+            if self._tables.clash(spans, len(self._spans) // 2, read, sizes, count):
+                raise StepAside
+
+    def _learn(self, fixed: list[Tensor], pointers: list[int]) -> None:
+        """Take note of tensors, or addresses, that differ from those of the last step."""
+        self._buffers[: self._fixed] = array("q", pointers)
+        if self._written:
             spans = sorted(_spans(fixed[: self._written]))
             if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+                self._last = None
                 raise StepAside
             self._spans = array("q", itertools.chain.from_iterable(spans))
-            self._last, self._addresses = fixed, addresses
-        if self._written:
-            skipped = 8 * self._written
-            read, sizes = pointers.buffer_info()[0] + skipped, self._sizes.buffer_info()[0] + skipped
-            spans_at, count = self._spans.buffer_info()[0], self._count - self._written
-            if self._tables.clash(spans_at, len(self._spans) // 2, read, sizes, count):
-                raise StepAside
-        return pointers
+            self._changing = [x for x in fixed[: self._written] if not x.is_inference()]
+            self._last, self._pointers = fixed, pointers
 
     def _run(self, inputs: list[Tensor]) -> dict[Node, Any]:
         """Run the stages; returns the values of the opaque nodes."""
@@ -219,7 +232,7 @@ class Program:
                     inputs[i].copy_(dense)
             for node, target in self.plan.copies:
                 inputs[target].copy_(values[node])
-        increment_version([x for x in inputs[: self._written] if not x.is_inference()])
+        increment_version(self._changing)
 
 
 def _spans(tensors: Iterable[Tensor]) -> Iterable[tuple[int, int]]:

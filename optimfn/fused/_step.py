@@ -43,7 +43,7 @@ class Step:
     def __call__(self, params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:
         """Take one optimizer step."""
         if self._backend != "eager" and not _must_step_aside():
-            done = self._run(*self._known_for(params, state, grads, extra))
+            done = self._run(*self._known_for(params, state, grads, _live(extra)))
             if done is not None:
                 return done if not self._donate else (params, state)
         return self._eager(params, state, grads, extra)
@@ -82,7 +82,7 @@ class Step:
         return params, state
 
     def _run(self, known: "_Known", leaves: list[Any]) -> Any:
-        """The parameters and the state that the program for these leaves gives; `None` if the rule itself must run."""
+        """The new trees, or `True` if they were written; `None` if the rule itself must run."""
         traced = known.last
         if traced is None or not traced.agrees(leaves):
             traced = self._find(known, leaves)
@@ -97,7 +97,7 @@ class Step:
                 traced = self._find(known, leaves)
                 continue
             assert traced.result is not None
-            return traced.result.unflatten(outputs)
+            return traced.result.unflatten(outputs) if not self._donate else True
         return None
 
     # Tracing
@@ -325,6 +325,11 @@ def _signature(leaves: list[Any]) -> Any:
         else:
             kinds.append((type(x), x.dtype, x.shape, x.stride()))
     return tuple(kinds)
+
+
+def _live(extra: dict[str, Any]) -> dict[str, Any]:
+    """The extra arguments with tensors for floats, such as a loss, which differ from step to step."""
+    return {key: torch.tensor(x, dtype=torch.float64) if type(x) is float else x for key, x in extra.items()}
 
 
 def _is_ordinary(x: Tensor) -> bool:
