@@ -53,7 +53,7 @@ def pure_update(tx: of.GradientTransformation) -> Step:
 
 def made_step(tx: of.GradientTransformation, donate: bool) -> Step:
     params, grads = leaves(seed=0), leaves(seed=1)
-    state, take = tx.init(params), of.make_step(tx, donate=donate)
+    state, take = tx.init(params), of.make_step(tx, donate=donate, backend="eager")
 
     def step() -> None:
         nonlocal params, state
@@ -68,8 +68,8 @@ def contenders() -> dict[str, Step]:
     return {
         BASELINE: adamw(parameters(), RATE, weight_decay=DECAY, foreach=False).step,
         "tx.update + of.apply_updates": pure_update(tx),
-        "of.make_step(tx)": made_step(tx, donate=False),
-        "of.make_step(tx, donate=True)": made_step(tx, donate=True),
+        "of.make_step(tx, backend=eager)": made_step(tx, donate=False),
+        "of.make_step(tx, donate=True, ...)": made_step(tx, donate=True),
         "of.Optimizer(params, tx).step": of.Optimizer(parameters(), tx).step,
         "torch.optim.AdamW(foreach=True)": adamw(parameters(), RATE, weight_decay=DECAY, foreach=True).step,
     }

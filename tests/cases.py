@@ -292,6 +292,7 @@ BAD_RPROP = (
 GLOBAL = "the norm is that of all leaves together"
 DECIDES = {
     "alone": "the loss, and the direction, are those of all leaves together",
+    "fused": "when to stop is decided in Python, so the rule runs eagerly; see test_fused.py",
     "vmap": "when to stop is decided in Python, so stacked models would have to stop together",
     "compile": "when to stop is decided in Python, which breaks the graph",
     "meta": "when to stop is decided in Python, by values that are not there",
