@@ -3,6 +3,9 @@
 Every contender takes the same steps on the same 100 float32 tensors of 32x32, in one process, on one thread.
 A round times each of them once, in a random order, so that a slow moment of the machine meets them all
 alike; a ratio compares times of one round, and the table shows quartiles over the rounds.
+
+A second table is about the host's work of `Optimizer.step` for 148 tensors, so small that there is hardly any other,
+against the foreach and fused forms of torch.
 """
 
 import argparse
@@ -17,20 +20,21 @@ import torch
 import optimfn as of
 
 TENSORS, SHAPE = 100, (32, 32)
+HOST_TENSORS, HOST_SHAPE = 148, (8,)
 RATE, DECAY = 1e-3, 1e-2
 BASELINE = "torch.optim.AdamW(foreach=False)"
 
 Step = Callable[[], object]
 
 
-def leaves(seed: int) -> list[torch.Tensor]:
+def leaves(seed: int, count: int = TENSORS, shape: tuple[int, ...] = SHAPE) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(SHAPE, generator=generator) for _ in range(TENSORS)]
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
 
 
-def parameters() -> list[torch.nn.Parameter]:
-    params = [torch.nn.Parameter(p) for p in leaves(seed=0)]
-    for p, g in zip(params, leaves(seed=1), strict=True):
+def parameters(count: int = TENSORS, shape: tuple[int, ...] = SHAPE) -> list[torch.nn.Parameter]:
+    params = [torch.nn.Parameter(p) for p in leaves(0, count, shape)]
+    for p, g in zip(params, leaves(1, count, shape), strict=True):
         p.grad = g
     return params
 
@@ -49,7 +53,7 @@ def pure_update(tx: of.GradientTransformation) -> Step:
 
 def made_step(tx: of.GradientTransformation, donate: bool) -> Step:
     params, grads = leaves(seed=0), leaves(seed=1)
-    state, take = tx.init(params), of.make_step(tx, donate=donate)
+    state, take = tx.init(params), of.make_step(tx, donate=donate, backend="eager")
 
     def step() -> None:
         nonlocal params, state
@@ -64,10 +68,29 @@ def contenders() -> dict[str, Step]:
     return {
         BASELINE: adamw(parameters(), RATE, weight_decay=DECAY, foreach=False).step,
         "tx.update + of.apply_updates": pure_update(tx),
-        "of.make_step(tx)": made_step(tx, donate=False),
-        "of.make_step(tx, donate=True)": made_step(tx, donate=True),
+        "of.make_step(tx, backend=eager)": made_step(tx, donate=False),
+        "of.make_step(tx, donate=True, ...)": made_step(tx, donate=True),
         "of.Optimizer(params, tx).step": of.Optimizer(parameters(), tx).step,
         "torch.optim.AdamW(foreach=True)": adamw(parameters(), RATE, weight_decay=DECAY, foreach=True).step,
+    }
+
+
+def host_contenders() -> dict[str, Step]:
+    def params() -> list[torch.nn.Parameter]:
+        return parameters(HOST_TENSORS, HOST_SHAPE)
+
+    adamw, tx = torch.optim.AdamW, of.adamw(RATE, weight_decay=DECAY)
+    idle = of.Optimizer(params(), of.adamw, learning_rate=RATE, weight_decay=DECAY)
+    idle.step()
+    idle._program.take = lambda *_, **__: None
+    return {
+        "torch.optim.AdamW(fused=True)": adamw(params(), RATE, weight_decay=DECAY, fused=True).step,
+        "torch.optim.AdamW(foreach=True)": adamw(params(), RATE, weight_decay=DECAY, foreach=True).step,
+        "of.Optimizer(params, tx).step": of.Optimizer(params(), tx).step,
+        "of.Optimizer(params, of.adamw, ...)": of.Optimizer(
+            params(), of.adamw, learning_rate=RATE, weight_decay=DECAY
+        ).step,
+        "  its bookkeeping alone": idle.step,
     }
 
 
@@ -96,15 +119,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     torch.set_num_threads(1)
     random.seed(0)
 
-    seconds = measure(contenders(), args.rounds, args.repeats)
     print(f"torch {torch.__version__}, optimfn {of.__version__}, {os.cpu_count()} CPUs, 1 thread")
-    print(f"{TENSORS} tensors of {SHAPE[0]}x{SHAPE[1]} float32, {args.rounds} rounds of {args.repeats} steps\n")
-    print(f"{'':34}{'ms/step':>9}{'ratio':>9}{'quartiles':>14}")
-    medians = {}
+    medians = table(contenders(), TENSORS, SHAPE, args)
+    return medians | table(host_contenders(), HOST_TENSORS, HOST_SHAPE, args)
+
+
+def table(steps: dict[str, Step], count: int, shape: tuple[int, ...], args: argparse.Namespace) -> dict[str, float]:
+    """Measure, print, and return the median ratios to the first contender."""
+    seconds = measure(steps, args.rounds, args.repeats)
+    baseline, medians = next(iter(steps)), {}
+    size = "x".join(map(str, shape))
+    print(f"\n{count} tensors of {size} float32, {args.rounds} rounds of {args.repeats} steps, against {baseline}\n")
+    print(f"{'':36}{'ms/step':>9}{'ratio':>9}{'quartiles':>14}")
     for name, times in seconds.items():
-        ratios = [own / base for own, base in zip(times, seconds[BASELINE], strict=True)]
+        ratios = [own / base for own, base in zip(times, seconds[baseline], strict=True)]
         low, medians[name], high = statistics.quantiles(ratios, n=4)
-        print(f"{name:34}{statistics.median(times) * 1e3:9.2f}{medians[name]:9.2f}{low:8.2f}{high:6.2f}")
+        print(f"{name:36}{statistics.median(times) * 1e3:9.3f}{medians[name]:9.2f}{low:8.2f}{high:6.2f}")
     return medians
 
 

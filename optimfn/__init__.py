@@ -1,5 +1,6 @@
 """Pure-functional, composable optimizer transformations for PyTorch."""
 
+from . import cuda as cuda
 from . import optim as optim
 from . import tree as tree
 from ._algorithms._adabelief import ScaleByBeliefState as ScaleByBeliefState
@@ -46,6 +47,7 @@ from ._algorithms._ldog import scale_by_distance_over_gradients as scale_by_dist
 from ._algorithms._lion import ScaleByLionState as ScaleByLionState
 from ._algorithms._lion import lion as lion
 from ._algorithms._lion import scale_by_lion as scale_by_lion
+from ._algorithms._muon import muon as muon
 from ._algorithms._muon import orthogonalize as orthogonalize
 from ._algorithms._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms._nadam import ScaleByNadamState as ScaleByNadamState
@@ -216,6 +218,8 @@ from ._wrappers._conditional import ConditionallyTransformState as Conditionally
 from ._wrappers._conditional import ConditionFn as ConditionFn
 from ._wrappers._conditional import conditionally_mask as conditionally_mask
 from ._wrappers._conditional import conditionally_transform as conditionally_transform
+from ._wrappers._finite import ApplyIfFiniteState as ApplyIfFiniteState
+from ._wrappers._finite import apply_if_finite as apply_if_finite
 from ._wrappers._flatten import flatten as flatten
 from ._wrappers._freeze import freeze as freeze
 from ._wrappers._freeze import selective_transform as selective_transform
@@ -235,6 +239,8 @@ from ._wrappers._multi_steps import has_updated as has_updated
 from ._wrappers._multi_steps import multi_steps as multi_steps
 from ._wrappers._multi_steps import skip_large_updates as skip_large_updates
 from ._wrappers._multi_steps import skip_not_finite as skip_not_finite
+from ._wrappers._partition import PartitionState as PartitionState
+from ._wrappers._partition import partition as partition
 from .fused import Step as Step
 from .fused import make_step as make_step
 from .optim import Optimizer as Optimizer

@@ -1,7 +1,7 @@
 """The pair of functions that every optimizer is, and the ways to put such pairs together."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -40,6 +40,7 @@ class GradientTransformation(Recorded):
     Args:
         init: `init(params) -> state`.
         update: `update(updates, state, params=None, **extra) -> (updates, state)`.
+        members: The members of a chain, by their place in its state; empty for everything else.
         recipe: How it was made; `factory` fills it in.
 
     Shapes:
@@ -57,6 +58,7 @@ class GradientTransformation(Recorded):
 
     init: InitFn
     update: UpdateFn
+    members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.update))
@@ -198,7 +200,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
             states.append(member_state)
         return updates, tuple(states)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, members=dict(enumerate(transforms)))
 
 
 @factory
@@ -236,7 +238,7 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
             updates, states[name] = member.update(updates, state[name], params, **extra)
         return updates, states
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, members=members)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:

@@ -30,6 +30,10 @@ class Case:
     skips: dict[str, str] = field(default_factory=dict)  # law -> why it does not hold
     bad: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()  # changed arguments, error, its words
 
+    def plain(self) -> of.GradientTransformation:
+        """Make the transformation; whoever uses it hands over the extra arguments."""
+        return self.make(**self.kwargs)
+
     def tx(self, **changes: Any) -> of.GradientTransformation:
         """Make the transformation; its update takes the extra arguments of the case by itself."""
         tx = self.make(**{**self.kwargs, **changes})

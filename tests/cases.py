@@ -1,5 +1,6 @@
 """The table: a case for every public transformation and schedule. Every law runs over every case."""
 
+import functools
 import math
 
 import numpy as np
@@ -156,6 +157,31 @@ def muon_as_torch(
 
 
 @of.factory
+def muon_on_matrices(learning_rate, beta, weight_decay, mode="original"):
+    """The whole optimizer, on the matrices."""
+    muon = of.muon(learning_rate, beta=beta, weight_decay=weight_decay, mode=mode)
+    return of.masked(muon, of.tree.mask_by(has_two_axes))
+
+
+@of.factory
+def lion_and_sgd(learning_rate, weight_decay):
+    """Lion on the matrices, gradient descent on the rest."""
+    rules = {"lion": of.lion(learning_rate, weight_decay=weight_decay), "sgd": of.sgd(learning_rate)}
+    return of.partition(rules, of.tree.label_by(lion_or_sgd))
+
+
+def lion_or_sgd(p):
+    """Labels for `partition`."""
+    return "lion" if p.ndim >= 2 else "sgd"
+
+
+@of.factory
+def protected_adam(learning_rate, max_consecutive_errors):
+    """Adam that leaves out steps."""
+    return of.apply_if_finite(of.adam(learning_rate), max_consecutive_errors)
+
+
+@of.factory
 def matrices_to_shape(mode):
     """`scale_by_matrix_shape` on the matrices, nothing on the rest."""
     return of.masked(of.scale_by_matrix_shape(mode), of.tree.mask_by(has_two_axes))
@@ -196,6 +222,12 @@ def clipped_adamw_oracle(params, gradients):
 def masked_lion_oracle(params, gradients):
     """The vector `b` is masked out, so its raw gradient is added."""
     rules = {"a": Lion(1e-2, weight_decay=0.1), "b": Each(lambda g, p, t: g), "c": Lion(1e-2, weight_decay=0.1)}
+    return leafwise(rules.__getitem__)(params, gradients)
+
+
+def lion_and_sgd_oracle(params, gradients):
+    """The vector `b` is the only leaf that is no matrix."""
+    rules = {"a": Lion(1e-2, weight_decay=0.1), "b": Each(lambda g, p, t: -1e-2 * g), "c": Lion(1e-2, weight_decay=0.1)}
     return leafwise(rules.__getitem__)(params, gradients)
 
 
@@ -260,6 +292,7 @@ BAD_RPROP = (
 GLOBAL = "the norm is that of all leaves together"
 DECIDES = {
     "alone": "the loss, and the direction, are those of all leaves together",
+    "fused": "when to stop is decided in Python, so the rule runs eagerly; see test_fused.py",
     "vmap": "when to stop is decided in Python, so stacked models would have to stop together",
     "compile": "when to stop is decided in Python, which breaks the graph",
     "meta": "when to stop is decided in Python, by values that are not there",
@@ -322,6 +355,29 @@ CASES = (
         needs_params=True,
         skips={"differentiable": SIGN},
         bad=(BAD_RATE,),
+    ),
+    Case(
+        "partition",
+        lion_and_sgd,
+        {"learning_rate": 1e-2, "weight_decay": 0.1},
+        oracle=lion_and_sgd_oracle,
+        live=("learning_rate", "weight_decay"),
+        covers=("partition",),
+        needs_params=True,
+        skips={"differentiable": SIGN},
+        bad=(BAD_RATE,),
+    ),
+    Case(
+        "apply_if_finite",
+        protected_adam,
+        {"learning_rate": 1e-2, "max_consecutive_errors": 2},
+        oracle=torch_optimizer(functools.partial(torch.optim.Adam, lr=1e-2)),
+        live=("learning_rate",),
+        covers=("apply_if_finite",),
+        bad=(
+            ({"max_consecutive_errors": -1}, ValueError, "max_consecutive_errors must be >= 0, got -1"),
+            ({"max_consecutive_errors": 1.5}, TypeError, "max_consecutive_errors must be a whole number of steps"),
+        ),
     ),
     # Building blocks
     Case(
@@ -727,6 +783,18 @@ CASES = (
             ({"ns_coeffs": (1.0, "2", 3.0)}, TypeError, r"ns_coeffs\[1\] must be a number or a 0-dim tensor, got '2'"),
             ({"eps": -1.0}, ValueError, f"eps {NEGATIVE}"),
         ),
+    ),
+    Case(
+        "muon",
+        muon_on_matrices,
+        {"learning_rate": 1e-2, "beta": 0.95, "weight_decay": 0.1},
+        oracle=muon_oracle(lr=1e-2),
+        live=("learning_rate", "beta", "weight_decay"),
+        covers=("muon",),
+        needs_params=True,
+        batched=5e-3,  # as above
+        skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
+        bad=(BAD_RATE, ({"mode": "none"}, ValueError, "mode must be one of 'original', 'match_rms_adamw', got 'none'")),
     ),
     Case(
         "muon_as_torch_changed",

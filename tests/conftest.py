@@ -1,10 +1,18 @@
 """Settings every test runs under: one thread, float32 by default, a seed of its own, warnings as errors."""
 
+import atexit
+import os
+import shutil
+import tempfile
 import zlib
 
 import hypothesis
 import pytest
 import torch
+
+if "OPTIMFN_CACHE" not in os.environ:  # one for the whole session: xdist's workers inherit it
+    os.environ["OPTIMFN_CACHE"] = tempfile.mkdtemp(prefix="optimfn-tests-")
+    atexit.register(shutil.rmtree, os.environ["OPTIMFN_CACHE"], ignore_errors=True)
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")

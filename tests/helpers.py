@@ -1,5 +1,6 @@
 """What several test files use: trees, gradients, and how to follow a rule step by step."""
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -79,3 +80,55 @@ def assert_close_to(ours, reference, rtol):
         scale = max(1.0, want.abs().max().item()) if want.numel() else 1.0
         error = (got - want).abs().max().item() if want.numel() else 0.0
         assert error <= rtol * scale, f"{name}: off by {error:.3e}, {error / scale:.3e} of its scale"
+
+
+def wide_params(dtype=torch.float32):
+    """Leaves of whole vectors of any processor: ATen computes the rest of a leaf by another formula."""
+    shapes = {"a": (8, 32), "b": (64,), "c": (4, 8, 16)}
+    return {name: torch.randn(shape, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
+
+
+def kinds_of_arithmetic(step):
+    """Whether a fused step reduces (or hands over to ATen), and whether it takes roots or calls libm."""
+    program = step._structures[-1].last.program
+    reduces = any(node.kind != "input" and node.kind != "pointwise" for node in program.plan.nodes)
+    text = "".join(function.text for function in program._tables.functions)
+    return reduces, re.search(r"\b(sqrt|exp|exp2|expm1|log|log2|log1p|pow|sin|cos|tanh|erf)f?\(", text) is not None
+
+
+def units_off(got, want):
+    """The largest difference in units in the last place, of elements no smaller than the mean of their leaf."""
+    got, want, eps = as_reals(got), as_reals(want), torch.finfo(want.dtype).eps
+    equal = (got == want) | (got.isnan() & want.isnan())
+    if equal.all():
+        return 0.0
+    size = want[want.isfinite()].square().mean().sqrt()
+    return torch.where(equal, 0.0, (got - want).abs() / (eps * torch.maximum(want.abs(), size))).max().item()
+
+
+def as_reals(x):
+    """In float64; complex leaves as pairs."""
+    return (torch.view_as_real(x) if x.is_complex() else x).double()
+
+
+def assert_fused_equals_eager(step, got, want, accurate=None):
+    """Bit for bit where only +, -, *, / and the like are used; a few units after roots, libm and reductions.
+
+    Several roots in a row each add a unit. Where sums are taken, the fused result may instead be as close to
+    `accurate`, the same step in float64, as the eager one is.
+    """
+    assert of.tree.structure(got) == of.tree.structure(want)
+    reduces, rounds = kinds_of_arithmetic(step)
+    named = of.tree.leaves_with_path(got), of.tree.leaves(want), of.tree.leaves(want if accurate is None else accurate)
+    for (path, x), y, z in zip(*named, strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype), path
+        if x.numel() == 0 or not (x.is_floating_point() or x.is_complex()):
+            assert torch.equal(x, y), path
+            continue
+        allowed = 4.0 if reduces or rounds else 0.0
+        off = units_off(x, y)
+        if reduces and off > allowed:
+            eager, fused = (as_reals(own) - as_reals(z) for own in (y, x))
+            assert fused.abs().max() <= 2 * eager.abs().max(), path
+        else:
+            assert off <= allowed, f"{path}: {off} units"

@@ -343,7 +343,7 @@ class TestMakeStep:
         assert params[0].item() == pytest.approx(0.7, abs=1e-5)
 
     def test_refuses_unknown_backends_and_other_values(self):
-        with pytest.raises(ValueError, match="backend must be one of 'eager', got 'warp'"):
+        with pytest.raises(ValueError, match="backend must be one of 'auto', 'fused', 'eager', got 'warp'"):
             of.make_step(of.sgd(0.1), backend="warp")
         with pytest.raises(TypeError, match="tx must be a GradientTransformation, got 3"):
             of.make_step(3)

@@ -3,12 +3,14 @@
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FRAMEWORKS = {"accelerate", "lightning", "safetensors", "transformers"}  # the extra "clients"; not everyone has them
 BLOCK = re.compile(r"^```python.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -16,9 +18,17 @@ def blocks(page):
     return BLOCK.findall(page.read_text())
 
 
+def frameworks(page):
+    imported = re.findall(r"^(?:import|from) (\w+)", "\n".join(blocks(page)), re.MULTILINE)
+    return sorted(FRAMEWORKS.intersection(imported))
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in frameworks(page):
+        warnings.simplefilter("ignore")  # frameworks warn of much that is not ours to mend
+        pytest.importorskip(name)
     namespace = {"__name__": "page"}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)

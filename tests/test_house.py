@@ -33,7 +33,8 @@ LEVELS = {
     "_algorithms": 5,
     "fused": 6,
     "optim": 7,
-    "__init__": 8,
+    "cuda": 8,
+    "__init__": 9,
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SUPPRESSIONS = 400, 60, 20
 

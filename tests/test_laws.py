@@ -12,7 +12,17 @@ import torch
 import torch._dynamo.testing
 from case import Case
 from cases import CASES
-from helpers import assert_close_to, assert_trees_equal, follow, like, params_tree, plain_params, rough_gradients
+from helpers import (
+    assert_close_to,
+    assert_fused_equals_eager,
+    assert_trees_equal,
+    follow,
+    like,
+    params_tree,
+    plain_params,
+    rough_gradients,
+    wide_params,
+)
 
 import optimfn as of
 
@@ -234,12 +244,12 @@ def test_one_graph_serves_every_step_and_every_hyperparameter(case: Case):
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(step, fullgraph=True, backend=counter)
-    state = tx.init(params)
+    expected_step, state = of.make_step(tx, backend="eager"), tx.init(params)
     expected_params, expected_state = params, state
     for _ in range(20):
         grads = like(params)
         params, state = compiled(params, state, grads)
-        expected_params, expected_state = step(expected_params, expected_state, grads)
+        expected_params, expected_state = expected_step(expected_params, expected_state, grads)
         for value in live.values():
             value.mul_(0.99)
     assert counter.frame_count == 1
@@ -296,6 +306,48 @@ def test_runs_where_tensors_have_no_values(case: Case):
     assert all(x.is_meta for x in of.tree.leaves((updates, state)))
 
 
+# 8. Fused equals eager
+
+
+@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donating"])
+@cases("fused")
+def test_fused_steps_equal_eager_steps(case: Case, donate):
+    tx = case.tx(**case.tensors())
+    fused, eager = of.make_step(tx, donate=donate, backend="fused"), of.make_step(tx, backend="eager")
+    params = wide_params()
+    state = tx.init(params)
+    for grads in rough_gradients(params, 8):
+        want = eager(params, state, grads)
+        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)])
+        own = of.tree.map(torch.clone, (params, state))
+        got = fused(*own, grads)
+        if donate:
+            assert got[0] is own[0]
+            assert got[1] is own[1]
+        else:
+            assert_trees_equal(own, (params, state))
+        assert_fused_equals_eager(fused, got, want, accurate)
+        params, state = want
+
+
+def _widened(x):
+    return x.double() if x.is_floating_point() else x
+
+
+@cases("fused")
+def test_fused_steps_take_ragged_trees(case: Case):
+    if "ragged" in case.skips:
+        pytest.skip(case.skips["ragged"])
+    tx, params = case.tx(), params_tree()
+    fused, eager = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager")
+    state = tx.init(params)
+    for _ in range(3):
+        grads = like(params)
+        want = eager(params, state, grads)
+        assert_trees_equal(fused(params, state, grads), want, rtol=1e-12, atol=1e-12)
+        params, state = want
+
+
 # 9. Oracle
 
 
@@ -329,7 +381,7 @@ def test_a_donating_step_gives_the_same_numbers_in_the_same_tensors(case: Case):
     own = of.tree.map(torch.clone, params)
     state = tx.init(own)
     before = [x.data_ptr() for x in of.tree.leaves((own, state))]
-    step = of.make_step(tx, donate=True)
+    step = of.make_step(tx, donate=True, backend="eager")
     for grads in gradients:
         new_params, new_state = step(own, state, grads)
         assert new_params is own
@@ -344,11 +396,11 @@ def test_the_stateful_optimizer_takes_the_same_steps(case: Case):
     gradients = rough_gradients(params, 10)
     expected = follow(case.tx(), params, gradients)[-1]
     own = {name: p.clone().requires_grad_() for name, p in params.items()}
-    optimizer = of.Optimizer(own.items(), case.tx())
+    optimizer = of.Optimizer(own.items(), case.plain())
     for grads in gradients:
         for name, p in own.items():
             p.grad = grads[name].clone()
-        optimizer.step()
+        optimizer.step(**case.extra)
     assert_close_to(own, expected, 1e-14)
 
 

@@ -18,6 +18,15 @@ def cases(*laws):
 factors = st.floats(0.01, 1.0)
 
 
+def is_allowed(case, name, value):
+    """Whether an argument may be as small as that; with a tensor nobody would say."""
+    try:
+        case.tx(**{name: value})
+    except ValueError:
+        return False
+    return name not in ("max_norm", "smooth_beta")
+
+
 def gradients(params):
     return of.tree.map(lambda p: torch.randn(p.shape, dtype=torch.float64).to(p.dtype), params)
 
@@ -28,7 +37,7 @@ def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, fa
     if params is None and case.needs_params:
         return
     hyper = {name: value * factor for name, value in case.tensors().items()}
-    hyper = {name: value for name, value in hyper.items() if name not in ("max_norm", "smooth_beta")}
+    hyper = {name: value for name, value in hyper.items() if is_allowed(case, name, value.item())}
     tx = case.tx(**(hyper if as_tensors else {name: value.item() for name, value in hyper.items()}))
     state, grads = tx.init(params), gradients(params)
     inputs = of.tree.leaves((params, grads, state))
@@ -56,7 +65,7 @@ def test_vmap_equals_the_separate_runs(case, params, members):
         own, own_grads = (of.tree.map(lambda x, i=i: x[i], t) for t in (stacked, grads))
         single, single_state = tx.update(own_grads, tx.init(own), own)
         member = of.tree.map(lambda x, i=i: x[i], (updates, state))
-        assert_trees_equal(member, (single, single_state), rtol=1e-12, atol=1e-12)
+        assert_trees_equal(member, (single, single_state), rtol=case.batched, atol=case.batched)
 
 
 @given(cases("alone"), trees(FLOATS), trees(FLOATS))

@@ -1,4 +1,4 @@
-"""Muon's parts: orthogonalised momentum, scaled to the shape of the matrix."""
+"""Muon: orthogonalised momentum, scaled to the shape of the matrix."""
 
 import math
 
@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, chain, stateless
 from .._checks import check_choice, check_nonnegative, check_number, check_steps
 from .._recipe import factory
-from .._typing import Scalar
+from .._transforms._decay import add_decayed_weights
+from .._transforms._momentum import ema
+from .._transforms._rate import scale_by_learning_rate
+from .._typing import Mask, Scalar, ScalarOrSchedule
 
 
 @factory
@@ -101,6 +104,69 @@ def scale_by_matrix_shape(mode: str = "original") -> GradientTransformation:
     check_choice("mode", mode, ("original", "match_rms_adamw"))
 
     return stateless(lambda updates, params: tree.map(lambda g: shape_factor(mode, g) * g, updates))
+
+
+@factory
+def muon(
+    learning_rate: ScalarOrSchedule,
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    ns_steps: int = 5,
+    beta: Scalar = 0.95,
+    eps: Scalar = 1e-7,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    *,
+    nesterov: bool = True,
+    mode: str = "original",
+) -> GradientTransformation:
+    """Move the matrices of hidden layers by their momentum made orthogonal: `orthogonalize` and what goes with it.
+
+    It takes matrices only. Give embeddings, output layers, biases and gains to another rule, with `partition`.
+
+    Maths:
+        mu <- beta mu + (1 - beta) g
+        u <- orthogonalize(mu), or with nesterov orthogonalize(beta mu + (1 - beta) g)
+        update <- -learning_rate (shape factor u + weight_decay p)
+
+    Args:
+        learning_rate: Spectral norm of a step, roughly, >= 0; a number, a 0-dim tensor or a schedule.
+        ns_coeffs: `(a, b, c)`, the coefficients of `orthogonalize`, no unit.
+        ns_steps: Iterations of `orthogonalize`, >= 1.
+        beta: Decay of the momentum, no unit, in [0, 1).
+        eps: Least norm to divide by, in the unit of `|g|`, >= 0.
+        weight_decay: Decay per unit of learning rate, >= 0; a number, a 0-dim tensor or a schedule.
+        weight_decay_mask: Which leaves decay: a tree of bools, a prefix of one, or a function of the parameters.
+        nesterov: Look one step ahead with the momentum.
+        mode: How the factor depends on the shape, see `scale_by_matrix_shape`.
+
+    Shapes:
+        params: needed. state: that of `ema`. Memory: 1 x params.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+        ValueError: in `update` if a leaf has not two axes, or no parameters are given.
+
+    Differs from: torch.optim.Muon in the names and the default of `weight_decay` (0.1 there); and
+        optax.contrib.muon, which corrects the bias of the momentum, holds its matrices the other way round and
+        brings an AdamW for the other leaves.
+
+    Source: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> hidden = of.tree.label_by(lambda p: "muon" if p.ndim == 2 else "adamw")
+        >>> tx = of.partition({"muon": of.muon(0.02), "adamw": of.adamw(3e-4)}, hidden)
+        >>> params = {"weight": torch.eye(2), "bias": torch.ones(2)}
+        >>> tx.update(params, tx.init(params), params)[0]["bias"]
+        tensor([-0.0003, -0.0003])
+    """
+    return chain(
+        ema(beta, debias=False, nesterov=nesterov),
+        orthogonalize(ns_coeffs, ns_steps, eps),
+        scale_by_matrix_shape(mode),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def shape_factor(mode: str, g: Tensor) -> float:

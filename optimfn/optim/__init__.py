@@ -17,4 +17,5 @@ from ._classes import RMSprop as RMSprop
 from ._classes import Rprop as Rprop
 from ._classes import SparseAdam as SparseAdam
 from ._lbfgs import LBFGS as LBFGS
+from ._load import LoadReport as LoadReport
 from ._optimizer import Optimizer as Optimizer

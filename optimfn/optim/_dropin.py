@@ -19,6 +19,7 @@ from .._transforms._rate import scale
 from .._typing import Params, State
 from .._wrappers._complex import split_real_and_imaginary
 from ..fused import overwrite
+from ._contract import is_capturing, refuse_absent, report_step
 from ._layout import Entries, Layout, ParamKey
 from ._load import KeepsDtypes
 
@@ -133,6 +134,8 @@ class DropIn(KeepsDtypes):
 
     def _step_groups(self: Any) -> None:
         """Compute the steps of all cohorts, then write them."""
+        if is_capturing(self.param_groups):
+            self._check_capturable()
         parts = [part for group in self.param_groups for part in self._compute(group)]
         if self.defaults.get("differentiable", False):
             for part in parts:
@@ -142,7 +145,39 @@ class DropIn(KeepsDtypes):
         else:
             overwrite([part.old for part in parts], [part.new for part in parts])
             for part in parts:
+                if is_capturing(self.param_groups):
+                    self._keep_in_place(part)
                 self._show(part, part.old[1])
+        report_step(self)
+
+    def write_hyperparameters(self: Any) -> None:
+        """Put the learning rates of the groups where the rule reads them; for CUDA graphs, as `Optimizer` says."""
+        for group in self.param_groups:
+            self._rule(group)
+
+    def addresses(self: Any) -> tuple[int, ...]:
+        """What a captured graph holds on to: rules, parameters, state."""
+        held = [p for group in self.param_groups for p in group["params"]]
+        held += [x for entries in self.state.values() for x in entries.values() if isinstance(x, Tensor)]
+        held += [x for shared in self.__dict__.get("_known", {}).values() for x in shared.values.values()]
+        return (*(id(self._rule(group)) for group in self.param_groups), *(x.data_ptr() for x in held))
+
+    def _check_capturable(self: Any) -> None:
+        for group in self.param_groups:
+            if self.counts_steps and not (group.get("capturable") or group.get("fused")):
+                raise RuntimeError(  # in the words of torch
+                    f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
+                    "param_groups' capturable is False."
+                )
+            refuse_absent(dict(enumerate(group["params"])))
+
+    def _keep_in_place(self: Any, part: Part) -> None:
+        """Leave shared leaves where a graph finds them. All parameters have gradients, so no cohort falls apart."""
+        if part.shared.values.keys() != part.values.keys():
+            raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
+        for key, old in part.shared.values.items():
+            old.copy_(part.values[key])
+        part.values = part.shared.values
 
     def _compute(self: Any, group: dict[str, Any]) -> list[Part]:
         cohorts: dict[Hashable, tuple[Shared, dict[ParamKey, Tensor]]] = {}
@@ -191,7 +226,7 @@ class DropIn(KeepsDtypes):
             if options["complex"]:
                 made = split_real_and_imaginary(made)
             rule = rules[id(group)] = Rule(made, options, live)
-        if rule.live is not None:
+        if rule.live is not None and not is_capturing(self.param_groups):
             rule.live.fill_(rate)
         return rule
 

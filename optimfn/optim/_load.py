@@ -1,12 +1,124 @@
-"""Loading state dicts without losing dtypes."""
+"""Loading state dicts: what fits, without losing dtypes."""
 
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._contract import FiresHooksOnce
+from ._layout import Entries, ParamKey
 
-class KeepsDtypes(torch.optim.Optimizer):
+
+class LoadReport(NamedTuple):
+    """What became of the entries of a state dict, as pairs of the name of a parameter and the key of an entry."""
+
+    matching: list[tuple[str, str]]
+    missing: list[tuple[str, str]]
+    left_over: list[tuple[str, str]]
+
+
+def compare(
+    wanted: Mapping[ParamKey, Entries], names: Sequence[ParamKey], loaded: Mapping[str, Any], strict: bool
+) -> LoadReport:
+    """Compare the entries that an optimizer wants with those of a state dict.
+
+    A state dict without any state is that of an optimizer that has not made a step; it always fits.
+
+    Raises:
+        KeyError: if `strict` and entries are missing or left over.
+        ValueError: if an entry that matches has another shape.
+    """
+    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    if not loaded["state"] or len(numbers) != len(names):  # of the latter, torch speaks
+        return LoadReport([], [], [])
+    report = LoadReport([], [], [])
+    for number, name in zip(numbers, names, strict=True):
+        mine, theirs = wanted.get(name, {}), loaded["state"].get(number, {})
+        for key, value in theirs.items():
+            (report.matching if key in mine else report.left_over).append((name, key))
+            if key in mine and isinstance(value, Tensor) and value.shape != mine[key].shape:
+                shapes = f"{tuple(value.shape)} instead of {tuple(mine[key].shape)}"
+                raise ValueError(f"{key} of parameter {name} has shape {shapes}")
+        report.missing.extend((name, key) for key in mine if key not in theirs)
+    if strict and (report.missing or report.left_over):
+        said = (f"missing: {_list(report.missing)}", f"left over: {_list(report.left_over)}")
+        raise KeyError(f"the state dict does not fit; {'; '.join(said)}; matching: {_list(report.matching)}")
+    return report
+
+
+def fill_in(
+    state: MutableMapping[Tensor, Entries],
+    params: Mapping[ParamKey, Tensor],
+    wanted: Mapping[ParamKey, Entries],
+    loaded: Mapping[str, Any],
+) -> None:
+    """Put what was loaded into the tensors that are wanted, and those into the state.
+
+    Tensors stay where they are, so that a CUDA graph sees what was loaded; only one of another dtype gives way.
+    """
+    state.clear()
+    if not loaded["state"]:
+        return
+    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    written: set[int] = set()
+    for number, (name, p) in zip(numbers, params.items(), strict=True):
+        theirs = loaded["state"].get(number, {})
+        entries = {}
+        for key, mine in wanted.get(name, {}).items():
+            value = theirs.get(key, mine)
+            value = value if isinstance(value, Tensor) else torch.as_tensor(value)
+            shared = id(mine) in written  # another parameter, which may have a past of its own, has it too
+            if value.dtype != mine.dtype or (shared and not torch.equal(mine, value.to(mine.device))):
+                mine = value.detach().to(mine.device, copy=True)
+            elif value is not mine:
+                mine.copy_(value.detach())
+            written.add(id(mine))
+            entries[key] = mine
+        if entries:
+            state[p] = entries
+
+
+def restore_groups(groups: Sequence[dict[str, Any]], old: Sequence[Mapping[str, Any]]) -> None:
+    """Give loaded groups back what belongs to the optimizer: names, labels, tensors, and keys that were not saved."""
+    for group, before in zip(groups, old, strict=True):
+        for key, value in before.items():
+            if key in ("param_names", "label"):
+                group[key] = value
+            elif isinstance(value, Tensor) and isinstance(group.get(key), Tensor | int | float):
+                value.detach().copy_(torch.as_tensor(group[key]))
+                group[key] = value
+            else:
+                group.setdefault(key, value)
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])  # some checkpoints make lists of tuples
+
+
+def copy_state(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict with copies of its tensors."""
+
+    def copy(value: Any) -> Any:
+        return value.detach().clone() if isinstance(value, Tensor) else value
+
+    state = {name: {key: copy(x) for key, x in entries.items()} for name, entries in state_dict["state"].items()}
+    groups = [{key: copy(value) for key, value in group.items()} for group in state_dict["param_groups"]]
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _list(pairs: Sequence[tuple[str, str]]) -> str:
+    """Each key once, with the parameters if they are few."""
+    keys: dict[str, list[str]] = {}
+    for name, key in pairs:
+        keys.setdefault(key, []).append(name)
+    most = 3
+    shown = [
+        f"{key} of {', '.join(names) if len(names) <= most else f'{len(names)} parameters'}"
+        for key, names in keys.items()
+    ]
+    return ", ".join(shown) or "nothing"
+
+
+class KeepsDtypes(FiresHooksOnce):
     """A `load_state_dict` that takes tensors as they were saved.
 
     torch casts every entry but `step` to the dtype of its parameter, which makes a float32 moment of a

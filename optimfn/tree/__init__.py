@@ -31,6 +31,7 @@ from ._core import as_complex as as_complex
 from ._core import as_real as as_real
 from ._core import broadcast as broadcast
 from ._core import cast_leaf as cast_leaf
+from ._core import flatten as flatten
 from ._core import is_leaf as is_leaf
 from ._core import join_path as join_path
 from ._core import leaves as leaves

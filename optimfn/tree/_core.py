@@ -59,6 +59,12 @@ def structure(tree: Tree) -> Hashable:
     return optree.tree_structure(tree, none_is_leaf=True)
 
 
+def flatten(tree: Tree) -> tuple[list[Any], Any]:
+    """The leaves, `None` among them, and the structure, whose `unflatten(leaves)` puts them together again."""
+    leaves, structure = optree.tree_flatten(tree, none_is_leaf=True)
+    return leaves, structure
+
+
 def unflatten(like: Tree, new_leaves: list[Any]) -> Tree:
     """A tree of the structure of `like` with other leaves, given in the order of `leaves`."""
     return optree.tree_unflatten(optree.tree_structure(like), new_leaves)

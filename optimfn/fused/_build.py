@@ -1,0 +1,192 @@
+"""Compile C once per distinct source, and load it.
+
+The cache is a directory of the user, mode 0700. An entry is made in a private directory inside it and moved into
+place, so that processes that compile the same source at once do not meet. The name of an entry is a digest of
+the source, the compiler and its version, the flags and the processor; a digest of the library itself, kept
+beside it, tells a damaged entry.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from ._print_c import Function, print_unit, without_comments
+
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-w",
+)
+
+
+class CannotBuild(Exception):
+    """There is no way to compile here; the message says why."""
+
+
+class _Loaded:
+    """The functions that this process has loaded, by name."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.addresses: dict[str, int] = {}
+        self.source: dict[str, Path] = {}
+        self.libraries: list[ctypes.CDLL] = []
+
+
+_loaded = _Loaded()
+os.register_at_fork(after_in_child=lambda: setattr(_loaded, "lock", threading.Lock()))
+
+
+def load(functions: Sequence[Function]) -> dict[str, int]:
+    """The address of each function, and of `run` and `clash`, the driver.
+
+    Only those that this process has not loaded yet are looked for in the cache, and compiled if they are not
+    there.
+
+    Raises:
+        CannotBuild: if there is no compiler, no directory to write to, or the compiler fails.
+    """
+    with _loaded.lock:
+        missing = {function.name: function for function in functions if function.name not in _loaded.addresses}
+        if missing or not _loaded.libraries:
+            library, source = _library(print_unit(missing.values()))
+            _loaded.libraries.append(library)
+            for name in (*missing, "run", "clash"):
+                _loaded.addresses[name] = _address(library, name)
+                _loaded.source[name] = source
+        return {name: _loaded.addresses[name] for name in (*(f.name for f in functions), "run", "clash")}
+
+
+def sources(names: Sequence[str]) -> list[Path]:
+    """The files in which loaded functions can be read."""
+    return sorted({_loaded.source[name] for name in names})
+
+
+def cache_directory() -> Path:
+    """The directory of compiled kernels: `OPTIMFN_CACHE`, else `optimfn` in the user's cache directory."""
+    own = os.environ.get("OPTIMFN_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "optimfn"
+
+
+def _library(source: str) -> tuple[ctypes.CDLL, Path]:
+    compiler = _compiler()
+    directory = _writable_directory()
+    key = "\0".join([without_comments(source), *compiler, *FLAGS, _processor()])
+    stem = hashlib.sha256(key.encode()).hexdigest()[:32]
+    library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
+    if not _is_intact(library, check):
+        _compile(source, compiler[0], directory, (library, text, check))
+    try:
+        return ctypes.CDLL(str(library)), text
+    except OSError as error:
+        raise CannotBuild(f"the compiled kernel {library} does not load: {error}") from error
+
+
+def _compile(source: str, compiler: str, directory: Path, targets: tuple[Path, Path, Path]) -> None:
+    library, text, check = targets
+    with tempfile.TemporaryDirectory(dir=directory) as private:
+        made, written, digest = (Path(private) / path.name for path in targets)
+        written.write_text(source)
+        command = [compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise CannotBuild(f"the C compiler {compiler} does not run: {error}") from error
+        if done.returncode:
+            kept = shutil.copy(written, directory / f"failed-{written.name}")
+            raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{done.stderr[-2000:]}")
+        digest.write_text(_digest(made))
+        # The library last but for its digest: whoever sees the digest sees the library it belongs to.
+        for old, new in ((written, text), (made, library), (digest, check)):
+            os.replace(old, new)
+
+
+def _is_intact(library: Path, check: Path) -> bool:
+    """Whether a cache entry is there, is ours, and is what the compiler wrote."""
+    try:
+        ours = library.stat().st_uid == os.getuid() and not library.is_symlink()
+        return ours and check.read_text() == _digest(library)
+    except OSError:
+        return False
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def _writable_directory() -> Path:
+    """The cache directory, private to the user; a fresh temporary one if it cannot be had."""
+    try:
+        directory = cache_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.stat()
+        if found.st_uid == os.getuid():
+            if stat.S_IMODE(found.st_mode) != 0o700:
+                directory.chmod(0o700)
+            with tempfile.TemporaryDirectory(dir=directory):
+                return directory
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        pass
+    return _temporary_directory(os.getpid())
+
+
+@functools.cache
+def _temporary_directory(pid: int) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="optimfn-"))
+    except OSError as error:
+        raise CannotBuild(f"there is no directory to write kernels to: {error}") from error
+
+
+def _compiler() -> tuple[str, str]:
+    """The C compiler, and what it says of its version."""
+    wanted = os.environ.get("CC")
+    for name in (wanted,) if wanted else ("cc", "gcc", "clang"):
+        path = shutil.which(name)
+        if path:
+            return path, _version(path, Path(path).stat().st_mtime_ns)
+    raise CannotBuild(f"no C compiler was found: looked for {wanted or 'cc, gcc and clang'}")
+
+
+@functools.cache
+def _version(path: str, changed: int) -> str:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotBuild(f"the C compiler {path} does not run: {error}") from error
+    return done.stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """The model and the features of the processor, since `-march=native` compiles for them alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        told = [line for line in text.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    except OSError:
+        told = []
+    return "\n".join([platform.machine(), platform.processor(), *told])

@@ -1,0 +1,116 @@
+"""The graph that a trace records and a plan cuts into stages."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Kind = Literal["input", "pointwise", "reduce", "stack", "opaque", "item"]
+
+
+class Untraceable(Exception):
+    """What a rule does cannot be put into a graph; the message says what, and where."""
+
+
+class Misshapen(Exception):
+    """A donating step would change a structure, shape or dtype, which the eager step is to refuse in its own words."""
+
+
+class Layout(NamedTuple):
+    """What is known of a tensor without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+
+    @classmethod
+    def dense(cls, x: Tensor) -> "Layout":
+        """The layout of a tensor, or if it has holes or overlaps, of a contiguous copy."""
+        return cls(tuple(x.shape), x.dtype, dense_stride(x) or contiguous_stride(tuple(x.shape)))
+
+    def empty(self, device: str = "cpu") -> Tensor:
+        """A new tensor of this layout."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One value of the graph.
+
+    An `input` is a tensor that is given; `pointwise` is computed element by element (0-dim arithmetic
+    included); `reduce` makes a 0-dim tensor of a whole tensor or of a `stack`, several 0-dim tensors seen as
+    one; everything else is `opaque`, which ATen computes, or an `item` of an opaque node that returns several.
+    """
+
+    kind: Kind
+    op: Any  # name of the operator; for an opaque node, what to call
+    args: tuple[Any, ...]  # nodes, Python values, and tuples of them
+    kwargs: dict[str, Any]
+    layout: Layout
+    compute: torch.dtype  # what the operator computes in
+    number: int  # position in the graph, parents first
+    name: str  # for readers: a field of the state, or the operator
+    line: str  # for readers: where the rule says so
+    numel: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the value."""
+        return self.layout.dtype
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it is a 0-dim tensor."""
+        return self.layout.shape == ()
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it lies in a tensor when a stage begins, rather than being computed by a kernel."""
+        return self.kind in ("input", "opaque", "item")
+
+    def parents(self) -> Iterator["Node"]:
+        """The nodes it is computed from."""
+        yield from _nodes_in(self.args)
+        for value in self.kwargs.values():
+            yield from _nodes_in(value)
+
+    def may_alias(self) -> bool:
+        """Whether it may share memory with its first argument, as a view does."""
+        returns = getattr(getattr(self.op, "_schema", None), "returns", ())
+        return self.kind == "opaque" and any(value.alias_info is not None for value in returns)
+
+
+def _nodes_in(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, tuple):
+        for member in value:
+            yield from _nodes_in(member)
+
+
+def dense_stride(x: Tensor) -> tuple[int, ...] | None:
+    """The strides of a tensor that fills its memory without holes or overlaps, in any order; else `None`.
+
+    Axes of length one, of which the stride does not matter, get that of a contiguous tensor of this order.
+    """
+    if x.is_contiguous() or x.numel() < 2:
+        return contiguous_stride(tuple(x.shape))
+    order = sorted(range(x.ndim), key=lambda axis: (x.stride(axis), axis) if x.shape[axis] > 1 else (0, axis))
+    strides, step = [0] * x.ndim, 1
+    for axis in order:
+        if x.shape[axis] > 1 and x.stride(axis) != step:
+            return None
+        strides[axis] = step
+        step *= x.shape[axis]
+    return tuple(strides)
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

@@ -1,0 +1,88 @@
+"""What plans are made of: programs of leaves and of 0-dim values, and the tables of where they work."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ._graph import Node
+
+
+class Constant(NamedTuple):
+    """A Python number in a program; the text tells 0.0 from -0.0 and 1 from True."""
+
+    value: Any
+    text: str
+
+
+class Entry(NamedTuple):
+    """One value of a leaf program: a scalar, an element of a buffer, or an operator on earlier entries."""
+
+    kind: Literal["scalar", "buffer", "compute"]
+    op: str
+    args: tuple[int | Constant, ...]
+    dtype: torch.dtype
+    compute: torch.dtype
+    name: str
+
+
+class Result(NamedTuple):
+    """What becomes of an entry: it is stored, or reduced over the leaf."""
+
+    kind: Literal["store", "sum", "max", "min"]
+    entry: int
+    dtype: torch.dtype
+    name: str
+
+
+class Kernel(NamedTuple):
+    """The program of a leaf."""
+
+    entries: tuple[Entry, ...]
+    results: tuple[Result, ...]
+
+
+class Form(NamedTuple):
+    """The program of a 0-dim value: load it, store it, reduce several, or apply an operator."""
+
+    kind: Literal["load", "store", "reduce", "compute"]
+    op: str
+    args: tuple[torch.dtype | Constant, ...]
+    dtype: torch.dtype
+    compute: torch.dtype
+
+
+@dataclass
+class Row:
+    """A kernel at work on one leaf."""
+
+    kernel: Kernel
+    buffers: list[int]
+    slots: list[int]
+    numel: int
+    reductions: list[Node]
+
+
+@dataclass
+class Call:
+    """A form at work on a list of 0-dim values; each row is a slot and what it is made from."""
+
+    form: Form
+    rows: list[list[int]]
+
+
+@dataclass
+class Stage:
+    """Opaque nodes, then 0-dim arithmetic, then rows."""
+
+    opaque: list[Node] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+
+class Output(NamedTuple):
+    """Where a leaf of the result comes from."""
+
+    kind: Literal["value", "buffer", "new", "opaque"]
+    value: Any  # the value, the number of the buffer, or the opaque node
+    node: Node | None = None

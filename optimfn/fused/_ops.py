@@ -1,0 +1,234 @@
+"""The operators that kernels compute: ATen's names on the left, C on the right.
+
+An expression stands for what ATen's vectorized CPU kernel does, in the same order and with the same fused
+multiply-adds, so that the results agree bit for bit. `{0}`, `{1}`, ... are the operands, already in the dtype
+that the operator computes in, and `{s}` is the suffix of C's functions for it (`f` for float).
+"""
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+COMPUTE = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.bfloat16: "float",
+    torch.float16: "float",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.bool: "uint8_t",
+}
+"""The C type that values of each dtype have in registers."""
+
+MEMORY = {**COMPUTE, torch.bfloat16: "uint16_t", torch.float16: "_Float16"}
+"""The C type that they have in memory."""
+
+COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+
+TAKES_FLOAT32 = {("mul", 1), ("div", 1), ("addcmul", 3), ("addcdiv", 3), ("lerp", 2), ("copy", 0), ("fill", 0)}
+"""Where ATen takes a number or 0-dim tensor in float32 beside leaves of low precision; elsewhere it rounds it first."""
+
+_ANY_TYPE = {
+    "mul": "{0} * {1}",
+    "neg": "-{0}",
+    "square": "{0} * {0}",
+    "sign": "SIGN({0})",
+    "sgn": "SIGN({0})",
+    "where": "{0} ? {1} : {2}",
+    "maximum": "MAXIMUM({0}, {1})",
+    "minimum": "MINIMUM({0}, {1})",
+    "clamp_min": "MAXIMUM({0}, {1})",
+    "clamp_max": "MINIMUM({0}, {1})",
+    "logical_not": "!({0})",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "copy": "{0}",
+    "fill": "{0}",
+}
+_FLOATING = {
+    "abs": "fabs{s}({0})",
+    "div": "{0} / {1}",
+    "sqrt": "sqrt{s}({0})",
+    "rsqrt": "1 / sqrt{s}({0})",
+    "reciprocal": "1 / {0}",
+    "exp": "exp{s}({0})",
+    "exp2": "exp2{s}({0})",
+    "expm1": "expm1{s}({0})",
+    "log": "log{s}({0})",
+    "log2": "log2{s}({0})",
+    "log1p": "log1p{s}({0})",
+    "sin": "sin{s}({0})",
+    "cos": "cos{s}({0})",
+    "tanh": "tanh{s}({0})",
+    "erf": "erf{s}({0})",
+    "sigmoid": "1 / (1 + exp{s}(-{0}))",
+    "atan2": "atan2{s}({0}, {1})",
+    "addcmul": "FMA{s}({3} * {1}, {2}, {0})",
+    "addcdiv": "{0} + {3} * {1} / {2}",
+    "floor": "floor{s}({0})",
+    "ceil": "ceil{s}({0})",
+    "round": "rint{s}({0})",
+    "trunc": "trunc{s}({0})",
+    "fmod": "fmod{s}({0}, {1})",
+    "isnan": "{0} != {0}",
+    "isfinite": "fabs{s}({0}) < INFINITY",
+    "isinf": "fabs{s}({0}) == INFINITY",
+}
+_WHOLE = {
+    "abs": "({0} < 0 ? -{0} : {0})",
+    "bitwise_and": "{0} & {1}",
+    "bitwise_or": "{0} | {1}",
+    "bitwise_xor": "{0} ^ {1}",
+    "isnan": "0",
+    "isfinite": "1",
+    "isinf": "0",
+}
+_TRUTH = {"logical_and": "{0} && {1}", "logical_or": "{0} || {1}", "bitwise_not": "!{0}"}
+
+
+def _add(args: Sequence[Any], compute: torch.dtype) -> str:
+    if len(args) < 3:
+        return "{0} + {1}"
+    return "FMA{s}({1}, {2}, {0})" if compute.is_floating_point else "{0} + {1} * {2}"
+
+
+def _sub(args: Sequence[Any], compute: torch.dtype) -> str:
+    if len(args) < 3:
+        return "{0} - {1}"
+    return "FMA{s}({1}, -{2}, {0})" if compute.is_floating_point else "{0} - {1} * {2}"
+
+
+def _rsub(args: Sequence[Any], compute: torch.dtype) -> str | None:
+    return "{1} - {0}" if len(args) < 3 else None
+
+
+def _lerp(args: Sequence[Any], compute: torch.dtype) -> str:
+    near, far = "FMA{s}({2}, {1} - {0}, {0})", "FMA{s}({2} - 1, {1} - {0}, {1})"
+    if isinstance(args[2], int | float):
+        return near if abs(args[2]) < 0.5 else far
+    return f"fabs{{s}}({{2}}) < ({COMPUTE[compute]})0.5 ? {near} : {far}"
+
+
+def _clamp(args: Sequence[Any], compute: torch.dtype) -> str:
+    low, high = (*args, None, None)[1:3]
+    bounded = "{0}" if low is None else "MAXIMUM({0}, {1})"
+    return bounded if high is None else f"MINIMUM({bounded}, {{2}})"
+
+
+def _pow(args: Sequence[Any], compute: torch.dtype) -> str | None:
+    exponents = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}"}
+    if compute == torch.bfloat16:  # ATen rounds in between, for this dtype only
+        square = rounded(compute, "{0} * {0}")
+        exponents |= {3.0: square + " * {0}", -2.0: f"1 / {square}"}
+    if compute.is_floating_point:
+        exponents = {
+            0.5: "sqrt{s}({0})",
+            -0.5: "1 / sqrt{s}({0})",
+            -1.0: "1 / {0}",
+            -2.0: "1 / ({0} * {0})",
+            **exponents,
+        }
+        return exponents.get(args[1], "pow{s}({0}, {1})") if isinstance(args[1], int | float) else "pow{s}({0}, {1})"
+    return exponents.get(args[1]) if isinstance(args[1], int) else None
+
+
+def _remainder(args: Sequence[Any], compute: torch.dtype) -> str | None:
+    if compute.is_floating_point:
+        return "modulo{s}({0}, {1})"
+    # A divisor known to be positive cannot trap.
+    return "({0} % {1} + {1}) % {1}" if isinstance(args[1], int) and args[1] > 0 else None
+
+
+def _floor_divide(args: Sequence[Any], compute: torch.dtype) -> str | None:
+    if compute.is_floating_point or not (isinstance(args[1], int) and args[1] > 0):
+        return None
+    return "({0} - ({0} % {1} + {1}) % {1}) / {1}"
+
+
+_FORMS: dict[str, Callable[[Sequence[Any], torch.dtype], str | None]] = {
+    "add": _add,
+    "sub": _sub,
+    "rsub": _rsub,
+    "lerp": _lerp,
+    "clamp": _clamp,
+    "pow": _pow,
+    "remainder": _remainder,
+    "floor_divide": _floor_divide,
+}
+
+POINTWISE = frozenset({*_ANY_TYPE, *_FLOATING, *_WHOLE, *_TRUTH, *_FORMS} - {"copy", "fill"})
+"""The operators that may be printed; `template` decides for given arguments."""
+
+
+def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
+    """The C expression for an operator, or `None` if there is none for these arguments and this dtype.
+
+    Args:
+        op: Name without namespace and overload, such as `add`.
+        args: The arguments; Python numbers as they are, and anything else for a tensor.
+        compute: The dtype that the operator computes in.
+    """
+    if compute not in COMPUTE:
+        return None
+    if op in _FORMS:
+        return _FORMS[op](args, compute)
+    if compute == torch.bool and op in _TRUTH:
+        return _TRUTH[op]
+    special = _FLOATING if compute.is_floating_point else _WHOLE
+    return special.get(op) or _ANY_TYPE.get(op)
+
+
+def constant(value: float, dtype: torch.dtype) -> str:
+    """A Python number as ATen would turn it into a value of `dtype`."""
+    kind = COMPUTE[dtype]
+    if kind not in ("float", "double"):
+        return f"(({kind}){int(value)}LL)"
+    value = float(value)
+    if kind == "float" and math.isfinite(value):
+        try:
+            (value,) = struct.unpack("f", struct.pack("f", value))
+        except OverflowError:
+            value = math.copysign(math.inf, value)
+    if not math.isfinite(value):
+        return f"(({kind}){'NAN' if math.isnan(value) else '-INFINITY' if value < 0 else 'INFINITY'})"
+    return f"({value.hex()}{suffix(dtype)})"
+
+
+def suffix(dtype: torch.dtype) -> str:
+    """What C appends to the names of functions on this dtype."""
+    return "f" if COMPUTE[dtype] == "float" else ""
+
+
+def load(dtype: torch.dtype, place: str) -> str:
+    """Read a value from memory."""
+    if dtype == torch.bfloat16:
+        return f"from_bfloat16({place})"
+    return f"(float){place}" if dtype == torch.float16 else place
+
+
+def store(dtype: torch.dtype, value: str) -> str:
+    """What to write into memory for a value."""
+    if dtype == torch.bfloat16:
+        return f"to_bfloat16({value})"
+    return f"(_Float16){value}" if dtype == torch.float16 else value
+
+
+def rounded(dtype: torch.dtype, value: str) -> str:
+    """A value as it would come back from memory: eager rounds every intermediate of low precision."""
+    return load(dtype, store(dtype, f"({value})")) if dtype in LOW_PRECISION else value
+
+
+def field(dtype: torch.dtype) -> str:
+    """The member of the union `Value` that holds scalars of this dtype."""
+    return {"float": "f", "double": "d"}.get(COMPUTE[dtype], "i")

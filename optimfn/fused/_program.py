@@ -1,0 +1,243 @@
+"""A plan, compiled and laid out in tables, ready to run on leaves of one signature."""
+
+import itertools
+import operator
+import os
+import struct
+import threading
+import weakref
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from . import _build
+from ._graph import Layout, Node, dense_stride
+from ._plan import Plan
+from ._tables import Tables
+from ._trace import Graph
+
+_dtype, _shape, _is_cpu = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("is_cpu")
+_requires_grad = operator.attrgetter("requires_grad")
+
+
+class Misfit(Exception):
+    """A program was given tensors of another kind than it was made for."""
+
+
+class StepAside(Exception):
+    """The rule itself must run: memory overlaps, or gradients are to flow."""
+
+
+class _Process:
+    """What a fork changes: OpenMP's threads do not live on in a child, nor do the threads that hold a lock."""
+
+    forked = False
+    programs: ClassVar["weakref.WeakSet[Program]"] = weakref.WeakSet()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        cls.forked = True
+        for program in cls.programs:
+            program.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_Process.after_fork)
+
+
+class Kinds:
+    """What tensors must be like for a program to run on them.
+
+    Args:
+        tensors: An example of each.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._dtypes, self._shapes = list(map(_dtype, tensors)), list(map(_shape, tensors))
+        self._strides = list(map(Tensor.stride, tensors))
+        self._classes = set(map(type, tensors))
+        self._length = len(tensors)
+
+    def match(self, tensors: Sequence[Any]) -> bool:
+        """Whether tensors are of these kinds; a leaf that is no tensor is of none."""
+        if not self._classes.issuperset(map(type, tensors)):
+            return False
+        try:
+            strides = list(map(Tensor.stride, tensors))
+        except RuntimeError:  # sparse tensors have none
+            return False
+        return (
+            strides == self._strides
+            and list(map(_shape, tensors)) == self._shapes
+            and list(map(_dtype, tensors)) == self._dtypes
+            and all(map(_is_cpu, tensors))
+            and not any(map(Tensor.is_neg, tensors))
+        )
+
+
+class Program:
+    """One trace, compiled.
+
+    Args:
+        graph: What was traced.
+        plan: Its stages.
+        tensors: An example of each input.
+        written: How many inputs, from the first, are overwritten; 0 if the outputs are new.
+        fixed: How many inputs, from the first, are usually the same tensors in every step.
+
+    Raises:
+        CannotBuild: if the kernels cannot be compiled.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, tensors: Sequence[Tensor], written: int, fixed: int) -> None:
+        self.graph, self.plan, self.lock = graph, plan, threading.Lock()
+        self._written, self._fixed = written, fixed
+        self._captured = graph.captured
+        inputs = [*tensors, *graph.captured]
+        self._count = len(inputs)
+        self._fixed_kinds, self._captured_kinds = Kinds(tensors[:fixed]), Kinds(graph.captured)
+        self._other_kinds = Kinds(tensors[fixed:])
+        self._last: list[Tensor] | None = None
+        self._staged = {i: Layout.dense(x).empty() for i, x in enumerate(inputs) if dense_stride(x) is None}
+        self._temporary = {node: node.layout.empty() for node in plan.temporary}
+        self._new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
+        self._opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
+        self._pointers: list[int] = []
+        self._given = len(tensors)
+        self._pack = struct.Struct(f"{self._count - fixed}q")
+        self._tables = Tables(plan)
+        self._buffers = self._tables.buffers
+        for node, buffer in plan.temporary.items():
+            self._buffers[buffer] = self._temporary[node].data_ptr()
+        self._sizes = array("q", [x.nbytes for x in inputs])
+        _Process.programs.add(self)
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files in which its kernels can be read."""
+        return _build.sources([function.name for function in self._tables.functions])
+
+    def __call__(self, tensors: list[Tensor]) -> list[Any]:
+        """The leaves of the result; none if they were written over the inputs.
+
+        Raises:
+            Misfit: if a tensor is of another kind than the program was made for.
+            StepAside: if the rule itself must run this time. Nothing has been written, in either case.
+        """
+        inputs = tensors + self._captured if self._captured else tensors
+        with self.lock:
+            self._look_up(inputs)
+            for i, dense in self._staged.items():
+                self._buffers[i] = dense.copy_(inputs[i].detach()).data_ptr()
+            new = {}
+            for buffer, layout in self._new:
+                new[buffer] = made = layout.empty()
+                self._buffers[buffer] = made.data_ptr()
+            values = self._run(inputs)
+            if self._written:
+                self._finish(inputs, values)
+                return []
+        outputs: list[Any] = []
+        for kind, value, _ in self.plan.outputs:
+            if kind == "buffer":
+                outputs.append(inputs[value])
+            elif kind == "new":
+                outputs.append(new[value])
+            else:
+                outputs.append(values[value] if kind == "opaque" else value)
+        return outputs
+
+    def _look_up(self, inputs: list[Tensor]) -> None:
+        """Fill in the addresses of the inputs, after a check that they are what kernels expect.
+
+        The tensors that a donating step knows from its last call are checked again only when an address has
+        changed: `.data` was set, or one was resized.
+        """
+        fixed, others = inputs[: self._fixed], inputs[self._fixed : self._given]
+        known = self._last is not None and all(map(operator.is_, fixed, self._last))
+        if not (known or self._fixed_kinds.match(fixed)) or not self._other_kinds.match(others):
+            raise Misfit
+        if not self._written and torch.is_grad_enabled() and any(map(_requires_grad, inputs)):
+            raise StepAside
+        pointers = list(map(Tensor.data_ptr, fixed))
+        if self._captured and not self._captured_kinds.match(self._captured):
+            raise Misfit
+        if not known or pointers != self._pointers:
+            if known and not self._fixed_kinds.match(fixed):
+                raise Misfit
+            self._learn(fixed, pointers)
+        self._pack.pack_into(self._buffers, 8 * self._fixed, *map(Tensor.data_ptr, inputs[self._fixed :]))
+        if self._written:
+            buffers, skipped = self._buffers.buffer_info()[0], 8 * self._written
+            read, sizes = buffers + skipped, self._sizes.buffer_info()[0] + skipped
+            spans, count = self._spans.buffer_info()[0], self._count - self._written
+            if self._tables.clash(spans, len(self._spans) // 2, read, sizes, count):
+                raise StepAside
+
+    def _learn(self, fixed: list[Tensor], pointers: list[int]) -> None:
+        """Take note of tensors, or addresses, that differ from those of the last step."""
+        self._buffers[: self._fixed] = array("q", pointers)
+        if self._written:
+            spans = sorted(_spans(fixed[: self._written]))
+            if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+                self._last = None
+                raise StepAside
+            self._spans = array("q", itertools.chain.from_iterable(spans))
+            self._changing = [x for x in fixed[: self._written] if not x.is_inference()]
+            self._last, self._pointers = fixed, pointers
+
+    def _run(self, inputs: list[Tensor]) -> dict[Node, Any]:
+        """Run the stages; returns the values of the opaque nodes."""
+        threads = 1 if _Process.forked else torch.get_num_threads()
+        values: dict[Node, Any] = {}
+        first = 0
+        for k, nodes in self._opaque_stages:
+            self._tables.run(self._tables.address, first, k, threads)
+            first = k
+            with torch.no_grad():
+                for node in nodes:
+                    values[node] = self._evaluate(node, inputs, values)
+        self._tables.run(self._tables.address, first, self._tables.stages, threads)
+        return values
+
+    def _evaluate(self, node: Node, inputs: list[Tensor], values: dict[Node, Any]) -> Any:
+        def value(x: Any) -> Any:
+            if isinstance(x, tuple):
+                return [value(member) for member in x]
+            if not isinstance(x, Node):
+                return x
+            if x.kind == "input":
+                return inputs[self.plan.buffer_of[x]].detach()
+            return values[x] if x.has_memory else self._temporary[x]
+
+        if node.kind == "item":
+            result = values[node.args[0]][node.op]
+        else:
+            result = node.op(*map(value, node.args), **{key: value(x) for key, x in node.kwargs.items()})
+        if node in self.plan.solid and isinstance(result, Tensor):
+            if node.may_alias() or dense_stride(result) != node.layout.stride:
+                result = node.layout.empty().copy_(result)
+            self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
+        return result
+
+    def _finish(self, inputs: list[Tensor], values: dict[Node, Any]) -> None:
+        """Write what kernels cannot, and say that the tensors have changed."""
+        with torch.no_grad():
+            for i, dense in self._staged.items():
+                if i < self._written:
+                    inputs[i].copy_(dense)
+            for node, target in self.plan.copies:
+                inputs[target].copy_(values[node])
+        increment_version(self._changing)
+
+
+def _spans(tensors: Iterable[Tensor]) -> Iterable[tuple[int, int]]:
+    """Where the memory of each tensor begins and ends; nothing for those without."""
+    for x in tensors:
+        if x.numel():
+            extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+            yield x.data_ptr(), x.data_ptr() + (extent + 1) * x.itemsize

@@ -1,0 +1,45 @@
+"""Mixed precision without waiting for the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import tree
+from .._base import GradientTransformation
+from .._typing import Params, State, Updates
+
+
+def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
+    """Under `torch.amp.GradScaler`, divide the gradients by the scale, and leave all as it is if one is not finite.
+
+    `update` takes what the scaler hands over, `found_inf` and, if the gradients are still scaled, `grad_scale`, as
+    tensors and reads neither. Without them it is that of `tx`.
+    """
+
+    def update(
+        updates: Updates,
+        state: State,
+        params: Params | None = None,
+        *,
+        found_inf: Tensor | None = None,
+        grad_scale: Tensor | None = None,
+        **extra: Any,
+    ) -> tuple[Updates, State]:
+        if found_inf is None:
+            return tx.update(updates, state, params, **extra)
+        if grad_scale is not None:
+            inverse = grad_scale.double().reciprocal().float()  # as torch rounds it
+
+            def unscale(g: Tensor) -> Tensor:
+                # In float32 at least: the scale is there because float16 cannot hold the result.
+                return tree.cast_leaf(g, torch.promote_types(g.dtype, torch.float32)) * inverse
+
+            updates = tree.map(unscale, updates)
+        new_updates, new_state = tx.update(updates, state, params, **extra)
+        skip = found_inf.reshape(()) > 0
+        # Negative zero: the only number that leaves every other as it is when it is added.
+        nothing = tree.full_like(new_updates, -0.0)
+        return tree.where(skip, nothing, new_updates), tree.where(skip, state, new_state)
+
+    return GradientTransformation(tx.init, update)

@@ -1,0 +1,78 @@
+"""What the base class of torch expects of a step, and what capturing it needs."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FiresHooksOnce(torch.optim.Optimizer):
+    """Step hooks that run once per step, also where a subclass calls `super().step()`.
+
+    torch wraps the `step` of every class that has instances, so there one within the other runs them twice.
+    """
+
+    _stepping = False
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a `step`, as torch does, but not within a wrapped one."""
+        hooked = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._stepping:
+                return func(self, *args, **kwargs)
+            self._stepping = True
+            try:
+                return hooked(self, *args, **kwargs)
+            finally:
+                self._stepping = False
+
+        return step
+
+
+def is_capturing(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the step is being captured in a CUDA graph."""
+    on_device = any(_is_on_device(p) for group in groups for p in group["params"][:1])
+    return on_device and torch.cuda.is_current_stream_capturing()
+
+
+@contextlib.contextmanager
+def watch_steps() -> Iterator[list[Any]]:
+    """Collect the optimizers that make a step within the context."""
+    seen: list[Any] = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def is_watched() -> bool:
+    """Whether somebody collects steps, who then sees to the hyperparameters of what is captured."""
+    return bool(_watchers)
+
+
+def report_step(optimizer: Any) -> None:
+    """Tell those who watch of a step."""
+    for seen in _watchers:
+        if not any(optimizer is one for one in seen):
+            seen.append(optimizer)
+
+
+_watchers: list[list[Any]] = []
+
+
+def _is_on_device(p: Tensor) -> bool:
+    return p.is_cuda
+
+
+def refuse_absent(params: Mapping[Any, Tensor]) -> None:
+    """Raise for parameters without a gradient: a graph would leave them where they are for ever."""
+    absent = [name for name, p in params.items() if p.requires_grad and p.grad is None]
+    if absent:
+        raise RuntimeError(f"no gradient for {', '.join(absent)} while the step is captured: it would never move")

@@ -1,0 +1,108 @@
+"""The parts of a transformation, as they apply to one parameter group.
+
+A chain is taken apart into its members, and of a `partition` only the member for the label of the group
+remains. So every group has a list of members, and groups can share those that are the same for them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .._base import GradientTransformation
+from .._wrappers._partition import partition, resolve_labels
+from ._layout import ParamKey
+
+Place = tuple[int, ...]
+"""Positions in the chains, and among the labels, that lead to a member; sorted, they are in the order of execution."""
+
+Route = Mapping[Place, str]
+"""The label of a group at each `partition`."""
+
+
+class Member(NamedTuple):
+    """One member of the chain of a group."""
+
+    place: Place
+    origin: Place  # of the innermost label it stands under; () if it stands under none
+    name: str  # under which its state is kept
+    tx: GradientTransformation
+
+
+def routes(tx: GradientTransformation, params: Mapping[ParamKey, Tensor]) -> list[tuple[Route, list[ParamKey]]]:
+    """The parameters by their labels; all of them in one piece if there is no `partition`."""
+
+    def visit(
+        tx: GradientTransformation, place: Place, found: list[tuple[Route, list[ParamKey]]]
+    ) -> list[tuple[Route, list[ParamKey]]]:
+        for position, member in enumerate(tx.members.values()):
+            found = visit(member, (*place, position), found)
+        if not _is_partition(tx):
+            return found
+        transforms, split = tx.arguments["transforms"], []
+        for route, names in found:
+            labels = resolve_labels(transforms, tx.arguments["param_labels"], {name: params[name] for name in names})
+            for position, (label, inner) in enumerate(transforms.items()):
+                if own := [name for name in names if labels[name] == label]:
+                    split += visit(inner, (*place, position), [({**route, place: label}, own)])
+        return split
+
+    return visit(tx, (), [({}, list(params))])
+
+
+def members(
+    tx: GradientTransformation,
+    route: Route,
+    remake: Callable[[Place, GradientTransformation], GradientTransformation] = lambda origin, tx: tx,
+) -> list[Member]:
+    """The members of the chain of a group, in order.
+
+    Args:
+        tx: The whole transformation.
+        route: The labels of the group.
+        remake: Called with what stands under a label, before it is taken apart, and where that is.
+    """
+    found: list[Member] = []
+
+    def visit(tx: GradientTransformation, place: Place, origin: Place, prefix: str) -> None:
+        for position, (key, member) in enumerate(tx.members.items()):
+            visit(member, (*place, position), origin, f"{prefix}{key}." if isinstance(key, str) else prefix)
+        if tx.members:
+            return
+        if _is_partition(tx):
+            transforms: dict[str, GradientTransformation] = tx.arguments["transforms"]
+            label = route[place]
+            under = (*place, list(transforms).index(label))
+            visit(remake(under, transforms[label]), under, under, f"{prefix}{label}.")
+        else:
+            name = prefix + (tx.recipe.factory.__name__ if tx.recipe else "transformation")
+            found.append(Member(place, origin, name, tx))
+
+    visit(tx, (), (), "")
+    return _numbered(found)
+
+
+def labelled(tx: GradientTransformation, route: Route) -> Sequence[tuple[Place, GradientTransformation]]:
+    """What stands under the labels of a route, outermost first."""
+    found: list[tuple[Place, GradientTransformation]] = []
+
+    def see(origin: Place, tx: GradientTransformation) -> GradientTransformation:
+        found.append((origin, tx))
+        return tx
+
+    members(tx, route, see)
+    return found
+
+
+def _is_partition(tx: GradientTransformation) -> bool:
+    return tx.recipe is not None and tx.recipe.factory is partition
+
+
+def _numbered(found: list[Member]) -> list[Member]:
+    """The second member of a name is called `name_2`."""
+    seen: dict[str, int] = {}
+    named: list[Any] = []
+    for member in found:
+        count = seen[member.name] = seen.get(member.name, 0) + 1
+        named.append(member if count == 1 else member._replace(name=f"{member.name}_{count}"))
+    return named
