@@ -39,6 +39,9 @@ from ._algorithms._lamb import lamb as lamb
 from ._algorithms._lars import lars as lars
 from ._algorithms._lbfgs import MinimizeByLbfgsState as MinimizeByLbfgsState
 from ._algorithms._lbfgs import minimize_by_lbfgs as minimize_by_lbfgs
+from ._algorithms._lbfgs_chain import ScaleByLBFGSState as ScaleByLBFGSState
+from ._algorithms._lbfgs_chain import lbfgs as lbfgs
+from ._algorithms._lbfgs_chain import scale_by_lbfgs as scale_by_lbfgs
 from ._algorithms._ldog import ScaleByDistanceOverGradientsState as ScaleByDistanceOverGradientsState
 from ._algorithms._ldog import scale_by_distance_over_gradients as scale_by_distance_over_gradients
 from ._algorithms._lion import ScaleByLionState as ScaleByLionState
@@ -164,6 +167,10 @@ from ._transforms._dampening import DampenedTraceState as DampenedTraceState
 from ._transforms._dampening import dampened_trace as dampened_trace
 from ._transforms._decay import WeightDecaySchedule as WeightDecaySchedule
 from ._transforms._decay import add_decayed_weights as add_decayed_weights
+from ._transforms._linesearch import BacktrackingLinesearchInfo as BacktrackingLinesearchInfo
+from ._transforms._linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
+from ._transforms._linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
+from ._transforms._linesearch import value_and_grad_from_state as value_and_grad_from_state
 from ._transforms._momentum import EmaState as EmaState
 from ._transforms._momentum import TraceState as TraceState
 from ._transforms._momentum import ema as ema
@@ -192,6 +199,9 @@ from ._transforms._unitwise import per_example_global_norm_clip as per_example_g
 from ._transforms._unitwise import per_example_layer_norm_clip as per_example_layer_norm_clip
 from ._transforms._unitwise import unitwise_clip as unitwise_clip
 from ._transforms._unitwise import unitwise_norm as unitwise_norm
+from ._transforms._zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
+from ._transforms._zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
+from ._transforms._zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
 from ._typing import Mask as Mask
 from ._typing import Params as Params
 from ._typing import Scalar as Scalar

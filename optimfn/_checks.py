@@ -49,6 +49,11 @@ def check_growth(**values: object) -> None:
     _check("a number >= 1", 1.0, math.inf, values, open_high=True)
 
 
+def check_at_least(least: int, /, **values: object) -> None:
+    """Accept numbers from a bound on, infinity among them."""
+    _check(f"a number >= {least}", least, math.inf, values)
+
+
 def check_rising(**values: object) -> None:
     """Accept numbers none of which is above the next; tensors among them are passed over."""
     numbers = [(name, value) for name, value in values.items() if isinstance(value, int | float)]

@@ -1132,7 +1132,7 @@ CASES = (
         oracle=leafwise(lambda _: Each(lambda g, p, t: g)),
         live=("decay",),
         needs_params=True,
-        skips={"ragged": AVERAGES_ALL},
+        skips={"absent": AVERAGES_ALL},
         bad=(({"decay": 1.0}, ValueError, f"decay {NO_DECAY}"),),
     ),
     Case(
@@ -1142,7 +1142,7 @@ CASES = (
         oracle=leafwise(lambda _: Each(lambda g, p, t: g)),
         live=("decay",),
         needs_params=True,
-        skips={"ragged": AVERAGES_ALL},
+        skips={"absent": AVERAGES_ALL},
     ),
     Case(
         "params_swa",
@@ -1150,7 +1150,7 @@ CASES = (
         {"start": 2, "every": 3},
         oracle=leafwise(lambda _: Each(lambda g, p, t: g)),
         needs_params=True,
-        skips={"ragged": AVERAGES_ALL},
+        skips={"absent": AVERAGES_ALL},
         bad=(
             ({"start": -1}, ValueError, "start must be >= 0, got -1"),
             ({"every": 0}, ValueError, "every must be >= 1, got 0"),

@@ -152,7 +152,7 @@ def test_single_tensors_are_trees(case: Case):
     _assert_kept(case.tx(), params, torch.randn_like(params))
 
 
-@cases("ragged")
+@cases("absent")
 def test_an_absent_gradient_leaves_its_state_alone_and_gives_no_update(case: Case):
     tx, params = case.tx(), plain_params()
     state = tx.update(like(params), tx.init(params), params)[1]

@@ -18,7 +18,11 @@ def tensors(arrays):
 
 
 def test_every_spec_is_recorded():
-    named = {f"rule/{name}" for name in specs.RULES} | {f"schedule/{name}" for name in specs.SCHEDULES}
+    named = (
+        {f"rule/{name}" for name in specs.RULES}
+        | {f"search/{name}" for name in specs.SEARCHES}
+        | {f"schedule/{name}" for name in specs.SCHEDULES}
+    )
     assert named == set(RECORDED) - {"about"}
 
 
@@ -26,10 +30,25 @@ def test_every_spec_is_recorded():
 def test_follows_optax_step_by_step(name):
     gradients = [tensors(grads) for grads in specs.gradients()]
     steps = follow(specs.RULES[name](of), tensors(specs.params()), gradients, **specs.EXTRA.get(name, {}))
+    assert_as_recorded(steps, f"rule/{name}")
+
+
+@pytest.mark.parametrize("name", specs.SEARCHES)
+def test_searches_as_optax_does_step_by_step(name):
+    tx, params, steps = specs.SEARCHES[name](of), tensors(specs.params()), []
+    state, value_and_grad = tx.init(params), of.tree.value_and_grad(specs.rosenbrock)
+    for _ in range(specs.STEPS):
+        value, grad = value_and_grad(params)
+        updates, state = tx.update(grad, state, params, value=value, grad=grad, value_fn=specs.rosenbrock)
+        params = of.apply_updates(params, updates)
+        steps.append(params)
+    assert_as_recorded(steps, f"search/{name}")
+
+
+def assert_as_recorded(steps, key):
     kept = [steps[step] for step in specs.KEPT]
-    ours = np.stack([np.concatenate([np.ravel(params[key].numpy()) for key in sorted(params)]) for params in kept])
-    want = RECORDED[f"rule/{name}"]
-    error = np.abs(ours - want) / np.maximum(1.0, np.abs(want))
+    ours = np.stack([np.concatenate([np.ravel(params[name].numpy()) for name in sorted(params)]) for params in kept])
+    error = np.abs(ours - RECORDED[key]) / np.maximum(1.0, np.abs(RECORDED[key]))
     assert error.max() <= 1e-9
 
 

@@ -362,18 +362,7 @@ def _both(
             "minimize_by_lbfgs needs the loss: call tx.update(updates, state, params, value_fn=f), "
             "where f(params) is a 0-dim tensor"
         )
-    value_of = value_fn
-
-    def function(params: Params) -> tuple[Tensor, Updates]:
-        # Over leaves, since torch.func does not know all nodes of a tree, and takes None for a tensor.
-        leaves = tree.leaves(params)
-        both = torch.func.grad_and_value(
-            lambda *xs: value_of(tree.unflatten(params, list(xs))), argnums=tuple(range(len(leaves)))
-        )
-        grads, value = both(*leaves)
-        return value, tree.unflatten(params, list(grads))
-
-    return function
+    return tree.value_and_grad(value_fn)
 
 
 def _aligned(updates: Updates, params: Params) -> list[Tensor]:

@@ -21,7 +21,7 @@ def while_loop(condition: Callable[[Tree], Tensor], body: Callable[[Tree], Tree]
     Args:
         condition: `condition(state)`, a 0-dim bool tensor.
         body: `body(state)`, the next state, of the same structure and shapes.
-        state: A tree without `None`; it keeps its dtypes.
+        state: Any tree; it keeps its dtypes.
         at_most: Largest number of rounds.
 
     Example:

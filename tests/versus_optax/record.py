@@ -21,13 +21,16 @@ optax.scale_by_factored_rms.__defaults__ = (
 )
 
 
-def trajectory(tx, **extra):
+def trajectory(tx, loss=None, **extra):
     """All parameters after the steps that are kept, as rows."""
     params = jax.tree.map(np.asarray, specs.params())
     # optax counts in int32, and jax divides an int32 in float32: schedules would be off in the eighth digit.
     state = jax.tree.map(lambda x: x.astype(np.int64) if x.dtype == np.int32 else x, tx.init(params))
     rows = []
     for grads in specs.gradients():
+        if loss is not None:
+            value, grads = jax.value_and_grad(loss)(params)
+            extra = {"value": value, "grad": grads, "value_fn": loss}
         updates, state = tx.update(grads, state, params, **extra)
         params = optax.apply_updates(params, updates)
         rows.append(np.concatenate([np.ravel(params[name]) for name in sorted(params)]))
@@ -37,6 +40,7 @@ def trajectory(tx, **extra):
 def main():
     """Write `recorded.npz` next to this file."""
     rules = {f"rule/{name}": trajectory(make(optax), **specs.EXTRA.get(name, {})) for name, make in specs.RULES.items()}
+    rules |= {f"search/{name}": trajectory(make(optax), specs.rosenbrock) for name, make in specs.SEARCHES.items()}
     schedules = {
         f"schedule/{name}": np.array([float(make(optax)(np.int64(count))) for count in specs.COUNTS])
         for name, make in specs.SCHEDULES.items()

@@ -174,6 +174,35 @@ RULES = {
     ),
 }
 
+
+def rosenbrock(params):
+    """A valley along a parabola, for each leaf as a vector."""
+    total = 0.0
+    for name in sorted(params):
+        x = params[name].reshape(-1)
+        total = total + (10.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2).sum()
+    return total
+
+
+# Rules that evaluate a loss, and follow its gradients instead of the given ones.
+SEARCHES = {
+    "backtracking": lambda lib: lib.chain(lib.sgd(1.0), lib.scale_by_backtracking_linesearch(30)),
+    "backtracking_stored": lambda lib: lib.chain(
+        lib.sgd(0.1), lib.scale_by_backtracking_linesearch(9, 0.1, 0.5, 3.0, 2.0, 1e-9, 1e-9, True)
+    ),
+    "zoom": lambda lib: lib.chain(lib.sgd(1.0), lib.scale_by_zoom_linesearch(20)),
+    "zoom_bounded": lambda lib: lib.chain(
+        lib.sgd(0.01), lib.scale_by_zoom_linesearch(15, 3.0, 1e-6, 1.7, 1e-3, 0.1, None, 1e-4, "one")
+    ),
+    "zoom_short": lambda lib: lib.chain(lib.sgd(1.0), lib.scale_by_zoom_linesearch(2, curv_rtol=0.01)),
+    "scale_by_lbfgs": lambda lib: lib.chain(lib.scale_by_lbfgs(3), lib.scale(-0.1)),
+    "lbfgs": lambda lib: lib.lbfgs(),
+    "lbfgs_unscaled": lambda lib: lib.lbfgs(
+        0.5, 4, False, lib.scale_by_backtracking_linesearch(30, max_learning_rate=2.0)
+    ),
+    "lbfgs_plain": lambda lib: lib.lbfgs(_warmup(lib), 5, linesearch=None),
+}
+
 EXTRA = {name: {"value": 2.0} for name in RULES if "polyak" in name}  # given to every update
 
 SCHEDULES = {
