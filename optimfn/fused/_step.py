@@ -88,6 +88,8 @@ class Step:
             traced = self._find(known, leaves)
         for _ in range(2):
             if traced.program is None:
+                if traced.reason and self._backend == "fused":
+                    raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
                 return None
             try:
                 outputs = traced.program(traced.pick(leaves))
@@ -118,7 +120,7 @@ class Step:
         """The trace for leaves of this signature: an old one, or a new one."""
         signature = _signature(leaves)
         if signature is None:
-            return _Traced(leaves, reason="a leaf is on another device, sparse, or of a class of its own")
+            return _Traced(leaves)
         with self._lock:
             traced = known.traced.get(signature)
             if traced is None:
@@ -126,9 +128,7 @@ class Step:
                 if len(known.traced) > _MOST_PROGRAMS:
                     del known.traced[next(iter(known.traced))]
             known.last = traced
-        if traced.reason and self._backend == "fused":
-            raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
-        if traced.reason and traced.reason not in self._warned:
+        if traced.reason and self._backend == "auto" and traced.reason not in self._warned:
             self._warned.add(traced.reason)
             warnings.warn(f"{self._tx!r} runs eagerly: {traced.reason}", RuntimeWarning, stacklevel=4)
         return traced
