@@ -33,20 +33,27 @@ class StepAside(Exception):
     """The rule itself must run: memory overlaps, or gradients are to flow."""
 
 
-class _Process:
+class Process:
     """What a fork changes: OpenMP's threads do not live on in a child, nor do the threads that hold a lock."""
 
     forked = False
-    programs: ClassVar["weakref.WeakSet[Program]"] = weakref.WeakSet()
+    owners: ClassVar["weakref.WeakSet[Any]"] = weakref.WeakSet()
+
+    @classmethod
+    def give_lock(cls, owner: Any) -> None:
+        """Set `owner.lock`, now and again in every forked child."""
+        owner.lock = threading.Lock()
+        cls.owners.add(owner)
 
     @classmethod
     def after_fork(cls) -> None:
+        """Make a child ready to step."""
         cls.forked = True
-        for program in cls.programs:
-            program.lock = threading.Lock()
+        for owner in cls.owners:
+            owner.lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_Process.after_fork)
+os.register_at_fork(after_in_child=Process.after_fork)
 
 
 class Kinds:
@@ -94,8 +101,10 @@ class Program:
         CannotBuild: if the kernels cannot be compiled.
     """
 
+    lock: threading.Lock
+
     def __init__(self, graph: Graph, plan: Plan, tensors: Sequence[Tensor], written: int, fixed: int) -> None:
-        self.graph, self.plan, self.lock = graph, plan, threading.Lock()
+        self.graph, self.plan = graph, plan
         self._written, self._fixed = written, fixed
         self._captured = graph.captured
         inputs = [*tensors, *graph.captured]
@@ -115,7 +124,7 @@ class Program:
         for node, buffer in plan.temporary.items():
             self._buffers[buffer] = self._temporary[node].data_ptr()
         self._sizes = array("q", [x.nbytes for x in inputs])
-        _Process.programs.add(self)
+        Process.give_lock(self)
 
     @property
     def sources(self) -> list[Path]:
@@ -193,7 +202,7 @@ class Program:
 
     def _run(self, inputs: list[Tensor]) -> dict[Node, Any]:
         """Run the stages; returns the values of the opaque nodes."""
-        threads = 1 if _Process.forked else torch.get_num_threads()
+        threads = 1 if Process.forked else torch.get_num_threads()
         values: dict[Node, Any] = {}
         first = 0
         for k, nodes in self._opaque_stages:

@@ -20,7 +20,7 @@ from ._explain import explain
 from ._flatten import Structure
 from ._graph import Layout, Misshapen, NoShapes, Untraceable
 from ._plan import Plan
-from ._program import Misfit, Program, StepAside
+from ._program import Misfit, Process, Program, StepAside
 from ._trace import Graph, trace
 from ._write import overwrite
 
@@ -29,12 +29,23 @@ _MOST_PROGRAMS = 64  # signatures a step remembers; beyond, the oldest is traced
 
 
 class Step:
-    """What `make_step` returns: `step(params, state, grads, **extra) -> (params, state)`."""
+    """What `make_step` returns: `step(params, state, grads, **extra) -> (params, state)`.
+
+    It may be pickled and copied, and shared between threads. A donating step keeps a reference to the tensors it
+    wrote last.
+
+    Args:
+        tx: The optimizer.
+        donate: Whether to write the new values into the old tensors.
+        backend: `"auto"`, `"fused"` or `"eager"`.
+    """
+
+    lock: threading.Lock
 
     def __init__(self, tx: GradientTransformation, *, donate: bool, backend: str) -> None:
         self._tx, self._donate, self._backend = tx, donate, backend
         self._structures: list[_Known] = []
-        self._lock = threading.Lock()
+        Process.give_lock(self)
         self._warned: set[str] = set()
 
     def __reduce__(self) -> Any:
@@ -121,7 +132,7 @@ class Step:
         signature = _signature(leaves)
         if signature is None:
             return _Traced(leaves)
-        with self._lock:
+        with self.lock:
             traced = known.traced.get(signature)
             if traced is None:
                 traced = known.traced[signature] = self._trace(known, leaves)
