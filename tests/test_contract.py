@@ -270,6 +270,10 @@ class TestDifferentiable:
 
 
 class TestCompile:
+    @pytest.fixture(autouse=True)
+    def _eager(self, monkeypatch):
+        monkeypatch.setenv("OPTIMFN_BACKEND", "eager")  # the rule, which is what is compiled
+
     def compiled(self, optimizer, backend="eager"):
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounter()

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -89,7 +90,7 @@ def cache_directory() -> Path:
 def _library(source: str) -> tuple[ctypes.CDLL, Path]:
     compiler = _compiler()
     directory = _writable_directory()
-    key = "\0".join([without_comments(source), *compiler, *FLAGS, _processor()])
+    key = "\0".join([without_comments(source), *compiler[0], compiler[1], *FLAGS, _processor()])
     stem = hashlib.sha256(key.encode()).hexdigest()[:32]
     library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
     if not _is_intact(library, check):
@@ -100,16 +101,16 @@ def _library(source: str) -> tuple[ctypes.CDLL, Path]:
         raise CannotBuild(f"the compiled kernel {library} does not load: {error}") from error
 
 
-def _compile(source: str, compiler: str, directory: Path, targets: tuple[Path, Path, Path]) -> None:
+def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[Path, Path, Path]) -> None:
     library, text, check = targets
     with tempfile.TemporaryDirectory(dir=directory) as private:
         made, written, digest = (Path(private) / path.name for path in targets)
         written.write_text(source)
-        command = [compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
+        command = [*compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise CannotBuild(f"the C compiler {compiler} does not run: {error}") from error
+            raise CannotBuild(f"the C compiler {compiler[0]} does not run: {error}") from error
         if done.returncode:
             kept = shutil.copy(written, directory / f"failed-{written.name}")
             raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{done.stderr[-2000:]}")
@@ -162,14 +163,14 @@ def _temporary_directory(pid: int) -> Path:
         raise CannotBuild(f"there is no directory to write kernels to: {error}") from error
 
 
-def _compiler() -> tuple[str, str]:
-    """The C compiler, and what it says of its version."""
-    wanted = os.environ.get("CC")
-    for name in (wanted,) if wanted else ("cc", "gcc", "clang"):
+def _compiler() -> tuple[list[str], str]:
+    """The command of the C compiler, and what it says of its version."""
+    wanted = shlex.split(os.environ.get("CC", ""))
+    for name, *arguments in [wanted] if wanted else [["cc"], ["gcc"], ["clang"]]:
         path = shutil.which(name)
         if path:
-            return path, _version(path, Path(path).stat().st_mtime_ns)
-    raise CannotBuild(f"no C compiler was found: looked for {wanted or 'cc, gcc and clang'}")
+            return [path, *arguments], _version(path, Path(path).stat().st_mtime_ns)
+    raise CannotBuild(f"no C compiler was found: looked for {wanted[0] if wanted else 'cc, gcc and clang'}")
 
 
 @functools.cache

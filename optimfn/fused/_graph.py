@@ -14,6 +14,10 @@ class Untraceable(Exception):
     """What a rule does cannot be put into a graph; the message says what, and where."""
 
 
+class NoShapes(Untraceable):
+    """An operator cannot be applied to these shapes, or does not say what it makes of them."""
+
+
 class Misshapen(Exception):
     """A donating step would change a structure, shape or dtype, which the eager step is to refuse in its own words."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._graph import Layout, Node, Untraceable
+from ._graph import Layout, Node, NoShapes, Untraceable
 
 _RULES_DO_NOT_LIVE_IN = (
     str(Path(torch.__file__).parent),
@@ -52,7 +52,7 @@ def _run_without_values(
     try:
         result = func(*examples, **{key: example(x) for key, x in kwargs.items() if key != "generator"})
     except Exception as error:
-        raise Untraceable(f"{func} has no rule for shapes ({error}), {line_of_rule('in ')}") from error
+        raise NoShapes(f"{func} has no rule for shapes ({error}), {line_of_rule('in ')}") from error
     multiple = isinstance(result, tuple | list)
     results = result if multiple else [result]
     if not all(isinstance(x, Tensor) for x in results):

@@ -115,7 +115,7 @@ void run(const Plan *plan, int64_t first, int64_t last, int64_t threads) {
       ((void (*)(const Plan *, const int64_t *, int64_t))call->form)(plan, plan->rows + call->rows, call->count);
     }
     const Chunk *chunks = plan->chunks + stage->chunks;
-    const int64_t n = stage->n_chunks, useful = stage->elements / 32768;
+    const int64_t n = stage->n_chunks, useful = stage->elements / 16384;
     const int team = (int)(useful < 1 ? 1 : useful < threads ? useful : threads);
     #pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
     for (int64_t i = 0; i < n; i++)

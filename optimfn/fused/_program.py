@@ -60,7 +60,8 @@ class Kinds:
         self._dtypes, self._shapes = list(map(_dtype, tensors)), list(map(_shape, tensors))
         self._strides = list(map(Tensor.stride, tensors))
         self._classes = set(map(type, tensors))
-        self._length = len(tensors)
+        # A negated view of a complex tensor's imaginary part has holes, unless it has one element.
+        self._may_be_negated = [i for i, x in enumerate(tensors) if x.numel() < 2 or dense_stride(x) is None]
 
     def match(self, tensors: Sequence[Any]) -> bool:
         """Whether tensors are of these kinds; a leaf that is no tensor is of none."""
@@ -75,7 +76,7 @@ class Kinds:
             and list(map(_shape, tensors)) == self._shapes
             and list(map(_dtype, tensors)) == self._dtypes
             and all(map(_is_cpu, tensors))
-            and not any(map(Tensor.is_neg, tensors))
+            and not any(tensors[i].is_neg() for i in self._may_be_negated)
         )
 
 

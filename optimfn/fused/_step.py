@@ -18,7 +18,7 @@ from .._typing import Params, State, Updates
 from . import _build
 from ._explain import explain
 from ._flatten import Structure
-from ._graph import Layout, Misshapen, Untraceable
+from ._graph import Layout, Misshapen, NoShapes, Untraceable
 from ._plan import Plan
 from ._program import Misfit, Program, StepAside
 from ._trace import Graph, trace
@@ -88,6 +88,8 @@ class Step:
             traced = self._find(known, leaves)
         for _ in range(2):
             if traced.program is None:
+                if traced.reason and self._backend == "fused":
+                    raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
                 return None
             try:
                 outputs = traced.program(traced.pick(leaves))
@@ -118,7 +120,7 @@ class Step:
         """The trace for leaves of this signature: an old one, or a new one."""
         signature = _signature(leaves)
         if signature is None:
-            return _Traced(leaves, reason="a leaf is on another device, sparse, or of a class of its own")
+            return _Traced(leaves)
         with self._lock:
             traced = known.traced.get(signature)
             if traced is None:
@@ -126,9 +128,7 @@ class Step:
                 if len(known.traced) > _MOST_PROGRAMS:
                     del known.traced[next(iter(known.traced))]
             known.last = traced
-        if traced.reason and self._backend == "fused":
-            raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
-        if traced.reason and traced.reason not in self._warned:
+        if traced.reason and not traced.quiet and self._backend == "auto" and traced.reason not in self._warned:
             self._warned.add(traced.reason)
             warnings.warn(f"{self._tx!r} runs eagerly: {traced.reason}", RuntimeWarning, stacklevel=4)
         return traced
@@ -143,14 +143,16 @@ class Step:
             names = [known.names[i] if i < known.fixed_size else "new" for i in range(len(graph.outputs))]
             plan = Plan(graph.nodes, graph.outputs, targets if self._donate else [None] * len(names), names)
             program = Program(graph, plan, tensors, fixed if self._donate else 0, fixed)
-        except (Untraceable, _build.CannotBuild) as problem:
-            return _Traced(leaves, reason=str(problem))
         except Misshapen:
             return _Traced(leaves)
-        except Exception as error:
-            with torch.no_grad():
-                self._pure(*known.structure.unflatten(leaves))  # if the rule is to blame, it says so itself
-            return _Traced(leaves, reason=f"tracing it raised {type(error).__name__}: {error}")
+        except Exception as problem:
+            expected = isinstance(problem, Untraceable | _build.CannotBuild)
+            if not expected or isinstance(problem, NoShapes):
+                with torch.no_grad():
+                    self._pure(*known.structure.unflatten(leaves))  # if the rule is to blame, it says so itself
+            reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
+            # Whoever hands over the loss as a function does not expect kernels.
+            return _Traced(leaves, reason=reason, quiet=any(map(callable, leaves)))
         return _Traced(leaves, program, result)
 
     def _record(
@@ -171,8 +173,9 @@ class Step:
             assert flat is not None
             return flat
 
+        leaves = [_refuse if callable(x) else x for x in leaves]
         for x in leaves:
-            if not isinstance(x, Tensor | bool | str | None):
+            if not (isinstance(x, Tensor | bool | str | None) or callable(x)):
                 raise Untraceable(f"an argument holds {x!r}; pass numbers that may change as 0-dim tensors")
         layouts = [Layout.dense(x) for x in tensors]
         names = [name for name, x in zip(known.names, leaves, strict=True) if isinstance(x, Tensor)]
@@ -224,14 +227,21 @@ class _Known:
 
 
 class _Traced:
-    """What came of tracing leaves of one signature: a program, or the reason to give why there is none."""
+    """What came of tracing leaves of one signature: a program, or the reason why there is none."""
 
     def __init__(
-        self, leaves: list[Any], program: Program | None = None, result: Structure | None = None, reason: str = ""
+        self,
+        leaves: list[Any],
+        program: Program | None = None,
+        result: Structure | None = None,
+        reason: str = "",
+        *,
+        quiet: bool = False,
     ) -> None:
-        self.program, self.result, self.reason = program, result, reason
+        self.program, self.result, self.reason, self.quiet = program, result, reason, quiet
         self._positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        self._others = [(i, x) for i, x in enumerate(leaves) if not isinstance(x, Tensor)]
+        # Functions do not count: a rule that calls one has no program.
+        self._others = [(i, x) for i, x in enumerate(leaves) if not (isinstance(x, Tensor) or callable(x))]
         self._default_dtype = torch.get_default_dtype()
 
     def agrees(self, leaves: list[Any]) -> bool:
@@ -241,7 +251,7 @@ class _Traced:
 
     def pick(self, leaves: list[Any]) -> list[Any]:
         """The leaves where the trace had tensors."""
-        return [leaves[i] for i in self._positions] if self._others else leaves
+        return leaves if len(self._positions) == len(leaves) else [leaves[i] for i in self._positions]
 
 
 def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str = "auto") -> Step:
@@ -327,6 +337,11 @@ def _signature(leaves: list[Any]) -> Any:
     return tuple(kinds)
 
 
+def _refuse(*args: Any, **kwargs: Any) -> Any:
+    """Stands for every function among the arguments while a rule is traced."""
+    raise Untraceable("it calls a function that it was given")
+
+
 def _live(extra: dict[str, Any]) -> dict[str, Any]:
     """The extra arguments with tensors for floats, such as a loss, which differ from step to step."""
     return {key: torch.tensor(x, dtype=torch.float64) if type(x) is float else x for key, x in extra.items()}
@@ -350,5 +365,5 @@ def _names(structure: Structure, size: int) -> list[str]:
             own = path[:cut]
         words = [word for word in own[1:] if isinstance(word, str)]
         name = "param" if path[0] == 0 else "grad" if path[0] == 2 else words[-1] if words else "state"
-        names[i] = re.sub(r"\W", "_", name)
+        names[i] = re.sub(r"\W|^(?=\d)", "_", name)
     return names

@@ -28,6 +28,8 @@ from ._members import Route, routes
 from ._pipeline import scatter
 from ._program import Group, Program
 
+_BACKENDS = {None: "auto", True: "fused", False: "eager"}  # what `fused` stands for
+
 
 class Optimizer(FiresHooksOnce):
     """Run a transformation behind the interface of `torch.optim`.
@@ -53,8 +55,9 @@ class Optimizer(FiresHooksOnce):
         capturable: Accepted for the sake of torch; a step can always be captured in a CUDA graph.
         differentiable: Let gradients flow through the step, to the parameters (clones, not leaves), their
             gradients, the state, and hyperparameters that are tensors.
-        fused: `False` leaves it to a GradScaler to unscale the gradients and to skip steps, for trainers that
-            clip in between. Else without effect.
+        fused: `None` runs generated kernels where that can be, as `make_step` does; `True` raises where it
+            cannot; `False` runs the operations of the rule, and leaves it to a GradScaler to unscale the gradients
+            and to skip steps, for trainers that clip in between.
         **hyperparameters: Arguments of the factory.
 
     Shapes:
@@ -241,7 +244,7 @@ class Optimizer(FiresHooksOnce):
         if self.defaults["differentiable"]:
             program.take_differentiable(grads, extra)
         else:
-            program.take(program.params, program.state, grads, **extra)
+            program.take(grads, **extra)
         self._finish(program)
 
     @_disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
@@ -316,7 +319,8 @@ class Optimizer(FiresHooksOnce):
             taken = {name for other in groups for name in other.names}
             keys = [ParamKey(f"{len(groups)}.{name}" if name in taken else name) for name in names]
             groups.append(Group(params, keys, label, self._routes[label], found, group["maximize"]))
-        return Program(self.tx, groups, self._live, rates, self.state, values, differentiable)
+        backend = _BACKENDS[self.defaults["fused"]]
+        return Program(self.tx, groups, self._live, rates, self.state, values, differentiable, backend)
 
     def _values(self) -> list[dict[Hyperparameter, Any]]:
         """What the groups say of each hyperparameter, except those that a schedule drives."""

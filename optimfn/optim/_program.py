@@ -1,6 +1,7 @@
 """What a step of an `Optimizer` needs, made once and used as long as its groups and its state stay as they are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain as concatenated
 from operator import is_
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ class Program:
         stored: The state of the optimizer.
         values: The hyperparameters of each group, without those that a schedule drives.
         differentiable: Whether values that are tensors are used as they are, rather than live tensors.
+        backend: How steps run, as for `make_step`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Program:
         stored: Stored,
         values: Sequence[Mapping[Hyperparameter, Any]],
         differentiable: bool = False,
+        backend: str = "auto",
     ) -> None:
         self.params = {name: p for group in groups for name, p in zip(group.names, group.params, strict=True)}
         self._groups = [list(group.params) for group in groups]
@@ -73,9 +76,10 @@ class Program:
             return frozenset() if untouched else uses(member.tx, tensors[number])
 
         self.runs = merge(made, used, self.params, stored)
-        self.tx = skip_overflow(pipeline(self.runs, self.schedules))
+        # The recipe is for messages: it prints as the transformation that the user has made.
+        self.tx = replace(skip_overflow(pipeline(self.runs, self.schedules)), recipe=tx.recipe)
         self.state = PipelineState(gather(self.runs, self.params, stored), dict(rates))
-        self.take = make_step(self.tx, donate=True)
+        self.take = make_step(self.tx, donate=True, backend=backend).bind(self.params, self.state)
         self._versions = self._seen()
         self._shown: tuple[list[Any], list[Tensor]] | None = None
         if any(stored.get(p) for p in self.params.values()):

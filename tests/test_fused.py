@@ -1,0 +1,509 @@
+"""Fused execution: agreement in every dtype and layout, live inputs, donation, and when it steps aside."""
+
+import copy
+import gc
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+from helpers import assert_fused_equals_eager, assert_trees_equal, follow, like, plain_params, wide_params
+
+import optimfn as of
+
+
+def both(tx, donate=False):
+    return of.make_step(tx, donate=donate, backend="fused"), of.make_step(tx, backend="eager")
+
+
+def programs(step):
+    """The programs that a step has made, one for each signature."""
+    return [traced.program for known in step._structures for traced in known.traced.values()]
+
+
+def composed(**changes):
+    """Clipping, Adam, decay of matrices, and an average: a norm, 0-dim arithmetic, and two kinds of leaves."""
+    arguments = {"max_norm": 1.0, "learning_rate": 0.1, **changes}
+    return of.chain(
+        of.clip_by_global_norm(arguments["max_norm"]),
+        of.adamw(arguments["learning_rate"], weight_decay=0.1, mask=of.tree.is_matrix),
+        of.params_ema(0.9),
+    )
+
+
+# In these, matrix products in bfloat16 magnify the last bit of a norm; test_laws.py has them for float32.
+MAGNIFY = ("orthogonalize", "muon_as_torch", "muon_as_torch_changed")
+LOW_PRECISION = [case for case in CASES if "fused" not in case.skips and case.name not in MAGNIFY]
+
+
+class TestAgreement:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("case", LOW_PRECISION, ids=lambda case: case.name)
+    def test_every_intermediate_is_rounded_as_in_eager_steps(self, case, dtype):
+        tx = case.tx()
+        fused, eager = both(tx)
+        for seed in range(20):
+            torch.manual_seed(seed)
+            params = wide_params(dtype)
+            grads, state = like(params), tx.init(params)
+            want = eager(params, state, grads)
+            accurate = eager(*of.tree.map(lambda x: x.double() if x.is_floating_point() else x, (params, state, grads)))
+            assert_fused_equals_eager(fused, fused(params, state, grads), want, accurate)
+
+    @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+    def test_gradients_may_have_another_dtype_than_parameters(self, dtypes):
+        tx, params = composed(), wide_params(dtypes[0])
+        fused, eager = both(tx)
+        state, grads = tx.init(params), like(wide_params(dtypes[1]))
+        assert_trees_equal(fused(params, state, grads), eager(params, state, grads), rtol=1e-5, atol=1e-6)
+
+    def test_mixed_dtypes_in_one_tree(self):
+        tx = composed()
+        dtypes = {"a": torch.float64, "b": torch.bfloat16, "c": torch.float32}
+        params = {name: p.to(dtypes[name]) for name, p in wide_params().items()}
+        fused, eager = both(tx)
+        state, grads = tx.init(params), like(params)
+        assert_trees_equal(fused(params, state, grads), eager(params, state, grads), rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("donate", [False, True])
+    def test_complex_leaves_are_handed_to_aten(self, donate):
+        tx, params = of.adamw(0.1), wide_params(torch.complex64)
+        fused, eager = both(tx, donate)
+        state, grads = tx.init(params), like(params)
+        want = eager(params, state, grads)
+        assert_fused_equals_eager(fused, fused(params, state, grads), want)
+        assert "no C type for torch.complex64" in fused.explain()
+
+    def test_specials_pass_as_in_eager_steps(self):
+        tx, params = of.adamw(0.1), {"a": torch.randn(64)}
+        fused, eager = both(tx)
+        state, grads = tx.init(params), like(params)
+        grads["a"][:6] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-42])
+        assert_trees_equal(fused(params, state, grads), eager(params, state, grads), rtol=1e-6)
+
+    def test_global_norms_of_large_leaves_are_as_good_as_float64(self):
+        params = {"a": torch.randn(1_000_003), "b": torch.randn(70_001)}
+        tx = of.chain(of.clip_by_global_norm(1.0), of.scale(-1.0))
+        zeros = of.tree.zeros_like(params)
+        clipped, _ = both(tx)[0](zeros, tx.init(params), params)
+        exact = of.tree.norm(of.tree.cast(params, torch.float64))
+        for name, p in params.items():
+            torch.testing.assert_close(clipped[name], (-p.double() / exact).float(), rtol=3e-7, atol=0.0)
+
+
+class TestLayouts:
+    @pytest.mark.parametrize("donate", [False, True])
+    @pytest.mark.parametrize("turned", ["params", "grads", "both", "holes", "expanded"])
+    def test_any_strides(self, turned, donate):
+        tx = composed()
+        fused, eager = both(tx, donate)
+        params, grads = (
+            {"w": torch.randn(6, 8, 5), "b": torch.randn(7)},
+            {"w": torch.randn(6, 8, 5), "b": torch.randn(7)},
+        )
+
+        def turn(x):
+            return x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+
+        if turned in ("params", "both"):
+            params["w"] = turn(params["w"])
+        if turned in ("grads", "both"):
+            grads["w"] = turn(grads["w"])
+        if turned == "holes":
+            params["w"], grads["b"] = torch.randn(6, 8, 10)[..., ::2], torch.randn(14)[::2]
+        if turned == "expanded":
+            grads["w"] = torch.randn(6, 1, 1).expand(6, 8, 5)
+        state = tx.init(params)
+        for _ in range(3):
+            want = eager(params, state, grads)
+            got = fused(of.tree.map(lambda p: p.detach() if donate else p, params), state, grads)
+            assert_trees_equal(got, want, rtol=1e-5, atol=1e-6)
+            if donate:
+                assert_trees_equal((params, state), want, rtol=1e-5, atol=1e-6)
+            params, state = (params, state) if donate else got
+
+    def test_results_keep_the_order_of_memory(self):
+        params = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+        step, _ = both(of.sgd(0.1))
+        new, _ = step(params, of.sgd(0.1).init(params), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
+        assert new.is_contiguous(memory_format=torch.channels_last)
+
+    def test_tied_tensors_to_be_written_are_refused_by_name(self):
+        shared, tx = torch.ones(4), of.sgd(0.1)
+        params = {"a": shared, "b": shared}
+        step, _ = both(tx, donate=True)
+        with pytest.raises(ValueError, match=r"0\.a and 0\.b share memory"):
+            step(params, tx.init(params), like(params))
+        assert shared.tolist() == [1] * 4
+        got, _ = both(tx)[0](params, tx.init(params), {"a": torch.ones(4), "b": torch.zeros(4)})
+        assert got["a"].tolist() != got["b"].tolist()
+
+    def test_gradients_that_overlap_parameters_are_read_before_they_are_written(self):
+        memory, tx = torch.arange(9.0), of.sgd(0.5)
+        params, grads = {"a": memory[:4], "b": memory[5:]}, {"a": memory[1:5], "b": memory[5:]}
+        want, _ = both(tx)[1](params, tx.init(params), of.tree.map(torch.clone, grads))
+        step, _ = both(tx, donate=True)
+        step(params, tx.init(params), grads)
+        assert_trees_equal(params, want)
+
+    def test_a_state_that_keeps_the_old_parameters(self):
+        tx = of.GradientTransformation(
+            lambda params: (of.tree.map(torch.clone, params), of.tree.zeros_like(params)),
+            lambda updates, state, params=None, **extra: (of.tree.add(updates, state[0]), (params, state[0])),
+        )
+        fused, eager = both(tx, donate=True)
+        params = wide_params()
+        state = tx.init(params)
+        want = (params, state)
+        own = of.tree.map(torch.clone, want)
+        for _ in range(3):
+            grads = like(params)
+            want = eager(*want, grads)
+            fused(*own, grads)
+            assert_trees_equal(own, want)
+
+
+class TestAbsentGradients:
+    def test_they_come_and_go_without_compiling_again(self, monkeypatch):
+        tx, params = composed(), wide_params()
+        fused, eager = both(tx, donate=True)
+        state = tx.init(params)
+        want = own = None
+        own = of.tree.map(torch.clone, (params, state))
+        want = (params, state)
+        patterns = [(), ("a",), ("b", "c"), ("a", "b", "c"), (), ("a",)]
+        for number, absent in enumerate(patterns):
+            if number == 3:
+                monkeypatch.setattr("subprocess.run", None)
+            grads = {name: None if name in absent else g for name, g in like(params).items()}
+            want = eager(*want, grads)
+            fused(*own, grads)
+            assert_trees_equal(own, want, rtol=1e-5, atol=1e-6)
+        assert len(programs(fused)) == 4
+
+    def test_a_pure_step_returns_the_parameter_itself(self):
+        tx, params = of.adam(0.1), plain_params(torch.float32)
+        new, _ = both(tx)[0](params, tx.init(params), {**like(params), "b": None})
+        assert new["b"] is params["b"]
+
+    def test_a_second_model_compiles_nothing(self, monkeypatch):
+        first, _ = both(composed())
+        params = wide_params()
+        first(params, composed().init(params), like(params))
+        monkeypatch.setattr("subprocess.run", None)
+        second, eager = both(composed())
+        params = {"x": torch.randn(3), "y": [torch.randn(5, 3), torch.randn(40_000, 2), torch.randn(1)]}
+        state, grads = composed().init(params), like(params)
+        assert_trees_equal(second(params, state, grads), eager(params, state, grads), rtol=1e-5, atol=1e-6)
+
+
+class TestLive:
+    def test_tensors_that_a_rule_holds_are_read_at_every_step(self):
+        hyper = {"max_norm": torch.tensor(1.0), "learning_rate": torch.tensor(0.1, dtype=torch.float64)}
+        tx, params = composed(**hyper), wide_params()
+        fused, eager = both(tx)
+        state = tx.init(params)
+        for factor in (1.0, 0.5, 0.1, 0.0):
+            for value in hyper.values():
+                value.mul_(factor)
+            grads = like(params)
+            want = eager(params, state, grads)
+            assert_trees_equal(fused(params, state, grads), want, rtol=1e-5, atol=1e-6)
+            params, state = want
+        assert len(programs(fused)) == 1
+
+    def test_arithmetic_on_a_held_tensor_alone_is_not_frozen(self):
+        decay = torch.tensor(0.9)
+        tx = of.stateless(lambda updates, params: of.tree.scale(1 - decay, updates))
+        step, _ = both(tx)
+        assert step(torch.zeros(2), tx.init(None), torch.ones(2))[0].tolist() == pytest.approx([0.1, 0.1])
+        decay.fill_(0.25)
+        assert step(torch.zeros(2), tx.init(None), torch.ones(2))[0].tolist() == [0.75, 0.75]
+
+    def test_random_numbers_are_drawn_at_every_step(self):
+        tx = of.stateless(lambda updates, params: of.tree.map(lambda u: u + torch.rand(u.shape), updates))
+        fused, eager = both(tx)
+        zeros = torch.zeros(64)
+        torch.manual_seed(0)
+        want = [eager(zeros, tx.init(None), zeros)[0] for _ in range(3)]
+        torch.manual_seed(0)
+        assert_trees_equal([fused(zeros, tx.init(None), zeros)[0] for _ in range(3)], want)
+
+    def test_extra_arguments_are_live(self):
+        tx = of.chain(of.sgd(0.5), of.plateau(factor=0.5, patience=0))
+        step, _ = both(tx)
+        params, state = torch.tensor([4.0]), tx.init(torch.tensor([4.0]))
+        for loss in (1.0, 2.0, torch.tensor(3.0), 0.5):
+            params, state = step(params, state, torch.tensor([1.0]), value=loss)
+        assert of.tree.get(state, "scale").item() == 0.25
+        assert len(programs(step)) == 2  # one for float64, one for float32
+
+    def test_replaced_and_resized_tensors_are_noticed(self):
+        tx, params = of.sgd(0.5), {"a": torch.zeros(4), "b": torch.zeros(4)}
+        step, _ = both(tx, donate=True)
+        state = tx.init(params)
+        for _ in range(2):
+            step(params, state, {"a": torch.ones(4), "b": torch.ones(4)})
+        params["a"].data = torch.zeros(4)
+        step(params, state, {"a": torch.ones(4), "b": torch.ones(4)})
+        assert params["a"].tolist() == [-0.5] * 4
+        assert params["b"].tolist() == [-1.5] * 4
+        params["b"].data = torch.zeros(2)
+        step(params, state, {"a": torch.ones(4), "b": torch.ones(2)})
+        assert params["b"].tolist() == [-0.5] * 2
+
+
+class TestDonation:
+    def test_writes_at_fixed_addresses_and_counts_versions(self):
+        tx, params = composed(), wide_params()
+        step, _ = both(tx, donate=True)
+        state = tx.init(params)
+        leaves = of.tree.leaves((params, state))
+        places = [x.data_ptr() for x in leaves]
+        for _ in range(3):
+            versions = [x._version for x in leaves]
+            new = step(params, state, like(params))
+            assert new[0] is params
+            assert new[1] is state
+            assert all(x._version > version for x, version in zip(leaves, versions, strict=True))
+        assert [x.data_ptr() for x in leaves] == places
+
+    def test_allocates_nothing_after_the_first_step(self):
+        tx, params = composed(), wide_params()
+        step, _ = both(tx, donate=True)
+        state, grads = tx.init(params), like(params)
+        step(params, state, grads)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            step(params, state, grads)
+        assert [event.name for event in profile.events() if event.cpu_memory_usage > 0] == []
+
+    def test_a_pure_step_writes_nothing(self):
+        tx, params = composed(), wide_params()
+        step, _ = both(tx)
+        state, grads = tx.init(params), like(params)
+        versions = [x._version for x in of.tree.leaves((params, state, grads))]
+        copies = of.tree.map(torch.clone, (params, state, grads))
+        step(params, state, grads)
+        assert [x._version for x in of.tree.leaves((params, state, grads))] == versions
+        assert_trees_equal((params, state, grads), copies)
+
+    def test_a_pure_step_keeps_no_old_tensor_alive(self):
+        tx = of.sgd(0.1, momentum=0.9)
+        step, _ = both(tx)
+        params = torch.randn(1000)
+        step(params, tx.init(params), torch.randn(1000))
+        storage = params.untyped_storage()._weak_ref()
+        del params
+        gc.collect()
+        assert torch.UntypedStorage._expired(storage)
+        torch.UntypedStorage._free_weak_ref(storage)
+
+    def test_bound_steps_write_into_their_trees(self):
+        tx, params = composed(), wide_params()
+        _, eager = both(tx)
+        state = tx.init(params)
+        want = own = None
+        own = of.tree.map(torch.clone, (params, state))
+        want = (params, state)
+        bound = of.make_step(tx, donate=True).bind(*own)
+        for number in range(4):
+            grads = {**like(params), **({"b": None} if number == 2 else {})}
+            want = eager(*want, grads)
+            bound(grads)
+            assert_trees_equal(own, want, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match="only a step with donate=True can be bound"):
+            of.make_step(tx).bind(params, state)
+
+
+class TestStepsAside:
+    """The rule itself runs, without a word: warnings are errors here."""
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's forward mode
+    def test_under_transforms(self):
+        tx, params = of.adam(0.1), wide_params()
+        step, eager = both(tx)
+        state, grads = tx.init(params), like(params)
+        stacked = of.tree.batch_shape((params, state, grads), (3,))
+        want = eager(params, state, grads)[0]
+        got = torch.func.vmap(step)(*stacked)[0]
+        assert_trees_equal(of.tree.map(lambda x: x[1], got), want, rtol=1e-6)
+
+        def size(step, scale):
+            return of.tree.norm(step(params, state, of.tree.scale(scale, grads))[0])
+
+        one = torch.tensor(1.0)
+        torch.testing.assert_close(
+            torch.func.grad(lambda scale: size(step, scale))(one), torch.func.grad(lambda s: size(eager, s))(one)
+        )
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(grads["a"], torch.ones_like(grads["a"]))
+            new = step(params, state, {**grads, "a": dual})[0]["a"]
+            assert torch.autograd.forward_ad.unpack_dual(new).tangent is not None
+
+    def test_when_gradients_are_to_flow(self):
+        rate = torch.tensor(0.1, requires_grad=True)
+        tx, params = of.sgd(rate), torch.ones(64)
+        step, _ = both(tx)
+        step(params, tx.init(params), torch.ones(64))[0].sum().backward()
+        assert rate.grad.item() == -64.0
+        with torch.no_grad():
+            new, _ = step(params, tx.init(params), torch.ones(64))
+        assert not new.requires_grad
+        leaf = torch.ones(64, requires_grad=True)
+        assert step(leaf, tx.init(leaf), torch.ones(64))[0].requires_grad
+
+    def test_inside_torch_compile(self):
+        tx, params = of.adam(0.1), wide_params()
+        step, eager = both(tx)
+        state, grads = tx.init(params), like(params)
+        compiled = torch.compile(step, fullgraph=True, backend="eager")
+        assert_trees_equal(compiled(params, state, grads), eager(params, state, grads), rtol=1e-6)
+
+    def test_under_another_dispatch_mode_and_autocast(self):
+        class Count(torch.utils._python_dispatch.TorchDispatchMode):
+            calls = 0
+
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                self.calls += 1
+                return func(*args, **(kwargs or {}))
+
+        tx, params = of.adam(0.1), wide_params()
+        step, _ = both(tx)
+        with Count() as count:
+            step(params, tx.init(params), like(params))
+        assert count.calls > 10
+        with torch.autocast("cpu"):
+            step(params, tx.init(params), like(params))
+        assert programs(step) == []
+
+    def test_on_other_devices_and_classes(self):
+        class Own(torch.Tensor):
+            pass
+
+        tx = of.adam(0.1)
+        step, _ = both(tx)
+        meta = torch.ones(3, device="meta")
+        assert step(meta, tx.init(meta), meta)[0].is_meta
+        own = torch.ones(3).as_subclass(Own)
+        assert isinstance(step(own, tx.init(own), own)[0], Own)
+        sparse = torch.eye(3).to_sparse()
+        plain = of.identity()
+        assert both(plain)[0](torch.ones(3, 3), plain.init(None), sparse)[0].sum() == 12
+        imaginary = torch.randn(4, dtype=torch.complex64).conj().imag
+        assert imaginary.is_neg()
+        torch.testing.assert_close(
+            both(of.sgd(1.0))[0](torch.zeros(4), of.sgd(1.0).init(None), imaginary)[0], -imaginary
+        )
+
+
+def reads_back(updates, params):
+    """A rule that decides by the values."""
+    return updates if bool(updates["a"].sum() > 0) else of.tree.scale(2.0, updates)
+
+
+def writes_in_place(updates, params):
+    """A rule that writes, if only into a tensor of its own."""
+    return of.tree.map(lambda u: u.clone().mul_(2.0), updates)
+
+
+class TestCannotTrace:
+    @pytest.mark.parametrize(
+        ("rule", "words"),
+        [
+            (reads_back, r"a tensor is read on the host, .* in test_fused\.py:\d+"),
+            (writes_in_place, r"aten\.mul_\.\w+ writes in place, in test_fused\.py:\d+"),
+        ],
+    )
+    def test_it_is_said_once_or_raised(self, rule, words):
+        tx, params = of.stateless(rule), wide_params()
+        step, grads = of.make_step(tx), like(params)
+        with pytest.warns(RuntimeWarning, match=words):
+            first = step(params, tx.init(params), grads)
+        assert_trees_equal(first, of.make_step(tx, backend="eager")(params, tx.init(params), grads))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_trees_equal(step(params, tx.init(params), grads), first)
+        assert re.search(words, step.explain())
+        strict = of.make_step(tx, backend="fused")
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=words):
+                strict(params, tx.init(params), grads)
+
+    def test_errors_of_the_rule_are_its_own(self):
+        tx, params = of.adamw(0.1), wide_params()
+        step, _ = both(tx)
+        with pytest.raises(ValueError, match="trees differ in structure"):
+            step(params, tx.init(params), {"a": params["a"]})
+
+    def test_other_arguments_than_tensors_are_named(self):
+        tx, params = of.sgd(0.1), wide_params()
+        with pytest.raises(RuntimeError, match="an argument holds 3; pass numbers that may change as 0-dim tensors"):
+            of.make_step(tx, backend="fused")(params, tx.init(params), like(params), epoch=3)
+
+    def test_a_failing_operator_has_written_nothing(self):
+        def decompose(updates, params):
+            return of.tree.map(lambda u: torch.linalg.svd(u)[1] + u, updates)
+
+        tx = of.chain(of.trace(0.9), of.stateless(decompose))
+        step, _ = both(tx, donate=True)
+        params = torch.eye(4)
+        state = tx.init(params)
+        step(params, state, torch.eye(4))
+        before = of.tree.map(torch.clone, (params, state))
+        with pytest.raises(torch.linalg.LinAlgError):
+            step(params, state, torch.full((4, 4), torch.nan))
+        assert_trees_equal((params, state), before)
+
+
+class TestValue:
+    def test_steps_pickle_and_copy(self):
+        tx, params = of.adam(0.1), wide_params()
+        step = of.make_step(tx, donate=True)
+        state, grads = tx.init(params), like(params)
+        step(params, state, grads)
+        for twin in (pickle.loads(pickle.dumps(step)), copy.deepcopy(step)):
+            twin(params, state, grads)
+
+    def test_the_environment_chooses_the_backend(self, monkeypatch):
+        tx, params = of.adam(0.1), wide_params()
+        monkeypatch.setenv("OPTIMFN_BACKEND", "eager")
+        step = of.make_step(tx)
+        step(params, tx.init(params), like(params))
+        assert step.explain() == "eager: chosen by the backend"
+        assert of.make_step(tx, backend="fused").explain() == "not traced yet: take a step first"
+        monkeypatch.setenv("OPTIMFN_BACKEND", "warp")
+        with pytest.raises(ValueError, match="OPTIMFN_BACKEND must be one of 'auto', 'fused', 'eager', got 'warp'"):
+            of.make_step(tx)
+
+    def test_explain_tells_stages_kernels_bytes_and_the_source(self):
+        tx, params = composed(), wide_params()
+        step, _ = both(tx, donate=True)
+        step(params, tx.init(params), like(params))
+        told = step.explain()
+        assert "fused: " in told
+        assert "sum square" not in told
+        assert re.search(r"kernel  sum \w+: 3 leaves, 832 elements, 4 bytes each", told)
+        assert re.search(r"kernel  store param, store mu, store nu, store ema: \d leaves", told)
+        assert "moves 40.0 bytes per element of the parameters" in told
+        source = Path(re.search(r"source  (\S+)", told)[1]).read_text()
+        assert "new_mu" in source
+        assert re.search(r"// _adam\.py:\d+", source)
+
+    def test_opaque_operators_are_named_with_the_reason(self):
+        tx = of.orthogonalize()
+        step, _ = both(tx)
+        step(torch.ones(4, 4), tx.init(None), torch.randn(4, 4))
+        assert re.search(r"opaque  \d+ x aten\.mm\.default: not computed element by element", step.explain())
+
+    def test_many_steps_follow_the_eager_ones(self):
+        tx, params = composed(), plain_params(torch.float32)
+        gradients = [like(params) for _ in range(50)]
+        want = follow(tx, params, gradients)[-1]
+        state, step = tx.init(params), of.make_step(tx, donate=True, backend="fused")
+        own = of.tree.map(torch.clone, params)
+        for grads in gradients:
+            step(own, state, grads)
+        assert_trees_equal(own, want, rtol=1e-4, atol=1e-5)
