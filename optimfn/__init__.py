@@ -91,6 +91,7 @@ from ._base import apply_updates as apply_updates
 from ._base import chain as chain
 from ._base import identity as identity
 from ._base import incremental_update as incremental_update
+from ._base import init_empty_state as init_empty_state
 from ._base import named_chain as named_chain
 from ._base import periodic_update as periodic_update
 from ._base import set_to_zero as set_to_zero

@@ -43,10 +43,12 @@ SEARCHES = {
     "alone": "the loss is that of all leaves together",
     "differentiable": "derivatives take the decisions of the search as given",
     "dtype": "the loss is evaluated at rounded parameters; test_linesearch.py has the dtypes",
+    "fused": "a step between two values magnifies the last bit of a sum; test_linesearch.py compares in float64",
 }
 QUASI_NEWTON = {
     "absent": "to the memory of a leaf, an absent gradient is a step that did not move it",
     "alone": "inner products are those of all leaves together",
+    "fused": "one over an inner product magnifies its last bit; test_linesearch.py compares in float64",
 }
 TAKES_VALUE = "a copy does not have the value that the case gives to every update"
 

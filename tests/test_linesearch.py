@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import assert_trees_equal, params_tree
+from helpers import assert_trees_equal, like, params_tree, plain_params
+from optax_cases import CASES
 from versus_optax.specs import rosenbrock
 
 import optimfn as of
 
+SEARCHING = [case for case in CASES if "linesearch" in case.name or "lbfgs" in case.name]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -228,3 +230,14 @@ def test_complex_parameters_are_searched_along_their_gradient():
     assert losses[-1] == min(losses)
     _, grad = of.tree.value_and_grad(f)(w)
     assert grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("case", SEARCHING, ids=lambda case: case.name)
+def test_fused_steps_find_what_eager_steps_find(case):
+    tx, params = case.tx(), plain_params()
+    fused, eager = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager")
+    ours = theirs = (params, tx.init(params))
+    for _ in range(6):
+        grads = like(params)
+        ours, theirs = fused(*ours, grads), eager(*theirs, grads)
+        assert_trees_equal(ours[0], theirs[0], rtol=1e-9, atol=1e-11)
