@@ -177,6 +177,7 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
             body.append(
                 f"const {kind} {name} = {_expression(entry, kernel.entries, names)};{_comment(lines_of_rule[number])}"
             )
+    halves = any(e.kind == "buffer" and e.dtype in (torch.float16, torch.bfloat16) for e in kernel.entries)
     sums: list[tuple[int, str]] = []
     folds: list[tuple[int, str]] = []
     ends: list[str] = []
@@ -190,7 +191,8 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
             continue
         ends.append(f"plan->partials[chunk->partial + {len(ends)} * chunk->partial_step] = all{number};")
         if result.kind == "sum":
-            sums.append((number, _ops.COMPUTE[kernel.entries[result.entry].dtype]))
+            # Compilers do not spread sums of halves over lanes, and one long sum in float loses three bits.
+            sums.append((number, "double" if halves else _ops.COMPUTE[kernel.entries[result.entry].dtype]))
             loads.append(f"double all{number} = 0;")
             body.append(f"sum{number} += {value};")
         else:
