@@ -16,12 +16,13 @@ from .. import tree
 from .._base import GradientTransformation, apply_updates, chain
 from .._recipe import factory
 from .._transforms._rate import scale
-from .._typing import Params, State
+from .._typing import State
 from .._wrappers._complex import split_real_and_imaginary
-from ..fused import overwrite
+from ..fused import Step, make_step
 from ._contract import is_capturing, refuse_absent, report_step
 from ._layout import Entries, Layout, ParamKey
 from ._load import KeepsDtypes
+from ._pipeline import PipelineState, Run, pipeline
 
 _NOT_OPTIONS = ("params", "param_names", "lr")
 _KEPT_LAYOUTS = 64  # one for every set of parameters that have had gradients together
@@ -38,6 +39,7 @@ class Shared(NamedTuple):
     values: dict[str, Tensor]
     step: Tensor | int | None  # what torch shows, and its version when these values were true
     version: int
+    size: int = 0  # how many parameters share these very values
 
 
 @dataclass
@@ -45,11 +47,12 @@ class Part:
     """One cohort of a group in one step."""
 
     group: dict[str, Any]
+    rule: "Rule"
+    layout: Layout
     members: dict[ParamKey, Tensor]
     shared: Shared
-    old: tuple[Params, Mapping[ParamKey, Entries]]  # to be written: parameters and their entries
-    new: tuple[Params, Mapping[ParamKey, Entries]]
-    values: dict[str, Tensor]  # the new shared leaves, which replace the old ones
+    grads: dict[ParamKey, Tensor]
+    state: State
 
 
 @dataclass
@@ -133,22 +136,46 @@ class DropIn(KeepsDtypes):
         return grad.to_dense() if grad.is_sparse else grad
 
     def _step_groups(self: Any) -> None:
-        """Compute the steps of all cohorts, then write them."""
+        """Take the step of all cohorts, in one call of what `make_step` makes of their rules."""
         if is_capturing(self.param_groups):
             self._check_capturable()
-        parts = [part for group in self.param_groups for part in self._compute(group)]
+        parts, start = [], 0
+        for group in self.param_groups:
+            parts += self._cohorts(group, start)
+            start += len(group["params"])
         if self.defaults.get("differentiable", False):
             for part in parts:
-                for name, p in part.members.items():
-                    p.copy_(part.new[0][name])
-                self._show(part, part.new[1])
-        else:
-            overwrite([part.old for part in parts], [part.new for part in parts])
-            for part in parts:
-                if is_capturing(self.param_groups):
-                    self._keep_in_place(part)
-                self._show(part, part.old[1])
+                # Writing in place must not change what autograd has kept of the parameters.
+                params = {name: p.clone() for name, p in part.members.items()}
+                updates, part.state = part.rule.tx.update(part.grads, part.state, params)
+                for name, new in apply_updates(params, updates).items():
+                    part.members[name].copy_(new)
+        elif parts:
+            step = self._joint_step(parts)
+            params = {name: p for part in parts for name, p in part.members.items()}
+            grads = {name: g for part in parts for name, g in part.grads.items()}
+            step(params, PipelineState(tuple(part.state for part in parts), {}), grads)
+        for part in parts:
+            self._show(part)
         report_step(self)
+
+    def _joint_step(self: Any, parts: list[Part]) -> Step:
+        """One donating step for these cohorts; the same one whenever the same parameters step together."""
+        steps: dict[Any, tuple[Step, list[Rule]]] = self.__dict__.setdefault("_steps", {})
+        key = tuple((id(part.rule), tuple(part.members)) for part in parts)
+        if key not in steps:
+            if is_capturing(self.param_groups):
+                raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
+            if len(steps) >= _KEPT_LAYOUTS:
+                steps.clear()
+            runs = [Run(type(self).__name__, part.rule.tx, tuple(part.members), part.layout) for part in parts]
+            backend = "eager" if self.defaults.get("fused") is False else "auto"
+            # The rules are kept so that no other can get the identity of one.
+            steps[key] = (
+                make_step(pipeline(runs, {}), donate=True, backend=backend),
+                [part.rule for part in parts],
+            )
+        return steps[key][0]
 
     def write_hyperparameters(self: Any) -> None:
         """Put the learning rates of the groups where the rule reads them; for CUDA graphs, as `Optimizer` says."""
@@ -171,26 +198,24 @@ class DropIn(KeepsDtypes):
                 )
             refuse_absent(dict(enumerate(group["params"])))
 
-    def _keep_in_place(self: Any, part: Part) -> None:
-        """Leave shared leaves where a graph finds them. All parameters have gradients, so no cohort falls apart."""
-        if part.shared.values.keys() != part.values.keys():
-            raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-        for key, old in part.shared.values.items():
-            old.copy_(part.values[key])
-        part.values = part.shared.values
-
-    def _compute(self: Any, group: dict[str, Any]) -> list[Part]:
-        cohorts: dict[Hashable, tuple[Shared, dict[ParamKey, Tensor]]] = {}
-        for number, p in enumerate(group["params"]):
+    def _cohorts(self: Any, group: dict[str, Any], start: int) -> list[Part]:
+        """The parameters of a group that have gradients, those with the same past together."""
+        cohorts: dict[Hashable, tuple[Shared, dict[ParamKey, Tensor], list[bool]]] = {}
+        for number, p in enumerate(group["params"], start):
             if p.grad is not None:
                 shared = self._recall(p)
-                cohorts.setdefault(shared.cohort, (shared, {}))[1][ParamKey(number)] = p
+                first, members, alike = cohorts.setdefault(shared.cohort, (shared, {}, []))
+                members[ParamKey(number)] = p
+                alike.append(shared.values is first.values)
         rule = self._rule(group) if cohorts else None
-        return [self._compute_cohort(group, rule, *cohort) for cohort in cohorts.values()]
+        parts = []
+        for shared, members, alike in cohorts.values():
+            if sum(alike) < shared.size:  # some of them stay behind, and keep these values
+                shared = shared._replace(values={key: value.clone() for key, value in shared.values.items()})
+            parts.append(self._part(group, rule, shared, members))
+        return parts
 
-    def _compute_cohort(
-        self: Any, group: dict[str, Any], rule: Rule, shared: Shared, members: dict[ParamKey, Tensor]
-    ) -> Part:
+    def _part(self: Any, group: dict[str, Any], rule: Rule, shared: Shared, members: dict[ParamKey, Tensor]) -> Part:
         names = tuple(members)
         layout = rule.layouts.get(names)
         if layout is None:
@@ -205,12 +230,7 @@ class DropIn(KeepsDtypes):
         else:
             state = _init_like(rule.tx, members)
         grads = {name: self._gradient(p, group) for name, p in members.items()}
-        # Writing in place must not change what autograd has kept of the parameters.
-        params = {name: p.clone() for name, p in members.items()} if torch.is_grad_enabled() else dict(members)
-        updates, new_state = rule.tx.update(grads, state, params)
-        new_entries, values = layout.scatter(new_state)
-        old, new = (dict(members), layout.scatter(state)[0]), (apply_updates(params, updates), new_entries)
-        return Part(group, members, shared, old, new, values)
+        return Part(group, rule, layout, members, shared, grads, state)
 
     def _rule(self: Any, group: dict[str, Any]) -> Rule:
         rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
@@ -253,10 +273,11 @@ class DropIn(KeepsDtypes):
         if shared.values or not isinstance(shared.cohort, tuple):
             return shared.values
         count = torch.full((), shared.cohort[0], dtype=torch.int64, device=p.device)
-        return {"count": count, **{key: self.state[p][key].to(p.device) for key in self.scalars}}
+        return {"count": count, **{key: self.state[p][key].to(p.device, copy=True) for key in self.scalars}}
 
-    def _show(self: Any, part: Part, stored: Mapping[ParamKey, Entries]) -> None:
+    def _show(self: Any, part: Part) -> None:
         """Put entries, already written, where torch keeps them, and take a step in the counts."""
+        stored, values = part.layout.scatter(part.state)
         cohort: Hashable = object()  # members of a cohort stay together
         if not self.scalars:  # then all that count as much are in one cohort
             cohort = (part.shared.cohort[0] + 1 if isinstance(part.shared.cohort, tuple) else 1,)
@@ -265,9 +286,9 @@ class DropIn(KeepsDtypes):
         for name, p in part.members.items():
             entries = self.state[p]
             if not entries or torch.is_grad_enabled():  # else the entries there are have been written in place
-                self._fill(entries, part, p, _as_torch(stored.get(name, {}), p))
+                self._fill(entries, part.group, values, p, _as_torch(stored.get(name, {}), p))
             for key in self.scalars:
-                entries[key].copy_(part.values[key])
+                entries[key].copy_(values[key])
         if self.step_is_int:
             for p in part.members.values():
                 self.state[p]["step"] += 1
@@ -275,15 +296,15 @@ class DropIn(KeepsDtypes):
             torch._foreach_add_([self.state[p]["step"] for p in part.members.values()], 1)
         for p in part.members.values():
             step = self.state[p].get("step")
-            self._known[p] = Shared(cohort, part.values, step, _version(step))
+            self._known[p] = Shared(cohort, values, step, _version(step), len(part.members))
 
-    def _fill(self, entries: Entries, part: Part, p: Tensor, shown: Entries) -> None:
+    def _fill(self, entries: Entries, group: dict[str, Any], values: Entries, p: Tensor, shown: Entries) -> None:
         """Make the entries of a parameter, in torch's order."""
         if self.counts_steps and "step" not in entries:
-            entries["step"] = 0 if self.step_is_int else self._zero_step(part.group, p)
+            entries["step"] = 0 if self.step_is_int else self._zero_step(group, p)
         for key in self.scalars:
             near = p.device if self.step_on_device else entries["step"].device
-            entries.setdefault(key, torch.empty_like(part.values[key], device=near))
+            entries.setdefault(key, torch.empty_like(values[key], device=near))
         order = [key for key in self.fields.values() if key in shown]
         for key in order + [key for key in shown if key not in order]:
             if key not in self.optional or shown[key].shape != (0,) or p.shape == (0,):
@@ -296,6 +317,7 @@ class DropIn(KeepsDtypes):
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
         self.__dict__.pop("_rules", None)
+        self.__dict__.pop("_steps", None)
         self.__dict__.pop("_known", None)
         super().__setstate__(state)
 

@@ -62,12 +62,15 @@ class Layout:
         Raises:
             KeyError: if an entry is missing, naming it.
         """
-        found = []
+        found, used = [], set()
         for owner, key in self.slots:
             entries = shared if owner is None else stored[owner]
             if key not in entries:
                 raise KeyError(f"the optimizer state of parameter {owner!r} has no entry {key!r}")
-            found.append(entries[key])
+            # Several leaves may be one entry, as the counts of a rule are one `step`; each needs its own memory.
+            found.append(entries[key].clone() if owner is None and key in used else entries[key])
+            if owner is None:
+                used.add(key)
         return tree.unflatten(self.template, found)
 
     def scatter(self, state: State) -> tuple[dict[ParamKey, Entries], dict[str, Tensor]]:
@@ -75,5 +78,5 @@ class Layout:
         stored: dict[ParamKey, Entries] = {}
         shared: dict[str, Tensor] = {}
         for (owner, key), leaf in zip(self.slots, tree.leaves(state), strict=True):
-            (shared if owner is None else stored.setdefault(owner, {}))[key] = leaf
+            (shared if owner is None else stored.setdefault(owner, {})).setdefault(key, leaf)
         return stored, shared
