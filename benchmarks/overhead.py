@@ -70,7 +70,7 @@ def contenders() -> dict[str, Step]:
         "tx.update + of.apply_updates": pure_update(tx),
         "of.make_step(tx, backend=eager)": made_step(tx, donate=False),
         "of.make_step(tx, donate=True, ...)": made_step(tx, donate=True),
-        "of.Optimizer(params, tx).step": of.Optimizer(parameters(), tx).step,
+        "of.Optimizer(params, tx, fused=False)": of.Optimizer(parameters(), tx, fused=False).step,
         "torch.optim.AdamW(foreach=True)": adamw(parameters(), RATE, weight_decay=DECAY, foreach=True).step,
     }
 
@@ -86,11 +86,12 @@ def host_contenders() -> dict[str, Step]:
     return {
         "torch.optim.AdamW(fused=True)": adamw(params(), RATE, weight_decay=DECAY, fused=True).step,
         "torch.optim.AdamW(foreach=True)": adamw(params(), RATE, weight_decay=DECAY, foreach=True).step,
-        "of.Optimizer(params, tx).step": of.Optimizer(params(), tx).step,
+        "of.Optimizer(params, tx, fused=False)": of.Optimizer(params(), tx, fused=False).step,
         "of.Optimizer(params, of.adamw, ...)": of.Optimizer(
             params(), of.adamw, learning_rate=RATE, weight_decay=DECAY
         ).step,
         "  its bookkeeping alone": idle.step,
+        "of.optim.AdamW(params)": of.optim.AdamW(params(), RATE, weight_decay=DECAY).step,
     }
 
 
@@ -130,11 +131,11 @@ def table(steps: dict[str, Step], count: int, shape: tuple[int, ...], args: argp
     baseline, medians = next(iter(steps)), {}
     size = "x".join(map(str, shape))
     print(f"\n{count} tensors of {size} float32, {args.rounds} rounds of {args.repeats} steps, against {baseline}\n")
-    print(f"{'':36}{'ms/step':>9}{'ratio':>9}{'quartiles':>14}")
+    print(f"{'':38}{'ms/step':>9}{'ratio':>9}{'quartiles':>14}")
     for name, times in seconds.items():
         ratios = [own / base for own, base in zip(times, seconds[baseline], strict=True)]
         low, medians[name], high = statistics.quantiles(ratios, n=4)
-        print(f"{name:36}{statistics.median(times) * 1e3:9.3f}{medians[name]:9.2f}{low:8.2f}{high:6.2f}")
+        print(f"{name:38}{statistics.median(times) * 1e3:9.3f}{medians[name]:9.2f}{low:8.2f}{high:6.2f}")
     return medians
 
 

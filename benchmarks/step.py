@@ -6,7 +6,8 @@
 
 Contenders hold parameters of their own and take turns in one process; a ratio compares times of one round. A
 round is dropped, whatever it measured, if in its course other processes (or the hypervisor) took more than
-5 % of the processors. Of the others the median ratio and the quartiles are shown.
+5 % of the processors. Of the others the median ratio and the quartiles are shown: of a donating step, of one bound to
+its trees, of the class (`of.Optimizer`, or the drop-in class), and of the step that makes new trees.
 """
 
 import argparse
@@ -59,6 +60,7 @@ class Chain(NamedTuple):
 
     tx: of.GradientTransformation
     theirs: Callable[[list[torch.nn.Parameter]], Step]
+    stateful: Callable[[list[torch.nn.Parameter]], Step] | None = None  # unless it is `of.Optimizer`
 
 
 def clipped(params: list[torch.nn.Parameter], step: Step) -> Step:
@@ -120,7 +122,7 @@ CHAINS = {
     "lion (torch: adamw)": Chain(of.lion(1e-4, weight_decay=0.1), adamw_step),
 }
 
-# The pure rule of each drop-in class, and torch's class at its fastest setting on the CPU.
+# The drop-in classes, and torch's class at its fastest setting on the CPU.
 DROP_INS: dict[str, dict[str, object]] = {
     "SGD": {"lr": 0.1, "fused": True},
     "Adam": {"lr": 1e-3, "fused": True},
@@ -141,7 +143,11 @@ DROP_INS: dict[str, dict[str, object]] = {
 def drop_ins() -> dict[str, Chain]:
     def chain(name: str, options: dict[str, object]) -> Chain:
         tx = getattr(of.optim, name).transform(lr=options["lr"])
-        return Chain(tx, lambda ps: getattr(torch.optim, name)(ps, **options).step)
+        return Chain(
+            tx,
+            lambda ps: getattr(torch.optim, name)(ps, **options).step,
+            lambda ps: getattr(of.optim, name)(ps, lr=options["lr"]).step,
+        )
 
     return {name: chain(name, options) for name, options in DROP_INS.items()}
 
@@ -221,11 +227,15 @@ def report(workload: str, chains: dict[str, Chain], dtype: torch.dtype, rounds: 
     shapes = WORKLOADS[workload]()
     elements = sum(torch.Size(s).numel() for s in shapes)
     print(f"\n{workload}: {len(shapes)} tensors, {elements} elements, {dtype}")
-    print(f"{'':20}{'torch ms':>9}{'step':>7}{'quartiles':>13}{'bound':>7}{'pure':>7}{'first s':>9}{'2nd':>6}  dropped")
+    print(
+        f"{'':20}{'torch ms':>9}{'step':>7}{'quartiles':>13}{'bound':>7}{'class':>7}{'pure':>7}{'first s':>9}{'2nd':>6}  dropped"
+    )
     for name, chain in chains.items():
         usable = [s for s in shapes if len(s) == 2] if name == "Muon" else shapes
         first, second = first_steps(chain.tx, usable)
         steps = {"torch": chain.theirs(parameters(usable, dtype)), **ours(chain.tx, usable, dtype)}
+        stateful = chain.stateful or (lambda params, tx=chain.tx: of.Optimizer(params, tx).step)
+        steps["stateful"] = stateful(parameters(usable, dtype))
         times, dropped = measure(steps, rounds, seconds)
         if len(times["torch"]) < 2:
             print(f"{name:20} disturbed: {dropped} rounds dropped")
@@ -237,7 +247,8 @@ def report(workload: str, chains: dict[str, Chain], dtype: torch.dtype, rounds: 
         low, middle, high = statistics.quantiles(ratios("donating"), n=4)
         print(
             f"{name:20}{statistics.median(times['torch']) * 1e3:9.3f}{middle:7.2f}{low:7.2f}{high:6.2f}"
-            f"{statistics.median(ratios('bound')):7.2f}{statistics.median(ratios('pure')):7.2f}"
+            f"{statistics.median(ratios('bound')):7.2f}{statistics.median(ratios('stateful')):7.2f}"
+            f"{statistics.median(ratios('pure')):7.2f}"
             f"{first:9.2f}{second:6.2f}  {dropped}",
             flush=True,
         )
