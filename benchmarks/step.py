@@ -227,9 +227,8 @@ def report(workload: str, chains: dict[str, Chain], dtype: torch.dtype, rounds: 
     shapes = WORKLOADS[workload]()
     elements = sum(torch.Size(s).numel() for s in shapes)
     print(f"\n{workload}: {len(shapes)} tensors, {elements} elements, {dtype}")
-    print(
-        f"{'':20}{'torch ms':>9}{'step':>7}{'quartiles':>13}{'bound':>7}{'class':>7}{'pure':>7}{'first s':>9}{'2nd':>6}  dropped"
-    )
+    heads = f"{'torch ms':>9}{'step':>7}{'quartiles':>13}{'bound':>7}{'class':>7}{'pure':>7}{'first s':>9}{'2nd':>6}"
+    print(f"{'':20}{heads}  dropped")
     for name, chain in chains.items():
         usable = [s for s in shapes if len(s) == 2] if name == "Muon" else shapes
         first, second = first_steps(chain.tx, usable)
