@@ -224,8 +224,10 @@ class DropIn(KeepsDtypes):
             layout = rule.layouts[names] = Layout.of(rule.tx, members, self._key)
         first = next(iter(members.values()))
         if self.state.get(first):
-            empty = {key: first.new_empty(0) for key in self.optional}
-            stored = {name: {**empty, **_as_reals(self.state[p])} for name, p in members.items()}
+            stored = {name: self.state[p] for name, p in members.items()}
+            if self.optional or rule.options["complex"]:
+                empty = {key: first.new_empty(0) for key in self.optional}
+                stored = {name: {**empty, **_as_reals(entries)} for name, entries in stored.items()}
             state = layout.gather(stored, self._shared_values(shared, first))
         else:
             state = _init_like(rule.tx, members)
