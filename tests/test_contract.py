@@ -312,6 +312,10 @@ class TestCompile:
 
     @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, when inductor is imported
     def test_by_inductor(self):
+        try:
+            torch.compile(lambda x: x + 1)(torch.ones(3))
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            pytest.skip(f"inductor compiles nothing here, as where torch lies in a path with a space: {error!s:.80}")
         net, twin = model(), model()
         optimizer, reference = (of.Optimizer(n, of.adamw(0.05)) for n in (net, twin))
         step, _ = self.compiled(optimizer, "inductor")
