@@ -56,15 +56,19 @@ def merge(
     """
     runs = []
     for place in sorted({member.place for members, _ in groups for member in members}):
-        together: dict[Any, tuple[Member, list[ParamKey]]] = {}
+        together: dict[Any, list[tuple[Member, Sequence[ParamKey], Layout]]] = {}
         for number, (members, names) in enumerate(groups):
             for member in members:
                 if member.place == place:
                     layout = _layout(member, names, params)
                     past = _past(layout, stored.get(params[names[0]], {}))
-                    together.setdefault((used(number, member), past), (member, []))[1].extend(names)
-        for member, names in together.values():
-            runs.append(Run(member.name, member.tx, tuple(names), _layout(member, names, params)))
+                    together.setdefault((used(number, member), past), []).append((member, names, layout))
+        for alike in together.values():
+            member, names, layout = alike[0]
+            if len(alike) > 1:
+                names = [name for _, own, _ in alike for name in own]
+                layout = _layout(member, names, params)
+            runs.append(Run(member.name, member.tx, tuple(names), layout))
     return runs
 
 
