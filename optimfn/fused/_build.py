@@ -20,7 +20,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._print_c import Function, print_unit, without_comments
+from ._print import Function, without_comments
+from ._print_c import print_unit
 
 FLAGS = (
     "-O3",

@@ -1,34 +1,38 @@
-"""The operators that kernels compute: ATen's names on the left, C on the right.
+"""The operators that kernels compute: ATen's names on the left, an expression on the right.
 
 An expression stands for what ATen's vectorized CPU kernel does, in the same order and with the same fused
 multiply-adds, so that the results agree bit for bit. `{0}`, `{1}`, ... are the operands, already in the dtype
 that the operator computes in, and `{s}` is the suffix of C's functions for it (`f` for float).
+
+Expressions mean the same in C and in Triton: arithmetic is infix, and what the two write differently goes by a
+name that the header of each printer defines.
 """
 
 import math
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
-COMPUTE = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.bfloat16: "float",
-    torch.float16: "float",
-    torch.int64: "int64_t",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-    torch.uint8: "uint8_t",
-    torch.bool: "uint8_t",
-}
-"""The C type that values of each dtype have in registers."""
+from ._kernels import Constant
 
-MEMORY = {**COMPUTE, torch.bfloat16: "uint16_t", torch.float16: "_Float16"}
-"""The C type that they have in memory."""
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+DTYPES = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    }
+)
+"""The dtypes that kernels know."""
 
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
@@ -41,12 +45,12 @@ _ANY_TYPE = {
     "square": "{0} * {0}",
     "sign": "SIGN({0})",
     "sgn": "SIGN({0})",
-    "where": "{0} ? {1} : {2}",
+    "where": "SELECT({0}, {1}, {2})",
     "maximum": "MAXIMUM({0}, {1})",
     "minimum": "MINIMUM({0}, {1})",
     "clamp_min": "MAXIMUM({0}, {1})",
     "clamp_max": "MINIMUM({0}, {1})",
-    "logical_not": "!({0})",
+    "logical_not": "NOT({0})",
     "eq": "{0} == {1}",
     "ne": "{0} != {1}",
     "lt": "{0} < {1}",
@@ -58,10 +62,10 @@ _ANY_TYPE = {
 }
 _FLOATING = {
     "abs": "fabs{s}({0})",
-    "div": "{0} / {1}",
+    "div": "DIVIDE({0}, {1})",
     "sqrt": "sqrt{s}({0})",
-    "rsqrt": "1 / sqrt{s}({0})",
-    "reciprocal": "1 / {0}",
+    "rsqrt": "DIVIDE(ONE{s}, sqrt{s}({0}))",
+    "reciprocal": "DIVIDE(ONE{s}, {0})",
     "exp": "exp{s}({0})",
     "exp2": "exp2{s}({0})",
     "expm1": "expm1{s}({0})",
@@ -72,10 +76,10 @@ _FLOATING = {
     "cos": "cos{s}({0})",
     "tanh": "tanh{s}({0})",
     "erf": "erf{s}({0})",
-    "sigmoid": "1 / (1 + exp{s}(-{0}))",
+    "sigmoid": "DIVIDE(ONE{s}, 1 + exp{s}(-{0}))",
     "atan2": "atan2{s}({0}, {1})",
     "addcmul": "FMA{s}({3} * {1}, {2}, {0})",
-    "addcdiv": "{0} + {3} * {1} / {2}",
+    "addcdiv": "{0} + DIVIDE({3} * {1}, {2})",
     "floor": "floor{s}({0})",
     "ceil": "ceil{s}({0})",
     "round": "rint{s}({0})",
@@ -86,7 +90,7 @@ _FLOATING = {
     "isinf": "fabs{s}({0}) == INFINITY",
 }
 _WHOLE = {
-    "abs": "({0} < 0 ? -{0} : {0})",
+    "abs": "SELECT({0} < 0, -{0}, {0})",
     "bitwise_and": "{0} & {1}",
     "bitwise_or": "{0} | {1}",
     "bitwise_xor": "{0} ^ {1}",
@@ -94,7 +98,7 @@ _WHOLE = {
     "isfinite": "1",
     "isinf": "0",
 }
-_TRUTH = {"logical_and": "{0} && {1}", "logical_or": "{0} || {1}", "bitwise_not": "!{0}"}
+_TRUTH = {"logical_and": "AND({0}, {1})", "logical_or": "OR({0}, {1})", "bitwise_not": "NOT({0})"}
 
 
 def _add(args: Sequence[Any], compute: torch.dtype) -> str:
@@ -117,7 +121,7 @@ def _lerp(args: Sequence[Any], compute: torch.dtype) -> str:
     near, far = "FMA{s}({2}, {1} - {0}, {0})", "FMA{s}({2} - 1, {1} - {0}, {1})"
     if isinstance(args[2], int | float):
         return near if abs(args[2]) < 0.5 else far
-    return f"fabs{{s}}({{2}}) < ({COMPUTE[compute]})0.5 ? {near} : {far}"
+    return f"SELECT(fabs{{s}}({{2}}) < HALF{{s}}, {near}, {far})"
 
 
 def _clamp(args: Sequence[Any], compute: torch.dtype) -> str:
@@ -130,13 +134,13 @@ def _pow(args: Sequence[Any], compute: torch.dtype) -> str | None:
     exponents = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}"}
     if compute == torch.bfloat16:  # ATen rounds in between, for this dtype only
         square = rounded(compute, "{0} * {0}")
-        exponents |= {3.0: square + " * {0}", -2.0: f"1 / {square}"}
+        exponents |= {3.0: square + " * {0}", -2.0: f"DIVIDE(ONE{{s}}, {square})"}
     if compute.is_floating_point:
         exponents = {
             0.5: "sqrt{s}({0})",
-            -0.5: "1 / sqrt{s}({0})",
-            -1.0: "1 / {0}",
-            -2.0: "1 / ({0} * {0})",
+            -0.5: "DIVIDE(ONE{s}, sqrt{s}({0}))",
+            -1.0: "DIVIDE(ONE{s}, {0})",
+            -2.0: "DIVIDE(ONE{s}, {0} * {0})",
             **exponents,
         }
         return exponents.get(args[1], "pow{s}({0}, {1})") if isinstance(args[1], int | float) else "pow{s}({0}, {1})"
@@ -153,7 +157,7 @@ def _remainder(args: Sequence[Any], compute: torch.dtype) -> str | None:
 def _floor_divide(args: Sequence[Any], compute: torch.dtype) -> str | None:
     if compute.is_floating_point or not (isinstance(args[1], int) and args[1] > 0):
         return None
-    return "({0} - ({0} % {1} + {1}) % {1}) / {1}"
+    return "QUOTIENT({0} - ({0} % {1} + {1}) % {1}, {1})"
 
 
 _FORMS: dict[str, Callable[[Sequence[Any], torch.dtype], str | None]] = {
@@ -172,14 +176,14 @@ POINTWISE = frozenset({*_ANY_TYPE, *_FLOATING, *_WHOLE, *_TRUTH, *_FORMS} - {"co
 
 
 def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
-    """The C expression for an operator, or `None` if there is none for these arguments and this dtype.
+    """The expression for an operator, or `None` if there is none for these arguments and this dtype.
 
     Args:
         op: Name without namespace and overload, such as `add`.
         args: The arguments; Python numbers as they are, and anything else for a tensor.
         compute: The dtype that the operator computes in.
     """
-    if compute not in COMPUTE:
+    if compute not in DTYPES:
         return None
     if op in _FORMS:
         return _FORMS[op](args, compute)
@@ -189,46 +193,63 @@ def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
     return special.get(op) or _ANY_TYPE.get(op)
 
 
-def constant(value: float, dtype: torch.dtype) -> str:
-    """A Python number as ATen would turn it into a value of `dtype`."""
-    kind = COMPUTE[dtype]
-    if kind not in ("float", "double"):
-        return f"(({kind}){int(value)}LL)"
-    value = float(value)
-    if kind == "float" and math.isfinite(value):
-        try:
-            (value,) = struct.unpack("f", struct.pack("f", value))
-        except OverflowError:
-            value = math.copysign(math.inf, value)
-    if not math.isfinite(value):
-        return f"(({kind}){'NAN' if math.isnan(value) else '-INFINITY' if value < 0 else 'INFINITY'})"
-    return f"({value.hex()}{suffix(dtype)})"
+class Language(Protocol):
+    """What C and Triton write differently beside what their headers define."""
+
+    def constant(self, value: float, dtype: torch.dtype) -> str:
+        """A Python number as ATen would turn it into a value of `dtype`."""
+
+    def cast(self, text: str, dtype: torch.dtype) -> str:
+        """A value converted to what `dtype` has in registers."""
+
+
+def expression(
+    language: Language,
+    op: str,
+    args: Sequence[Any],
+    names: Sequence[str],
+    dtypes: Sequence[torch.dtype | None],
+    dtype: torch.dtype,
+    compute: torch.dtype,
+) -> str:
+    """One operator on operands, of which a `Constant` has no name and no dtype."""
+    operands = []
+    for position, (arg, name, own) in enumerate(zip(args, names, dtypes, strict=True)):
+        rounds = compute in LOW_PRECISION and (op, position) not in TAKES_FLOAT32
+        if isinstance(arg, Constant):
+            value = arg.value
+            if rounds and value is not None:
+                value = torch.tensor(value, dtype=compute).item()
+            operands.append("" if value is None else language.constant(value, compute))
+        elif own == compute or (op == "where" and position == 0):
+            operands.append(name)
+        else:
+            cast = language.cast(name, compute)
+            operands.append(rounded(compute, cast) if rounds else cast)
+    form = template(op, [x.value if isinstance(x, Constant) else None for x in args], compute)
+    assert form is not None
+    text = form.format(*operands, s=suffix(compute))
+    return text if op == "fill" else rounded(dtype, text)
 
 
 def suffix(dtype: torch.dtype) -> str:
     """What C appends to the names of functions on this dtype."""
-    return "f" if COMPUTE[dtype] == "float" else ""
-
-
-def load(dtype: torch.dtype, place: str) -> str:
-    """Read a value from memory."""
-    if dtype == torch.bfloat16:
-        return f"from_bfloat16({place})"
-    return f"(float){place}" if dtype == torch.float16 else place
-
-
-def store(dtype: torch.dtype, value: str) -> str:
-    """What to write into memory for a value."""
-    if dtype == torch.bfloat16:
-        return f"to_bfloat16({value})"
-    return f"(_Float16){value}" if dtype == torch.float16 else value
+    return "f" if dtype == torch.float32 or dtype in LOW_PRECISION else ""
 
 
 def rounded(dtype: torch.dtype, value: str) -> str:
     """A value as it would come back from memory: eager rounds every intermediate of low precision."""
-    return load(dtype, store(dtype, f"({value})")) if dtype in LOW_PRECISION else value
+    if dtype not in LOW_PRECISION:
+        return value
+    return f"ROUND_{'BFLOAT16' if dtype == torch.bfloat16 else 'FLOAT16'}({value})"
 
 
-def field(dtype: torch.dtype) -> str:
-    """The member of the union `Value` that holds scalars of this dtype."""
-    return {"float": "f", "double": "d"}.get(COMPUTE[dtype], "i")
+def nearest_float32(value: float) -> float:
+    """A number as float32 holds it."""
+    if not math.isfinite(value):
+        return value
+    try:
+        (value,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        value = math.copysign(math.inf, value)
+    return value

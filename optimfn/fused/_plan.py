@@ -106,7 +106,7 @@ class Plan:
             self.solid.add(node)
             if target is None:
                 return Output("opaque", node)
-        if target is not None and node.dtype not in _ops.COMPUTE:
+        if target is not None and node.dtype not in _ops.DTYPES:
             self.copies.append((node, target))
             return Output("buffer", target)
         buffer = self._new_buffer() if target is None else target

@@ -4,17 +4,30 @@ Every kernel is a function of its own, under a name made of what it computes and
 plans share what they have in common. The driver below runs any plan; all it knows of one are tables.
 """
 
-import hashlib
-import re
+import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 
 from . import _ops
 from ._kernels import Constant, Entry, Form, Kernel
+from ._print import Function, comment
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double
+
+_COMPUTE = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.bfloat16: "float",
+    torch.float16: "float",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.bool: "uint8_t",
+}  # the type that values have in registers
+_MEMORY = {**_COMPUTE, torch.bfloat16: "uint16_t", torch.float16: "_Float16"}  # and in memory
 
 HEADER = r"""
 #include <math.h>
@@ -37,6 +50,18 @@ HEADER = r"""
 #define MAXIMUM(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
 #define MINIMUM(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
 #define SIGN(a) (((a) > 0) - ((a) < 0))
+#define SELECT(condition, a, b) ((condition) ? (a) : (b))
+#define DIVIDE(a, b) ((a) / (b))
+#define QUOTIENT(a, b) ((a) / (b))
+#define NOT(a) (!(a))
+#define AND(a, b) ((a) && (b))
+#define OR(a, b) ((a) || (b))
+#define ONE 1.0
+#define ONEf 1.0f
+#define HALF 0.5
+#define HALFf 0.5f
+#define ROUND_BFLOAT16(a) from_bfloat16(to_bfloat16(a))
+#define ROUND_FLOAT16(a) ((float)(_Float16)(a))
 
 typedef union { float f; double d; int64_t i; } Value;
 
@@ -138,113 +163,94 @@ int64_t clash(const int64_t *spans, int64_t n_spans, const int64_t *starts, cons
 """.lstrip()
 
 
-class Function(NamedTuple):
-    """A function in C; its name says what it computes and holds a digest of its text."""
-
-    name: str
-    text: str
-
-    @classmethod
-    def named(cls, stem: str, text: str) -> "Function":
-        """Put the name in the place of `@`."""
-        plain = re.sub(r"[^a-z0-9_]+", "_", stem.lower())[:60]
-        name = f"{plain}_{hashlib.sha256(without_comments(text).encode()).hexdigest()[:12]}"
-        return cls(name, text.replace("@", name))
-
-
-def without_comments(text: str) -> str:
-    """What the compiler sees: where a rule stands must not tell kernels apart."""
-    return re.sub(r" *//.*", "", text)
-
-
 def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
     """A leaf program as a function of one chunk."""
-    loads, body, names = [], [], []
+    loads, body, names = [], [], []  # a name of an entry ends in its number, so no other name may
     buffers = slots = 0
     for number, entry in enumerate(kernel.entries):
         name = f"{entry.name}{number}"
         names.append(name)
-        kind, memory = _ops.COMPUTE[entry.dtype], _ops.MEMORY[entry.dtype]
+        kind, memory = _COMPUTE[entry.dtype], _MEMORY[entry.dtype]
         if entry.kind == "scalar":
-            value = f"plan->values[plan->table[chunk->slots + {slots}]].{_ops.field(entry.dtype)}"
+            value = f"plan->values[plan->table[chunk->slots + {slots}]].{_field(entry.dtype)}"
             loads.append(f"const {kind} {name} = {value};")
             slots += 1
         elif entry.kind == "buffer":
-            loads.append(f"const {memory} *p{number} = {_pointer(memory, buffers)};")
-            body.append(f"const {kind} {name} = {_ops.load(entry.dtype, f'p{number}[i]')};")
+            loads.append(f"const {memory} *{name}_at = {_pointer(memory, buffers)};")
+            body.append(f"const {kind} {name} = {_load(entry.dtype, f'{name}_at[i]')};")
             buffers += 1
         else:
-            body.append(
-                f"const {kind} {name} = {_expression(entry, kernel.entries, names)};{_comment(lines_of_rule[number])}"
-            )
+            text = _expression(entry, kernel.entries, names)
+            body.append(f"const {kind} {name} = {text};{comment('//', lines_of_rule[number])}")
     halves = any(e.kind == "buffer" and e.dtype in (torch.float16, torch.bfloat16) for e in kernel.entries)
-    sums: list[tuple[int, str]] = []
-    folds: list[tuple[int, str]] = []
+    sums: list[tuple[str, str]] = []
+    folds: list[tuple[str, str]] = []
     ends: list[str] = []
     for number, result in enumerate(kernel.results):
         value = names[result.entry]
         if result.kind == "store":
-            memory = _ops.MEMORY[result.dtype]
-            loads.append(f"{memory} *new_{result.name}{number} = {_pointer(memory, buffers)};")
-            body.append(f"new_{result.name}{number}[i] = {_ops.store(result.dtype, value)};")
+            memory, place = _MEMORY[result.dtype], f"{result.name}{number}_new"
+            loads.append(f"{memory} *{place} = {_pointer(memory, buffers)};")
+            body.append(f"{place}[i] = {_store(result.dtype, value)};")
             buffers += 1
             continue
-        ends.append(f"plan->partials[chunk->partial + {len(ends)} * chunk->partial_step] = all{number};")
+        whole = f"{result.kind}{number}_all"
+        ends.append(f"plan->partials[chunk->partial + {len(ends)} * chunk->partial_step] = {whole};")
         if result.kind == "sum":
             # Compilers do not spread sums of halves over lanes, and one long sum in float loses three bits.
-            sums.append((number, "double" if halves else _ops.COMPUTE[kernel.entries[result.entry].dtype]))
-            loads.append(f"double all{number} = 0;")
-            body.append(f"sum{number} += {value};")
+            sums.append((f"sum{number}", "double" if halves else _COMPUTE[kernel.entries[result.entry].dtype]))
+            loads.append(f"double {whole} = 0;")
+            body.append(f"sum{number}_part += {value};")
         else:
-            folds.append((number, "greatest" if result.kind == "max" else "least"))
-            loads.append(f"double all{number} = {'-INFINITY' if result.kind == 'max' else 'INFINITY'};")
-            body.append(
-                f"all{number} = {'MAXIMUM' if result.kind == 'max' else 'MINIMUM'}((double){value}, all{number});"
-            )
+            folds.append((whole, "greatest" if result.kind == "max" else "least"))
+            loads.append(f"double {whole} = {'-INFINITY' if result.kind == 'max' else 'INFINITY'};")
+            body.append(f"{whole} = {'MAXIMUM' if result.kind == 'max' else 'MINIMUM'}((double){value}, {whole});")
     stem = "_".join(dict.fromkeys(result.name for result in kernel.results))
     lines = [*loads, *_loop(body, sums, folds), *ends]
     head = "void @(const Plan *plan, const Chunk *chunk) {\n  const int64_t start = chunk->start, n = chunk->count;\n"
     return Function.named(stem, head + "".join(f"  {line}\n" for line in lines) + "}\n")
 
 
-def _loop(body: Sequence[str], sums: Sequence[tuple[int, str]], folds: Sequence[tuple[int, str]]) -> list[str]:
+def _loop(body: Sequence[str], sums: Sequence[tuple[str, str]], folds: Sequence[tuple[str, str]]) -> list[str]:
     """The loop over the elements; with sums, a loop over blocks of them."""
-    clauses = [f" reduction(+ : sum{i})" for i, _ in sums] + [f" reduction({how} : all{i})" for i, how in folds]
+    clauses = [f" reduction(+ : {name}_part)" for name, _ in sums] + [
+        f" reduction({how} : {all_})" for all_, how in folds
+    ]
     simd = f"#pragma omp simd{''.join(clauses)}"
     if not sums:
         return [simd, "for (int64_t i = 0; i < n; i++) {", *(f"  {line}" for line in body), "}"]
     return [
         f"for (int64_t from = 0; from < n; from += {BLOCK}) {{",
         f"  const int64_t to = n - from < {BLOCK} ? n : from + {BLOCK};",
-        *(f"  {kind} sum{i} = 0;" for i, kind in sums),
+        *(f"  {kind} {name}_part = 0;" for name, kind in sums),
         f"  {simd}",
         "  for (int64_t i = from; i < to; i++) {",
         *(f"    {line}" for line in body),
         "  }",
-        *(f"  all{i} += sum{i};" for i, _ in sums),
+        *(f"  {name}_all += {name}_part;" for name, _ in sums),
         "}",
     ]
 
 
 def print_form(form: Form) -> Function:
     """The program of 0-dim values as a function of many such values."""
-    dtype, member = form.dtype, _ops.field(form.dtype)
-    memory = _ops.MEMORY[dtype]
+    dtype, member = form.dtype, _field(form.dtype)
+    memory = _MEMORY[dtype]
     width, stem = 2, f"{form.kind}_{form.op or str(dtype).removeprefix('torch.')}"
     if form.kind == "load":
-        line = f"v[row[0]].{member} = {_ops.load(dtype, f'*(const {memory} *)plan->buffers[row[1]]')};"
+        line = f"v[row[0]].{member} = {_load(dtype, f'*(const {memory} *)plan->buffers[row[1]]')};"
     elif form.kind == "store":
-        line = f"*({memory} *)plan->buffers[row[1]] = {_ops.store(dtype, f'v[row[0]].{member}')};"
+        line = f"*({memory} *)plan->buffers[row[1]] = {_store(dtype, f'v[row[0]].{member}')};"
     elif form.kind == "reduce":
         return _print_reduce(form, stem)
     else:
         names = []
         width = 1
         for x in form.args:
-            names.append("" if isinstance(x, Constant) else f"v[row[{width}]].{_ops.field(x)}")
+            names.append("" if isinstance(x, Constant) else f"v[row[{width}]].{_field(x)}")
             width += not isinstance(x, Constant)
         entries = [None if isinstance(x, Constant) else x for x in form.args]
-        text = _operation(form.op, form.args, names, entries, dtype, form.compute)
+        text = _ops.expression(_C, form.op, form.args, names, entries, dtype, form.compute)
         line = f"v[row[0]].{member} = {text};"
     text = f"""RARELY void @(const Plan *plan, const int64_t *row, int64_t n) {{
   Value *v = plan->values;
@@ -256,7 +262,7 @@ def print_form(form: Form) -> Function:
 
 
 def _print_reduce(form: Form, stem: str) -> Function:
-    kind, member = _ops.COMPUTE[form.dtype], _ops.field(form.dtype)
+    kind, member = _COMPUTE[form.dtype], _field(form.dtype)
     step = {"sum": "all + next", "max": "MAXIMUM(next, all)", "min": "MINIMUM(next, all)"}[form.op]
     text = f"""RARELY void @(const Plan *plan, const int64_t *row, int64_t n) {{
   Value *v = plan->values;
@@ -276,10 +282,6 @@ def print_unit(functions: Iterable[Function]) -> str:
     return "\n".join([HEADER, *(function.text for function in sorted(functions)), DRIVER])
 
 
-def _comment(line: str) -> str:
-    return f"  // {line}" if line else ""
-
-
 def _pointer(memory: str, position: int) -> str:
     return f"({memory} *)plan->buffers[plan->table[chunk->buffers + {position}]] + start"
 
@@ -287,32 +289,46 @@ def _pointer(memory: str, position: int) -> str:
 def _expression(entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:
     operands = ["" if isinstance(x, Constant) else names[x] for x in entry.args]
     dtypes = [None if isinstance(x, Constant) else entries[x].dtype for x in entry.args]
-    return _operation(entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
+    return _ops.expression(_C, entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
 
 
-def _operation(
-    op: str,
-    args: Sequence[object],
-    names: Sequence[str],
-    dtypes: Sequence[torch.dtype | None],
-    dtype: torch.dtype,
-    compute: torch.dtype,
-) -> str:
-    """One operator on operands, of which constants have no name and no dtype."""
-    operands = []
-    for position, (arg, name, own) in enumerate(zip(args, names, dtypes, strict=True)):
-        rounds = compute in _ops.LOW_PRECISION and (op, position) not in _ops.TAKES_FLOAT32
-        if isinstance(arg, Constant):
-            value = arg.value
-            if rounds and value is not None:
-                value = torch.tensor(value, dtype=compute).item()
-            operands.append("" if value is None else _ops.constant(value, compute))
-        elif own == compute or (op == "where" and position == 0):
-            operands.append(name)
-        else:
-            cast = f"({_ops.COMPUTE[compute]}){name}"
-            operands.append(_ops.rounded(compute, cast) if rounds else cast)
-    form = _ops.template(op, [x.value if isinstance(x, Constant) else None for x in args], compute)
-    assert form is not None
-    text = form.format(*operands, s=_ops.suffix(compute))
-    return text if op == "fill" else _ops.rounded(dtype, text)
+class _Language:
+    """How C writes constants and conversions."""
+
+    def constant(self, value: float, dtype: torch.dtype) -> str:
+        """A Python number as ATen would turn it into a value of `dtype`."""
+        kind = _COMPUTE[dtype]
+        if not dtype.is_floating_point:
+            return f"(({kind}){int(value)}LL)"
+        value = float(value)
+        if kind == "float":
+            value = _ops.nearest_float32(value)
+        if not math.isfinite(value):
+            return f"(({kind}){'NAN' if math.isnan(value) else '-INFINITY' if value < 0 else 'INFINITY'})"
+        return f"({value.hex()}{_ops.suffix(dtype)})"
+
+    def cast(self, text: str, dtype: torch.dtype) -> str:
+        """A value converted to what `dtype` has in registers."""
+        return f"({_COMPUTE[dtype]}){text}"
+
+
+_C = _Language()
+
+
+def _load(dtype: torch.dtype, place: str) -> str:
+    """Read a value from memory."""
+    if dtype == torch.bfloat16:
+        return f"from_bfloat16({place})"
+    return f"(float){place}" if dtype == torch.float16 else place
+
+
+def _store(dtype: torch.dtype, value: str) -> str:
+    """What to write into memory for a value."""
+    if dtype == torch.bfloat16:
+        return f"to_bfloat16({value})"
+    return f"(_Float16){value}" if dtype == torch.float16 else value
+
+
+def _field(dtype: torch.dtype) -> str:
+    """The member of the union `Value` that holds scalars of this dtype."""
+    return {"float": "f", "double": "d"}.get(_COMPUTE[dtype], "i")

@@ -194,7 +194,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         number = _FILLED[name]
         if number is None:
             number = args[0] if name == "scalar_tensor" else kwargs.get("fill_value", args[-1])
-        if layout.dtype not in _ops.COMPUTE:
+        if layout.dtype not in _ops.DTYPES:
             self.opaque.setdefault(str(func), self._reason(name, args, layout))
             return self._add("opaque", func, args, kwargs, layout)
         if isinstance(number, Node):
@@ -204,7 +204,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
     def _reduction(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
         """A reduction of a whole tensor to a 0-dim one; `None` for everything else."""
         x = args[0] if args else None
-        if not isinstance(x, Node) or x.dtype not in _ops.COMPUTE:
+        if not isinstance(x, Node) or x.dtype not in _ops.DTYPES:
             return None
         if name == "linalg_vector_norm":
             order, axes, keepdim = (*args[1:], *(2, None, False)[len(args) - 1 :])[:3]
@@ -256,8 +256,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
                 return old
             if name == "expand" and layout.shape != ():
                 layout = Layout(layout.shape, layout.dtype, contiguous_stride(layout.shape))
-            return self._add("pointwise", "copy", args[:1], {}, layout) if layout.dtype in _ops.COMPUTE else None
-        if name not in _ops.POINTWISE or set(kwargs) - {"alpha", "value"} or layout.dtype not in _ops.COMPUTE:
+            return self._add("pointwise", "copy", args[:1], {}, layout) if layout.dtype in _ops.DTYPES else None
+        if name not in _ops.POINTWISE or set(kwargs) - {"alpha", "value"} or layout.dtype not in _ops.DTYPES:
             return None
         if kwargs.get("alpha", 1) != 1:
             args = (*args, kwargs["alpha"])
@@ -290,7 +290,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
 
     @staticmethod
     def _foreign(x: Node) -> bool:
-        return x.dtype not in _ops.COMPUTE
+        return x.dtype not in _ops.DTYPES
 
     def _cast(self, x: Node, dtype: torch.dtype) -> Node:
         if x.dtype == dtype:
@@ -353,13 +353,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
 
     def _constant(self, x: Tensor) -> Node:
         """A tensor made of Python numbers just now: its value is part of the graph."""
-        if x.ndim == 0 and x.dtype in _ops.COMPUTE:
+        if x.ndim == 0 and x.dtype in _ops.DTYPES:
             return self._add("pointwise", "fill", (x.item(), ()), {}, Layout.dense(x))
         return self._capture(x)
 
     def _reason(self, name: str, args: tuple[Any, ...], layout: Layout) -> str:
         dtypes = {layout.dtype} | {x.dtype for x in args if isinstance(x, Node)}
-        foreign = [str(dtype) for dtype in dtypes if dtype not in _ops.COMPUTE]
+        foreign = [str(dtype) for dtype in dtypes if dtype not in _ops.DTYPES]
         if foreign:
             return f"no C type for {foreign[0]}"
         if name not in _ops.POINTWISE:
