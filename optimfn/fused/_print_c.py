@@ -189,7 +189,7 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
     for number, result in enumerate(kernel.results):
         value = names[result.entry]
         if result.kind == "store":
-            memory, place = _MEMORY[result.dtype], f"{result.name}{number}_new"
+            memory, place = _MEMORY[result.dtype], f"new_{result.name}{number}_to"
             loads.append(f"{memory} *{place} = {_pointer(memory, buffers)};")
             body.append(f"{place}[i] = {_store(result.dtype, value)};")
             buffers += 1
