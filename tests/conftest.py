@@ -14,6 +14,11 @@ if "OPTIMFN_CACHE" not in os.environ:  # one for the whole session: xdist's work
     os.environ["OPTIMFN_CACHE"] = tempfile.mkdtemp(prefix="optimfn-tests-")
     atexit.register(shutil.rmtree, os.environ["OPTIMFN_CACHE"], ignore_errors=True)
 
+if os.environ.get("TRITON_INTERPRET") == "1":  # every test of fused steps runs the kernels that CUDA devices get
+    import triton_on_cpu
+
+    triton_on_cpu.install()
+
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")
 

@@ -92,7 +92,7 @@ def kinds_of_arithmetic(step):
     """Whether a fused step reduces (or hands over to ATen), and whether it takes roots or calls libm."""
     program = step._structures[-1].last.program
     reduces = any(node.kind != "input" and node.kind != "pointwise" for node in program.plan.nodes)
-    text = "".join(function.text for function in program._tables.functions)
+    text = "".join(function.text for function in program._machine.functions)
     return reduces, re.search(r"\b(sqrt|exp|exp2|expm1|log|log2|log1p|pow|sin|cos|tanh|erf)f?\(", text) is not None
 
 

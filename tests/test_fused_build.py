@@ -14,7 +14,7 @@ import torch
 from helpers import assert_trees_equal, like, wide_params
 
 import optimfn as of
-from optimfn.fused import _build
+from optimfn.fused import _build, _cache
 
 TX = of.chain(of.clip_by_global_norm(1.0), of.adam(0.1))
 
@@ -25,7 +25,7 @@ def unbuilt(monkeypatch, tmp_path):
     monkeypatch.setattr(_build, "_loaded", _build._Loaded())
     monkeypatch.setenv("OPTIMFN_CACHE", str(tmp_path / "cache"))
     _build._version.cache_clear()
-    _build._temporary_directory.cache_clear()
+    _cache._temporary_directory.cache_clear()
     return tmp_path / "cache"
 
 
@@ -76,7 +76,7 @@ class TestCache:
         monkeypatch.setattr(_build, "_loaded", _build._Loaded())
         assert_works()
         assert library.read_bytes() == whole
-        assert check.read_text() == _build._digest(library)
+        assert check.read_text() == _cache.digest(library)
 
     def test_another_processor_has_entries_of_its_own(self, unbuilt, monkeypatch):
         assert_works()
@@ -102,13 +102,13 @@ class TestCache:
 
     def test_where_it_is(self, monkeypatch):
         monkeypatch.setenv("OPTIMFN_CACHE", "/chosen")
-        assert _build.cache_directory() == Path("/chosen")
+        assert _cache.cache_directory() == Path("/chosen")
         monkeypatch.delenv("OPTIMFN_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-        assert _build.cache_directory() == Path("/xdg/optimfn")
+        assert _cache.cache_directory() == Path("/xdg/optimfn")
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", "/home/someone")
-        assert _build.cache_directory() == Path("/home/someone/.cache/optimfn")
+        assert _cache.cache_directory() == Path("/home/someone/.cache/optimfn")
 
 
 class TestCompiler:

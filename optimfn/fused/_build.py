@@ -1,9 +1,7 @@
 """Compile C once per distinct source, and load it.
 
-The cache is a directory of the user, mode 0700. An entry is made in a private directory inside it and moved into
-place, so that processes that compile the same source at once do not meet. The name of an entry is a digest of
-the source, the compiler and its version, the flags and the processor; a digest of the library itself, kept
-beside it, tells a damaged entry.
+The name of an entry in the cache is a digest of the source, the compiler and its version, the flags and the
+processor.
 """
 
 import ctypes
@@ -13,13 +11,14 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import _cache
+from ._cache import CannotBuild
 from ._print import Function, without_comments
 from ._print_c import print_unit
 
@@ -34,10 +33,6 @@ FLAGS = (
     "-fPIC",
     "-w",
 )
-
-
-class CannotBuild(Exception):
-    """There is no way to compile here; the message says why."""
 
 
 class _Loaded:
@@ -79,22 +74,13 @@ def sources(names: Sequence[str]) -> list[Path]:
     return sorted({_loaded.source[name] for name in names})
 
 
-def cache_directory() -> Path:
-    """The directory of compiled kernels: `OPTIMFN_CACHE`, else `optimfn` in the user's cache directory."""
-    own = os.environ.get("OPTIMFN_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "optimfn"
-
-
 def _library(source: str) -> tuple[ctypes.CDLL, Path]:
     compiler = _compiler()
-    directory = _writable_directory()
+    directory = _cache.writable_directory()
     key = "\0".join([without_comments(source), *compiler[0], compiler[1], *FLAGS, _processor()])
     stem = hashlib.sha256(key.encode()).hexdigest()[:32]
     library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
-    if not _is_intact(library, check):
+    if not _cache.is_intact(library, check):
         _compile(source, compiler[0], directory, (library, text, check))
     try:
         return ctypes.CDLL(str(library)), text
@@ -105,7 +91,7 @@ def _library(source: str) -> tuple[ctypes.CDLL, Path]:
 def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[Path, Path, Path]) -> None:
     library, text, check = targets
     with tempfile.TemporaryDirectory(dir=directory) as private:
-        made, written, digest = (Path(private) / path.name for path in targets)
+        made, written = (Path(private) / path.name for path in (library, text))
         written.write_text(source)
         command = [*compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
         try:
@@ -115,53 +101,13 @@ def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[P
         if done.returncode:
             kept = shutil.copy(written, directory / f"failed-{written.name}")
             raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{done.stderr[-2000:]}")
-        digest.write_text(_digest(made))
-        # The library last but for its digest: whoever sees the digest sees the library it belongs to.
-        for old, new in ((written, text), (made, library), (digest, check)):
-            os.replace(old, new)
-
-
-def _is_intact(library: Path, check: Path) -> bool:
-    """Whether a cache entry is there, is ours, and is what the compiler wrote."""
-    try:
-        ours = library.stat().st_uid == os.getuid() and not library.is_symlink()
-        return ours and check.read_text() == _digest(library)
-    except OSError:
-        return False
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        _cache.publish([(written, text), (made, library)], check)
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
     address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
     assert address is not None
     return address
-
-
-def _writable_directory() -> Path:
-    """The cache directory, private to the user; a fresh temporary one if it cannot be had."""
-    try:
-        directory = cache_directory()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
-        if found.st_uid == os.getuid():
-            if stat.S_IMODE(found.st_mode) != 0o700:
-                directory.chmod(0o700)
-            with tempfile.TemporaryDirectory(dir=directory):
-                return directory
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        pass
-    return _temporary_directory(os.getpid())
-
-
-@functools.cache
-def _temporary_directory(pid: int) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="optimfn-"))
-    except OSError as error:
-        raise CannotBuild(f"there is no directory to write kernels to: {error}") from error
 
 
 def _compiler() -> tuple[list[str], str]:

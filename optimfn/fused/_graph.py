@@ -18,6 +18,14 @@ class NoShapes(Untraceable):
     """An operator cannot be applied to these shapes, or does not say what it makes of them."""
 
 
+class Misfit(Exception):
+    """A program was given tensors of another kind than it was made for."""
+
+
+class StepAside(Exception):
+    """The rule itself must run this time: memory overlaps, or gradients are to flow, or a capture is under way."""
+
+
 class Misshapen(Exception):
     """A donating step would change a structure, shape or dtype, which the eager step is to refuse in its own words."""
 
@@ -34,7 +42,7 @@ class Layout(NamedTuple):
         """The layout of a tensor, or if it has holes or overlaps, of a contiguous copy."""
         return cls(tuple(x.shape), x.dtype, dense_stride(x) or contiguous_stride(tuple(x.shape)))
 
-    def empty(self, device: str = "cpu") -> Tensor:
+    def empty(self, device: torch.device | str) -> Tensor:
         """A new tensor of this layout."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
 

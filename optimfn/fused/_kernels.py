@@ -52,6 +52,19 @@ class Form(NamedTuple):
     compute: torch.dtype
 
 
+class Link(NamedTuple):
+    """One value of a chain; the operands are earlier links, or `None` for one that a slot holds."""
+
+    form: Form
+    operands: tuple[int | None, ...]
+
+
+class Chain(NamedTuple):
+    """Several forms, each at work on one value, without tables in between."""
+
+    links: tuple[Link, ...]
+
+
 @dataclass
 class Row:
     """A kernel at work on one leaf."""
@@ -65,9 +78,12 @@ class Row:
 
 @dataclass
 class Call:
-    """A form at work on a list of 0-dim values; each row is a slot and what it is made from."""
+    """A form at work on a list of 0-dim values; each row is a slot and what it is made from.
 
-    form: Form
+    A chain has one row, which holds those of its links.
+    """
+
+    form: Form | Chain
     rows: list[list[int]]
 
 

@@ -2,7 +2,7 @@
 
 An expression stands for what ATen's vectorized CPU kernel does, in the same order and with the same fused
 multiply-adds, so that the results agree bit for bit. `{0}`, `{1}`, ... are the operands, already in the dtype
-that the operator computes in, and `{s}` is the suffix of C's functions for it (`f` for float).
+that the operator computes in, and `{s}` is the suffix of functions on it (`f` for float in C).
 
 Expressions mean the same in C and in Triton: arithmetic is infix, and what the two write differently goes by a
 name that the header of each printer defines.
@@ -64,8 +64,8 @@ _FLOATING = {
     "abs": "fabs{s}({0})",
     "div": "DIVIDE({0}, {1})",
     "sqrt": "sqrt{s}({0})",
-    "rsqrt": "DIVIDE(ONE{s}, sqrt{s}({0}))",
-    "reciprocal": "DIVIDE(ONE{s}, {0})",
+    "rsqrt": "RECIPROCAL(sqrt{s}({0}))",
+    "reciprocal": "RECIPROCAL({0})",
     "exp": "exp{s}({0})",
     "exp2": "exp2{s}({0})",
     "expm1": "expm1{s}({0})",
@@ -76,7 +76,7 @@ _FLOATING = {
     "cos": "cos{s}({0})",
     "tanh": "tanh{s}({0})",
     "erf": "erf{s}({0})",
-    "sigmoid": "DIVIDE(ONE{s}, 1 + exp{s}(-{0}))",
+    "sigmoid": "RECIPROCAL(1 + exp{s}(-{0}))",
     "atan2": "atan2{s}({0}, {1})",
     "addcmul": "FMA{s}({3} * {1}, {2}, {0})",
     "addcdiv": "{0} + DIVIDE({3} * {1}, {2})",
@@ -134,13 +134,13 @@ def _pow(args: Sequence[Any], compute: torch.dtype) -> str | None:
     exponents = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}"}
     if compute == torch.bfloat16:  # ATen rounds in between, for this dtype only
         square = rounded(compute, "{0} * {0}")
-        exponents |= {3.0: square + " * {0}", -2.0: f"DIVIDE(ONE{{s}}, {square})"}
+        exponents |= {3.0: square + " * {0}", -2.0: f"RECIPROCAL({square})"}
     if compute.is_floating_point:
         exponents = {
             0.5: "sqrt{s}({0})",
-            -0.5: "DIVIDE(ONE{s}, sqrt{s}({0}))",
-            -1.0: "DIVIDE(ONE{s}, {0})",
-            -2.0: "DIVIDE(ONE{s}, {0} * {0})",
+            -0.5: "RECIPROCAL(sqrt{s}({0}))",
+            -1.0: "RECIPROCAL({0})",
+            -2.0: "RECIPROCAL({0} * {0})",
             **exponents,
         }
         return exponents.get(args[1], "pow{s}({0}, {1})") if isinstance(args[1], int | float) else "pow{s}({0}, {1})"
@@ -202,6 +202,9 @@ class Language(Protocol):
     def cast(self, text: str, dtype: torch.dtype) -> str:
         """A value converted to what `dtype` has in registers."""
 
+    def suffix(self, dtype: torch.dtype) -> str:
+        """What is appended to the names of functions on this dtype."""
+
 
 def expression(
     language: Language,
@@ -228,13 +231,8 @@ def expression(
             operands.append(rounded(compute, cast) if rounds else cast)
     form = template(op, [x.value if isinstance(x, Constant) else None for x in args], compute)
     assert form is not None
-    text = form.format(*operands, s=suffix(compute))
+    text = form.format(*operands, s=language.suffix(compute))
     return text if op == "fill" else rounded(dtype, text)
-
-
-def suffix(dtype: torch.dtype) -> str:
-    """What C appends to the names of functions on this dtype."""
-    return "f" if dtype == torch.float32 or dtype in LOW_PRECISION else ""
 
 
 def rounded(dtype: torch.dtype, value: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import _ops
 from ._graph import Node, Untraceable
-from ._kernels import Call, Constant, Entry, Form, Kernel, Output, Result, Row, Stage
+from ._kernels import Call, Chain, Constant, Entry, Form, Kernel, Output, Result, Row, Stage
 
 
 @dataclass
@@ -68,7 +68,8 @@ class Plan:
             stage.rows = self._rows(k)
             stage.opaque = [node for node in self.nodes if node.kind in ("opaque", "item") and self.level[node] == k]
         self.kernels = list({row.kernel: None for stage in self.stages for row in stage.rows})
-        self.forms = list({call.form: None for stage in self.all_stages for call in stage.calls})
+        calls = [call for stage in self.all_stages for call in stage.calls]
+        self.forms = list(dict.fromkeys(call.form for call in calls if isinstance(call.form, Form)))
 
     @property
     def all_stages(self) -> list[Stage]:
@@ -313,7 +314,7 @@ def _live(nodes: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
 
 
 def _merged(calls: list[Call]) -> list[Call]:
-    merged: dict[Form, Call] = {}
+    merged: dict[Form | Chain, Call] = {}
     for call in calls:
         merged.setdefault(call.form, Call(call.form, [])).rows.extend(call.rows)
     return list(merged.values())

@@ -13,10 +13,10 @@ class Function(NamedTuple):
 
     @classmethod
     def named(cls, stem: str, text: str) -> "Function":
-        """Put the name in the place of `@`."""
+        """Put the name in the place of `$`."""
         plain = re.sub(r"[^a-z0-9_]+", "_", stem.lower())[:60]
         name = f"{plain}_{hashlib.sha256(without_comments(text).encode()).hexdigest()[:12]}"
-        return cls(name, text.replace("@", name))
+        return cls(name, text.replace("$", name))
 
 
 def comment(mark: str, line: str) -> str:

@@ -52,12 +52,11 @@ HEADER = r"""
 #define SIGN(a) (((a) > 0) - ((a) < 0))
 #define SELECT(condition, a, b) ((condition) ? (a) : (b))
 #define DIVIDE(a, b) ((a) / (b))
+#define RECIPROCAL(a) (1 / (a))
 #define QUOTIENT(a, b) ((a) / (b))
 #define NOT(a) (!(a))
 #define AND(a, b) ((a) && (b))
 #define OR(a, b) ((a) || (b))
-#define ONE 1.0
-#define ONEf 1.0f
 #define HALF 0.5
 #define HALFf 0.5f
 #define ROUND_BFLOAT16(a) from_bfloat16(to_bfloat16(a))
@@ -120,7 +119,8 @@ static inline float modulof(float a, float b) {
 DRIVER = r"""
 static void combine(const Plan *plan, const Combine *c) {
   const double *part = plan->partials + c->partial;
-  double all = c->how == 0 ? 0 : c->how == 1 ? -INFINITY : INFINITY;
+  const int truth = c->dtype == 2;  /* of nothing, any is false and all is true */
+  double all = c->how == 0 ? 0 : c->how == 1 ? (truth ? 0 : -INFINITY) : (truth ? 1 : INFINITY);
   for (int64_t i = 0; i < c->count; i++)
     all = c->how == 0 ? all + part[i] : c->how == 1 ? MAXIMUM(part[i], all) : MINIMUM(part[i], all);
   Value *value = plan->values + c->slot;
@@ -207,7 +207,7 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
             body.append(f"{whole} = {'MAXIMUM' if result.kind == 'max' else 'MINIMUM'}((double){value}, {whole});")
     stem = "_".join(dict.fromkeys(result.name for result in kernel.results))
     lines = [*loads, *_loop(body, sums, folds), *ends]
-    head = "void @(const Plan *plan, const Chunk *chunk) {\n  const int64_t start = chunk->start, n = chunk->count;\n"
+    head = "void $(const Plan *plan, const Chunk *chunk) {\n  const int64_t start = chunk->start, n = chunk->count;\n"
     return Function.named(stem, head + "".join(f"  {line}\n" for line in lines) + "}\n")
 
 
@@ -252,7 +252,7 @@ def print_form(form: Form) -> Function:
         entries = [None if isinstance(x, Constant) else x for x in form.args]
         text = _ops.expression(_C, form.op, form.args, names, entries, dtype, form.compute)
         line = f"v[row[0]].{member} = {text};"
-    text = f"""RARELY void @(const Plan *plan, const int64_t *row, int64_t n) {{
+    text = f"""RARELY void $(const Plan *plan, const int64_t *row, int64_t n) {{
   Value *v = plan->values;
   for (const int64_t *end = row + {width} * n; row < end; row += {width})
     {line}
@@ -264,7 +264,7 @@ def print_form(form: Form) -> Function:
 def _print_reduce(form: Form, stem: str) -> Function:
     kind, member = _COMPUTE[form.dtype], _field(form.dtype)
     step = {"sum": "all + next", "max": "MAXIMUM(next, all)", "min": "MINIMUM(next, all)"}[form.op]
-    text = f"""RARELY void @(const Plan *plan, const int64_t *row, int64_t n) {{
+    text = f"""RARELY void $(const Plan *plan, const int64_t *row, int64_t n) {{
   Value *v = plan->values;
   {"double" if form.op == "sum" and form.dtype.is_floating_point else kind} all = v[row[1]].{member};
   for (int64_t i = 2; i < n; i++) {{
@@ -305,11 +305,15 @@ class _Language:
             value = _ops.nearest_float32(value)
         if not math.isfinite(value):
             return f"(({kind}){'NAN' if math.isnan(value) else '-INFINITY' if value < 0 else 'INFINITY'})"
-        return f"({value.hex()}{_ops.suffix(dtype)})"
+        return f"({value.hex()}{self.suffix(dtype)})"
 
     def cast(self, text: str, dtype: torch.dtype) -> str:
         """A value converted to what `dtype` has in registers."""
         return f"({_COMPUTE[dtype]}){text}"
+
+    def suffix(self, dtype: torch.dtype) -> str:
+        """What C appends to the names of functions on this dtype."""
+        return "f" if _COMPUTE[dtype] == "float" else ""
 
 
 _C = _Language()

@@ -2,58 +2,47 @@
 
 import itertools
 import operator
-import os
 import struct
 import threading
-import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import _build
-from ._graph import Layout, Node, dense_stride
+from ._cpu import Cpu
+from ._cuda import Cuda
+from ._graph import Layout, Misfit, Node, StepAside, dense_stride
 from ._plan import Plan
-from ._tables import Tables
+from ._process import Process
 from ._trace import Graph
 
-_dtype, _shape, _is_cpu = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("is_cpu")
-_requires_grad = operator.attrgetter("requires_grad")
+_dtype, _shape, _device = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("device")
+_is_cpu, _requires_grad = operator.attrgetter("is_cpu"), operator.attrgetter("requires_grad")  # faster than _device
 
 
-class Misfit(Exception):
-    """A program was given tensors of another kind than it was made for."""
+class Machine(Protocol):
+    """What runs the kernels of a plan."""
+
+    buffers: "array[int]"  # the address of each
+    stages: int
+
+    def run(self, first: int, last: int) -> None:
+        """Run stages."""
+
+    def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
+        """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files in which its kernels can be read."""
 
 
-class StepAside(Exception):
-    """The rule itself must run: memory overlaps, or gradients are to flow."""
-
-
-class Process:
-    """What a fork changes: OpenMP's threads do not live on in a child, nor do the threads that hold a lock."""
-
-    forked = False
-    owners: ClassVar["weakref.WeakSet[Any]"] = weakref.WeakSet()
-
-    @classmethod
-    def give_lock(cls, owner: Any) -> None:
-        """Set `owner.lock`, now and again in every forked child."""
-        owner.lock = threading.Lock()
-        cls.owners.add(owner)
-
-    @classmethod
-    def after_fork(cls) -> None:
-        """Make a child ready to step."""
-        cls.forked = True
-        for owner in cls.owners:
-            owner.lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=Process.after_fork)
+MACHINES: dict[str, Callable[[Plan, torch.device], Machine]] = {"cpu": Cpu, "cuda": Cuda}
+"""By the type of device."""
 
 
 class Kinds:
@@ -67,6 +56,7 @@ class Kinds:
         self._dtypes, self._shapes = list(map(_dtype, tensors)), list(map(_shape, tensors))
         self._strides = list(map(Tensor.stride, tensors))
         self._classes = set(map(type, tensors))
+        self._devices = None if all(map(_is_cpu, tensors)) else list(map(_device, tensors))
         # A negated view of a complex tensor's imaginary part has holes, unless it has one element.
         self._may_be_negated = [i for i, x in enumerate(tensors) if x.numel() < 2 or dense_stride(x) is None]
 
@@ -82,7 +72,7 @@ class Kinds:
             strides == self._strides
             and list(map(_shape, tensors)) == self._shapes
             and list(map(_dtype, tensors)) == self._dtypes
-            and all(map(_is_cpu, tensors))
+            and (all(map(_is_cpu, tensors)) if self._devices is None else list(map(_device, tensors)) == self._devices)
             and not any(tensors[i].is_neg() for i in self._may_be_negated)
         )
 
@@ -109,18 +99,23 @@ class Program:
         self._captured = graph.captured
         inputs = [*tensors, *graph.captured]
         self._count = len(inputs)
+        self._device = graph.device
         self._fixed_kinds, self._captured_kinds = Kinds(tensors[:fixed]), Kinds(graph.captured)
         self._other_kinds = Kinds(tensors[fixed:])
         self._last: list[Tensor] | None = None
-        self._staged = {i: Layout.dense(x).empty() for i, x in enumerate(inputs) if dense_stride(x) is None}
-        self._temporary = {node: node.layout.empty() for node in plan.temporary}
+        self._staged = {
+            i: Layout.dense(x).empty(self._device)
+            for i, x in enumerate(inputs)
+            if dense_stride(x) is None or x.device != self._device
+        }
+        self._temporary = {node: node.layout.empty(self._device) for node in plan.temporary}
         self._new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
         self._opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
         self._pointers: list[int] = []
         self._given = len(tensors)
         self._pack = struct.Struct(f"{self._count - fixed}q")
-        self._tables = Tables(plan)
-        self._buffers = self._tables.buffers
+        self._machine = MACHINES[self._device.type](plan, self._device)
+        self._buffers = self._machine.buffers
         for node, buffer in plan.temporary.items():
             self._buffers[buffer] = self._temporary[node].data_ptr()
         self._sizes = array("q", [x.nbytes for x in inputs])
@@ -129,7 +124,7 @@ class Program:
     @property
     def sources(self) -> list[Path]:
         """The files in which its kernels can be read."""
-        return _build.sources([function.name for function in self._tables.functions])
+        return self._machine.sources
 
     def __call__(self, tensors: list[Tensor]) -> list[Any]:
         """The leaves of the result; none if they were written over the inputs.
@@ -145,7 +140,7 @@ class Program:
                 self._buffers[i] = dense.copy_(inputs[i].detach()).data_ptr()
             new = {}
             for buffer, layout in self._new:
-                new[buffer] = made = layout.empty()
+                new[buffer] = made = layout.empty(self._device)
                 self._buffers[buffer] = made.data_ptr()
             values = self._run(inputs)
             if self._written:
@@ -181,12 +176,8 @@ class Program:
                 raise Misfit
             self._learn(fixed, pointers)
         self._pack.pack_into(self._buffers, 8 * self._fixed, *map(Tensor.data_ptr, inputs[self._fixed :]))
-        if self._written:
-            buffers, skipped = self._buffers.buffer_info()[0], 8 * self._written
-            read, sizes = buffers + skipped, self._sizes.buffer_info()[0] + skipped
-            spans, count = self._spans.buffer_info()[0], self._count - self._written
-            if self._tables.clash(spans, len(self._spans) // 2, read, sizes, count):
-                raise StepAside
+        if self._written and self._machine.clash(self._spans, self._written, self._sizes):
+            raise StepAside
 
     def _learn(self, fixed: list[Tensor], pointers: list[int]) -> None:
         """Take note of tensors, or addresses, that differ from those of the last step."""
@@ -202,16 +193,15 @@ class Program:
 
     def _run(self, inputs: list[Tensor]) -> dict[Node, Any]:
         """Run the stages; returns the values of the opaque nodes."""
-        threads = 1 if Process.forked else torch.get_num_threads()
         values: dict[Node, Any] = {}
         first = 0
         for k, nodes in self._opaque_stages:
-            self._tables.run(self._tables.address, first, k, threads)
+            self._machine.run(first, k)
             first = k
             with torch.no_grad():
                 for node in nodes:
                     values[node] = self._evaluate(node, inputs, values)
-        self._tables.run(self._tables.address, first, self._tables.stages, threads)
+        self._machine.run(first, self._machine.stages)
         return values
 
     def _evaluate(self, node: Node, inputs: list[Tensor], values: dict[Node, Any]) -> Any:
@@ -230,7 +220,7 @@ class Program:
             result = node.op(*map(value, node.args), **{key: value(x) for key, x in node.kwargs.items()})
         if node in self.plan.solid and isinstance(result, Tensor):
             if node.may_alias() or dense_stride(result) != node.layout.stride:
-                result = node.layout.empty().copy_(result)
+                result = node.layout.empty(self._device).copy_(result)
             self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
         return result
 

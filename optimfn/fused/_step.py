@@ -15,12 +15,13 @@ from .. import tree
 from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_choice
 from .._typing import Params, State, Updates
-from . import _build
+from ._cache import CannotBuild
 from ._explain import explain
 from ._flatten import Structure
-from ._graph import Layout, Misshapen, NoShapes, Untraceable
+from ._graph import Layout, Misfit, Misshapen, NoShapes, StepAside, Untraceable
 from ._plan import Plan
-from ._program import Misfit, Process, Program, StepAside
+from ._process import Process
+from ._program import MACHINES, Program
 from ._trace import Graph, trace
 from ._write import overwrite
 
@@ -157,7 +158,7 @@ class Step:
         except Misshapen:
             return _Traced(leaves)
         except Exception as problem:
-            expected = isinstance(problem, Untraceable | _build.CannotBuild)
+            expected = isinstance(problem, Untraceable | CannotBuild)
             if not expected or isinstance(problem, NoShapes):
                 with torch.no_grad():
                     self._pure(*known.structure.unflatten(leaves))  # if the rule is to blame, it says so itself
@@ -190,7 +191,8 @@ class Step:
                 raise Untraceable(f"an argument holds {x!r}; pass numbers that may change as 0-dim tensors")
         layouts = [Layout.dense(x) for x in tensors]
         names = [name for name, x in zip(known.names, leaves, strict=True) if isinstance(x, Tensor)]
-        graph = trace(function, leaves, layouts, names, targets if self._donate else None)
+        device = _device(tensors, sum(target is not None for target in targets))
+        graph = trace(function, leaves, layouts, names, device, targets if self._donate else None)
         return graph, results[0]
 
 
@@ -344,7 +346,7 @@ def _signature(leaves: list[Any]) -> Any:
         elif not _is_ordinary(x):
             return None
         else:
-            kinds.append((type(x), x.dtype, x.shape, x.stride()))
+            kinds.append((type(x), x.dtype, x.shape, x.stride(), x.device))
     return tuple(kinds)
 
 
@@ -360,8 +362,16 @@ def _live(extra: dict[str, Any]) -> dict[str, Any]:
 
 def _is_ordinary(x: Tensor) -> bool:
     """Whether kernels can read and write a tensor."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.layout == torch.strided
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type in MACHINES and x.layout == torch.strided
     return plain and not (x.is_conj() or x.is_neg())
+
+
+def _device(tensors: list[Tensor], fixed: int) -> torch.device:
+    """Where all tensors are; only 0-dim ones that are no part of parameters and state may be on the CPU instead."""
+    devices = dict.fromkeys(x.device for i, x in enumerate(tensors) if i < fixed or x.ndim or not x.is_cpu)
+    if len(devices) > 1:
+        raise Untraceable(f"its tensors are on {' and '.join(map(str, devices))}")
+    return next(iter(devices), torch.device("cpu"))
 
 
 def _names(structure: Structure, size: int) -> list[str]:

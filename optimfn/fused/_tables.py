@@ -1,92 +1,106 @@
-"""A plan as the tables that its driver in C reads."""
+"""A plan as the tables that generated code reads, all of int64."""
 
-import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
-from . import _build
-from ._kernels import Call, Row
-from ._plan import Plan
-from ._print_c import print_form, print_kernel
+from ._graph import Node
+from ._kernels import Call, Chain, Form, Kernel, Row, Stage
 
-CHUNK = 16384  # elements a thread takes at a time: three to six arrays of them fit into a core's own cache
+CHUNK_FIELDS, CALL_FIELDS, COMBINE_FIELDS = 7, 3, 5
 _HOW = {"sum": 0, "max": 1, "min": 2}
-_KIND = {torch.float64: 0, torch.float32: 1}  # others are whole numbers
+_KIND = {torch.float64: 0, torch.float32: 1}  # others are truth values
+
+
+class Extent(NamedTuple):
+    """Where the entries of a stage begin in a table, and how many there are."""
+
+    first: int
+    size: int
+
+
+class Section(NamedTuple):
+    """What a stage has in the tables."""
+
+    combines: Extent  # 0-dim values made of the partial results of the stage before
+    calls: Extent
+    chunks: Extent
+    kernels: list[tuple[Kernel, Extent]]  # the chunks of each kernel
+    elements: int
 
 
 class Tables:
-    """The tables of a plan, its compiled functions, and the driver.
-
-    The fields of the tables are those of the structures in `_print_c`, all int64.
+    """The tables of a plan.
 
     Args:
-        plan: The plan.
-
-    Raises:
-        CannotBuild: if the kernels cannot be compiled.
+        slot: The slot of each 0-dim value.
+        stages: The stages of a plan.
+        chunk: How many elements of a leaf are worked on at a time.
+        kernels: What stands in the tables for each kernel.
+        forms: And for each form.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        kernels = {kernel: print_kernel(kernel, plan.lines[kernel]) for kernel in plan.kernels}
-        forms = {form: print_form(form) for form in plan.forms}
-        self.functions = [*kernels.values(), *forms.values()]
-        addresses = _build.load(self.functions)
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self.run = ctypes.CFUNCTYPE(None, pointer, number, number, number)(addresses["run"])
-        self.clash = ctypes.CFUNCTYPE(number, pointer, number, pointer, pointer, number)(addresses["clash"])
-        self._kernels = {kernel: addresses[function.name] for kernel, function in kernels.items()}
-        self._forms = {form: addresses[function.name] for form, function in forms.items()}
-        self._plan = plan
-        self._table, self._rows, self._combines = array("q"), array("q"), array("q")
-        self._calls, self._chunks, self._stages = array("q"), array("q"), array("q")
-        self._partials = 0
-        self._fill()
-        self.stages = len(plan.all_stages)
-        self.buffers = array("q", bytes(8 * plan.buffers))
-        values, partials = array("q", bytes(8 * (len(plan.slot) + 1))), array("d", bytes(8 * (self._partials + 1)))
-        given = [self._table, self._rows, self._combines, self._calls, self._chunks, self._stages]
-        self._kept = (values, partials)  # the driver writes to their memory
-        addresses_of = [table.buffer_info()[0] for table in (self.buffers, values, *given)]
-        self._pointers = array("q", [*addresses_of[:2], partials.buffer_info()[0], *addresses_of[2:]])
-        self.address = self._pointers.buffer_info()[0]
-
-    def _fill(self) -> None:
+    def __init__(
+        self,
+        slot: Mapping[Node, int],
+        stages: Iterable[Stage],
+        chunk: int,
+        kernels: Mapping[Kernel, int],
+        forms: Mapping[Form | Chain, int],
+    ) -> None:
+        self._slot, self._chunk, self._kernels, self._forms = slot, chunk, kernels, forms
+        self.places = array("q")  # numbers of buffers and slots, row after row
+        self.rows = array("q")  # slots and buffers of 0-dim arithmetic
+        self.chunks = array("q")  # kernel; positions of buffers and slots; partial result, its step; start, count
+        self.calls = array("q")  # form, position of its rows, their number
+        self.combines = array("q")  # slot, first partial result, their number, how, dtype
+        self.partials = 0
+        self.sections: list[Section] = []
         pending: list[tuple[int, ...]] = []  # reductions of a stage are combined when the next begins
-        for stage in self._plan.all_stages:
-            first = len(self._combines) // 5, len(self._calls) // 3, len(self._chunks) // 7
-            for combine in pending:
-                self._combines.extend(combine)
+        for stage in stages:
+            combines = self._extent(self.combines, COMBINE_FIELDS, [x for combine in pending for x in combine])
+            calls = self._extent(self.calls, CALL_FIELDS, [x for call in stage.calls for x in self._call(call)])
             pending = []
-            for call in stage.calls:
-                self._add_call(call)
+            first = len(self.chunks) // CHUNK_FIELDS
+            starts: dict[Kernel, int] = {}
             for row in stage.rows:
-                pending += self._add_row(row)
-            last = len(self._combines) // 5, len(self._calls) // 3, len(self._chunks) // 7
-            for start, end in zip(first, last, strict=True):
-                self._stages.extend((start, end - start))
-            self._stages.append(sum(row.numel for row in stage.rows))
+                starts.setdefault(row.kernel, len(self.chunks) // CHUNK_FIELDS)
+                pending += self._row(row)
+            last = len(self.chunks) // CHUNK_FIELDS
+            ends = pairwise([*starts.values(), last])
+            extents = [(kernel, Extent(a, b - a)) for kernel, (a, b) in zip(starts, ends, strict=True)]
+            elements = sum(row.numel for row in stage.rows)
+            self.sections.append(Section(combines, calls, Extent(first, last - first), extents, elements))
 
-    def _add_call(self, call: Call) -> None:
-        count = len(call.rows[0]) if call.form.kind == "reduce" else len(call.rows)
-        self._calls.extend((self._forms[call.form], len(self._rows), count))
+    def _extent(self, table: "array[int]", fields: int, values: Sequence[int]) -> Extent:
+        """Append entries."""
+        first = len(table) // fields
+        table.extend(values)
+        return Extent(first, len(values) // fields)
+
+    def _call(self, call: Call) -> tuple[int, int, int]:
+        reduces = isinstance(call.form, Form) and call.form.kind == "reduce"
+        count = len(call.rows[0]) if reduces else len(call.rows)
+        position = len(self.rows)
         for row in call.rows:
-            self._rows.extend(row)
+            self.rows.extend(row)
+        return self._forms[call.form], position, count
 
-    def _add_row(self, row: Row) -> Sequence[tuple[int, ...]]:
+    def _row(self, row: Row) -> Sequence[tuple[int, ...]]:
         """Cut a leaf into chunks; returns how to combine what they reduce."""
-        places = len(self._table), len(self._table) + len(row.buffers)
-        self._table.extend(row.buffers)
-        self._table.extend(row.slots)
-        parts = -(-row.numel // CHUNK)
+        positions = len(self.places), len(self.places) + len(row.buffers)
+        self.places.extend(row.buffers)
+        self.places.extend(row.slots)
+        parts = -(-row.numel // self._chunk)
         for part in range(parts):
-            start = part * CHUNK
-            self._chunks.extend((self._kernels[row.kernel], *places, self._partials + part, parts))
-            self._chunks.extend((start, min(CHUNK, row.numel - start)))
+            start = part * self._chunk
+            self.chunks.extend((self._kernels[row.kernel], *positions, self.partials + part, parts))
+            self.chunks.extend((start, min(self._chunk, row.numel - start)))
         combines = []
         for node in row.reductions:
-            slot = self._plan.slot[node]
-            combines.append((slot, self._partials, parts, _HOW[node.op], _KIND.get(node.dtype, 2)))
-            self._partials += parts
+            combines.append((self._slot[node], self.partials, parts, _HOW[node.op], _KIND.get(node.dtype, 2)))
+            self.partials += parts
         return combines

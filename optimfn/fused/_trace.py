@@ -44,12 +44,10 @@ class Symbol(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents
 
     @staticmethod
-    def __new__(cls: type[Self], node: Node) -> Self:
+    def __new__(cls: type[Self], node: Node, device: torch.device) -> Self:
         """Make the symbol of a node."""
         shape, dtype, stride = node.layout
-        symbol = torch.Tensor._make_wrapper_subclass(
-            cls, shape, strides=stride, dtype=dtype, device=torch.device("cpu")
-        )
+        symbol = torch.Tensor._make_wrapper_subclass(cls, shape, strides=stride, dtype=dtype, device=device)
         symbol.node = node
         return symbol
 
@@ -65,6 +63,7 @@ class Graph(NamedTuple):
     nodes: list[Node]
     outputs: list[Any]  # nodes, and the leaves that are no tensors
     captured: list[Tensor]  # tensors that the rule holds; the last inputs
+    device: torch.device
     opaque: dict[str, str]  # operator -> why it is not generated
 
 
@@ -73,6 +72,7 @@ def trace(
     leaves: Sequence[Any],
     layouts: Sequence[Layout],
     names: Sequence[str],
+    device: torch.device,
     targets: Sequence[int | None] | None = None,
 ) -> Graph:
     """Run `function` on symbols for the tensors among `leaves`.
@@ -82,21 +82,22 @@ def trace(
         leaves: What it is given; all that are no tensors stay as they are.
         layouts: The layout to assume for each tensor.
         names: A name for each tensor.
+        device: Where the tensors are, but for some 0-dim ones on the CPU.
         targets: For each output the number of the tensor that it is to overwrite, `None` where it is no tensor.
 
     Raises:
         Untraceable: if it cannot be traced.
         Misshapen: if an output does not fit its target.
     """
-    tracer = Tracer()
+    tracer = Tracer(device)
     given = zip(layouts, names, strict=True)
-    symbols = [Symbol(tracer.input(*next(given))) if isinstance(x, Tensor) else x for x in leaves]
+    symbols = [tracer.symbol(tracer.input(*next(given))) if isinstance(x, Tensor) else x for x in leaves]
     with torch.no_grad(), tracer:
         outputs = [tracer.value(out) for out in function(symbols)]
         outputs = [tracer.solid(out) for out in outputs]
         if targets is not None:
             outputs = [tracer.fit(out, target) for out, target in zip(outputs, targets, strict=True)]
-    return Graph(tracer.nodes, outputs, tracer.captured, tracer.opaque)
+    return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque)
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
@@ -106,8 +107,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first operator imports torch._dynamo, which takes a second
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
+        self._device = device
         self.nodes: list[Node] = []
         self.captured: list[Tensor] = []
         self.opaque: dict[str, str] = {}
@@ -119,6 +121,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         """One more tensor that is given."""
         self._inputs.append(self._new("input", "input", (), {}, layout, layout.dtype, name))
         return self._inputs[-1]
+
+    def symbol(self, node: Node) -> Symbol:
+        """A tensor that stands for a node."""
+        return Symbol(node, self._device)
 
     def value(self, x: Any) -> Any:
         """What stands for a value in the graph: tensors become nodes, sequences tuples."""
@@ -151,13 +157,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         """Record one operator."""
         name = func.__name__.split(".")[0]
         if name == "lift_fresh" and not isinstance(args[0], Symbol):
-            return Symbol(self._constant(args[0]))
+            return self.symbol(self._constant(args[0]))
         random = torch.Tag.nondeterministic_seeded in func.tags
         if name not in _FILLED and not random and not _holds_tensor((args, kwargs)):
             made = func(*args, **(kwargs or {}))  # the same in every step
-            return Symbol(self._constant(made)) if isinstance(made, Tensor) else made
+            return self.symbol(self._constant(made)) if isinstance(made, Tensor) else made
         result = self._record(func, name, self.value(args), {key: self.value(x) for key, x in (kwargs or {}).items()})
-        return [Symbol(x) for x in result] if isinstance(result, list) else Symbol(result)
+        return list(map(self.symbol, result)) if isinstance(result, list) else self.symbol(result)
 
     def _record(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | list[Node]:
         if name == "_local_scalar_dense":
@@ -345,7 +351,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
 
     def _capture(self, x: Tensor) -> Node:
         if id(x) not in self._captures:
-            if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu" or x.layout != torch.strided:
+            here = x.device == self._device or (x.is_cpu and x.ndim == 0)
+            if type(x) not in (Tensor, torch.nn.Parameter) or not here or x.layout != torch.strided:
                 raise Untraceable(f"the rule holds a {type(x).__name__} on {x.device}, {line_of_rule('in ')}")
             self._captures[id(x)] = self.input(Layout.dense(x), "held")
             self.captured.append(x)
@@ -361,11 +368,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         dtypes = {layout.dtype} | {x.dtype for x in args if isinstance(x, Node)}
         foreign = [str(dtype) for dtype in dtypes if dtype not in _ops.DTYPES]
         if foreign:
-            return f"no C type for {foreign[0]}"
+            return f"kernels have no type for {foreign[0]}"
         if name not in _ops.POINTWISE:
             return "not computed element by element"
         shapes = {x.layout.shape for x in args if isinstance(x, Node)} - {()}
-        return "operands of several shapes" if len(shapes) > 1 else "no C expression for these arguments"
+        return "operands of several shapes" if len(shapes) > 1 else "kernels have no expression for these arguments"
 
 
 def _rearrange(x: Tensor, stride: tuple[int, ...]) -> Tensor:

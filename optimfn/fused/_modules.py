@@ -1,0 +1,43 @@
+"""Import generated Triton modules, once per distinct source.
+
+Triton compiles a function when it is first launched, and keeps the result in a cache of its own. It reads the source
+of a function from the file it came from, so a module must be one.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from . import _cache
+from ._cache import CannotBuild
+
+
+@functools.cache
+def load(source: str) -> dict[str, Any]:
+    """The names that a module defines.
+
+    Raises:
+        CannotBuild: if Triton is missing, or there is no directory to write to.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise CannotBuild("Triton was not found, which compiles kernels for CUDA devices")
+    path = _kept(source)
+    names: dict[str, Any] = {"__name__": f"optimfn_{path.stem}", "__file__": str(path)}
+    exec(compile(source, path, "exec"), names)
+    return names
+
+
+def _kept(source: str) -> Path:
+    """The file in the cache that holds a source."""
+    directory = _cache.writable_directory()
+    stem = hashlib.sha256(source.encode()).hexdigest()[:32]
+    path, check = directory / f"{stem}.py", directory / f"{stem}.sha256"
+    if not _cache.is_intact(path, check):
+        with tempfile.TemporaryDirectory(dir=directory) as private:
+            written = Path(private) / path.name
+            written.write_text(source)
+            _cache.publish([(written, path)], check)
+    return path

@@ -1,0 +1,281 @@
+"""Print the kernels of a plan as Triton.
+
+The kernels are those of `_print_c`: a function knows neither how many leaves there are nor how large they are, and
+addresses, chunks and slots are tables on the device. 0-dim arithmetic is done there as well, by one program per stage,
+so that nothing is ever read back and a step can be captured.
+
+A slot of `values` holds every floating-point dtype as float64, which is exact; `whole` is the same memory as int64.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from . import _ops
+from ._kernels import Chain, Constant, Entry, Form, Kernel
+from ._print import Function, comment
+from ._vocabulary import HEADER
+
+_COMPUTE = {
+    torch.float64: "tl.float64",
+    torch.float32: "tl.float32",
+    torch.bfloat16: "tl.float32",
+    torch.float16: "tl.float32",
+    torch.int64: "tl.int64",
+    torch.int32: "tl.int32",
+    torch.int16: "tl.int16",
+    torch.int8: "tl.int8",
+    torch.uint8: "tl.uint8",
+    torch.bool: "tl.int1",
+}  # the type that values have in registers
+_MEMORY = {
+    **_COMPUTE,
+    torch.bfloat16: "tl.uint16",
+    torch.float16: "tl.float16",
+    torch.bool: "tl.uint8",
+}  # and in memory
+
+
+def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
+    """A leaf program as a function of one chunk for each program of the grid."""
+    loads, body, names = [], [], []  # a name of an entry ends in its number, so no other name may
+    buffers = slots = 0
+    for number, entry in enumerate(kernel.entries):
+        name = f"{entry.name}{number}"
+        names.append(name)
+        if entry.kind == "scalar":
+            loads.append(
+                f"{name} = tl.load({_slots(entry.dtype)} + tl.load(slots + {slots})).to({_COMPUTE[entry.dtype]})"
+            )
+            slots += 1
+        elif entry.kind == "buffer":
+            loads.append(f"{name}_at = {_pointer(entry.dtype, buffers)}")
+            body.append(f"{name} = {_load(entry.dtype, f'tl.load({name}_at + i, mask=mask)')}")
+            buffers += 1
+        else:
+            body.append(f"{name} = {_expression(entry, kernel.entries, names)}{comment('#', lines_of_rule[number])}")
+    ends: list[str] = []
+    for number, result in enumerate(kernel.results):
+        value = names[result.entry]
+        if result.kind == "store":
+            place = f"new_{result.name}{number}_to"
+            loads.append(f"{place} = {_pointer(result.dtype, buffers)}")
+            body.append(f"tl.store({place} + i, {_store(result.dtype, value)}, mask=mask)")
+            buffers += 1
+            continue
+        part, to = f"{result.kind}{number}_part", f"partials + partial + {len(ends)} * step"
+        if result.kind == "sum":
+            loads.append(f"{part} = tl.zeros((BLOCK,), {_COMPUTE[kernel.entries[result.entry].dtype]})")
+            body.append(f"{part} += tl.where(i < count, {value}, 0.0)")
+            ends.append(f"tl.store({to}, tl.sum({part}.to(tl.float64), 0))")
+        else:
+            fold, worst = ("MAXIMUM", "-INFINITY") if result.kind == "max" else ("MINIMUM", "INFINITY")
+            loads.append(f"{part} = tl.full((BLOCK,), {worst}, tl.float64)")
+            body.append(f"{part} = {fold}(tl.where(i < count, {value}.to(tl.float64), {worst}), {part})")
+            ends.append(f"tl.store({to}, ALL_{fold}({part}))")
+    stem = "_".join(dict.fromkeys(result.name for result in kernel.results))
+    inner = [
+        *loads,
+        "for first in range(0, count if MASKED else CHUNK, BLOCK):",
+        *(f"    {line}" for line in _HEAD + body),
+    ]
+    lines = "".join(f"    {line}\n" for line in [*inner, *ends])
+    return Function.named(stem, _KERNEL + lines)
+
+
+_HEAD = ["i = first + tl.arange(0, BLOCK)", "mask = i < count if MASKED else None"]
+_KERNEL = """
+@triton.jit(do_not_specialize=["begin"])
+def $(buffers, table, values, whole, partials, chunks, begin, ALIGNMENT: tl.constexpr):
+    chunk = chunks + 7 * (begin + tl.program_id(0))
+    if tl.load(chunk + 6) == CHUNK:  # most are whole, and need no mask
+        part_of_$(buffers, table, values, whole, partials, chunk, ALIGNMENT, False)
+    else:
+        part_of_$(buffers, table, values, whole, partials, chunk, ALIGNMENT, True)
+
+
+@triton.jit
+def part_of_$(buffers, table, values, whole, partials, chunk, ALIGNMENT: tl.constexpr, MASKED: tl.constexpr):
+    places = table + tl.load(chunk + 1)
+    slots = table + tl.load(chunk + 2)
+    partial = tl.load(chunk + 3)
+    step = tl.load(chunk + 4)
+    start = tl.multiple_of(tl.load(chunk + 5), CHUNK)
+    count = tl.load(chunk + 6)
+"""
+
+
+def print_form(form: Form) -> Function:
+    """The program of 0-dim values as a function of many such values."""
+    memory, slots = _MEMORY[form.dtype], _slots(form.dtype)
+    stem = f"{form.kind}_{form.op or str(form.dtype).removeprefix('torch.')}"
+    if form.kind == "reduce":
+        return _print_reduce(form, stem)
+    width, lines = 2, []
+    address = f"at = tl.load(buffers + tl.load(row + 1, mask=mask), mask=mask).to(tl.pointer_type({memory}))"
+    if form.kind == "load":
+        value = _load(form.dtype, "tl.load(at, mask=mask)")
+        lines = [address, f"tl.store({slots} + tl.load(row, mask=mask), {_kept(form.dtype, value)}, mask=mask)"]
+    elif form.kind == "store":
+        lines = [f"value = {_from_slot(form.dtype, 0)}", address]
+        lines.append(f"tl.store(at, {_store(form.dtype, 'value')}, mask=mask)")
+    else:
+        dtypes = _operand_dtypes(form)
+        width = 1 + len(dtypes)
+        lines = [f"a{k} = {_from_slot(dtype, k)}" for k, dtype in enumerate(dtypes, 1)]
+        lines.append(f"value = {_computed(form, [f'a{k}' for k in range(1, width)])}")
+        lines.append(f"tl.store({slots} + tl.load(row, mask=mask), {_kept(form.dtype, 'value')}, mask=mask)")
+    head = [f"row = first + {width} * lane"]
+    return Function.named(stem, _FORM + _LOOP.format(0) + "".join(f"        {line}\n" for line in head + lines))
+
+
+_FORM = """
+@triton.jit
+def $(buffers, rows, call, values, whole):
+    first = rows + tl.load(call + 1)
+    count = tl.load(call + 2)
+"""
+_LOOP = """    for start in range({}, count, LANES):
+        lane = start + tl.arange(0, LANES)
+        mask = lane < count
+"""
+
+
+def _computed(form: Form, operands: Sequence[str]) -> str:
+    """A form applied to operands."""
+    given = iter(operands)
+    names = ["" if isinstance(x, Constant) else next(given) for x in form.args]
+    dtypes = [None if isinstance(x, Constant) else x for x in form.args]
+    text = _ops.expression(_TRITON, form.op, form.args, names, dtypes, form.dtype, form.compute)
+    return _TRITON.cast(text, form.dtype)
+
+
+def _operand_dtypes(form: Form) -> list[torch.dtype]:
+    return [x for x in form.args if not isinstance(x, Constant)]
+
+
+def _print_reduce(form: Form, stem: str) -> Function:
+    kind = "tl.float64"
+    if form.op == "sum":
+        other, step, end = "0.0", "all + next", "tl.sum(all, 0)"
+    else:
+        fold, other = ("MAXIMUM", "-INFINITY") if form.op == "max" else ("MINIMUM", "INFINITY")
+        step, end = f"{fold}(next, all)", f"ALL_{fold}(all)"
+    result = _ops.rounded(form.dtype, _TRITON.cast(end, form.dtype))
+    place = f"{_slots(form.dtype)} + tl.load(first + lane, mask=mask, other=0)"
+    lines = [
+        f"    all = tl.full((LANES,), {other}, {kind})\n",
+        _LOOP.format(1),
+        f"        next = tl.where(mask, tl.load({place}, mask=mask, other=0).to({kind}), {other})\n",
+        f"        all = {step}\n",
+        f"    tl.store({_slots(form.dtype)} + tl.load(first), {_kept(form.dtype, result)})\n",
+    ]
+    return Function.named(stem, _FORM + "".join(lines))
+
+
+def print_chain(chain: Chain) -> Function:
+    """The program of single 0-dim values: all that it reads is loaded first, and all stores come last."""
+    loads, body, ends, names = [], [], [], []
+    field = 0
+    for number, (form, operands) in enumerate(chain.links):
+        name, own = f"{form.op or form.kind}{number}", field
+        names.append(name)
+        field += 1 + (len(operands) if form.kind == "compute" else 1)
+        dtypes = [form.dtype] if form.kind == "store" else _operand_dtypes(form)
+        given = []
+        for k, (operand, dtype) in enumerate(zip(operands, dtypes, strict=True)):
+            if operand is None:
+                place = own if form.kind == "store" else own + 1 + k
+                loads.append(f"{name}_{k}x = tl.load({_slots(dtype)} + tl.load(row + {place})).to({_COMPUTE[dtype]})")
+            given.append(f"{name}_{k}x" if operand is None else names[operand])
+        if form.kind != "compute":
+            address = f"tl.load(buffers + tl.load(row + {own + 1}))"
+            loads.append(f"{name}_at = {address}.to(tl.pointer_type({_MEMORY[form.dtype]}))")
+        if form.kind == "store":
+            ends.append(f"tl.store({name}_at, {_store(form.dtype, given[0])})")
+            continue
+        if form.kind == "load":
+            loads.append(f"{name} = {_load(form.dtype, f'tl.load({name}_at)')}")
+        else:
+            body.append(f"{name} = {_computed(form, given)}")
+        loads.append(f"{name}_slot = tl.load(row + {own})")
+        ends.append(f"tl.store({_slots(form.dtype)} + {name}_slot, {_kept(form.dtype, name)})")
+    head = "\n@triton.jit\ndef $(buffers, rows, call, values, whole):\n    row = rows + tl.load(call + 1)\n"
+    return Function.named("chain", head + "".join(f"    {line}\n" for line in [*loads, *body, *ends]))
+
+
+def print_stage(forms: Sequence[Function]) -> Function:
+    """The 0-dim arithmetic of a stage: one program, in which every call sees what those before it have stored."""
+    lines = [f"{form.name}(buffers, rows, call + {3 * i}, values, whole)" for i, form in enumerate(forms)]
+    text = "\n    tl.debug_barrier()\n    ".join(lines)
+    head = '\n@triton.jit(do_not_specialize=["begin"])\ndef $(buffers, rows, calls, values, whole, begin):\n'
+    return Function.named("scalars", f"{head}    call = calls + 3 * begin\n    {text}\n")
+
+
+def print_unit(functions: Iterable[Function]) -> str:
+    """A whole module; what a function calls stands before it."""
+    return "\n".join([HEADER, *(function.text for function in dict.fromkeys(functions))])
+
+
+class _Language:
+    """How Triton writes constants and conversions. Constants are tensors, so that every operand has a dtype."""
+
+    def constant(self, value: float, dtype: torch.dtype) -> str:
+        """A Python number as ATen would turn it into a value of `dtype`."""
+        if not dtype.is_floating_point:
+            return f"tl.full((), {int(value)}, {_COMPUTE[dtype]})"
+        value = float(value)
+        if dtype != torch.float64:
+            value = _ops.nearest_float32(value)
+        if math.isfinite(value):
+            return f"tl.full((), {value!r}, {_COMPUTE[dtype]})"
+        text = "INFINITY - INFINITY" if math.isnan(value) else "INFINITY" if value > 0 else "-INFINITY"
+        return f"tl.full((), {text}, {_COMPUTE[dtype]})"
+
+    def cast(self, text: str, dtype: torch.dtype) -> str:
+        """A value converted to what `dtype` has in registers."""
+        return f"tl.cast({text}, {_COMPUTE[dtype]})"
+
+    def suffix(self, dtype: torch.dtype) -> str:
+        """Functions are for all dtypes."""
+        return ""
+
+
+_TRITON = _Language()
+
+
+def _expression(entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:
+    operands = ["" if isinstance(x, Constant) else names[x] for x in entry.args]
+    dtypes = [None if isinstance(x, Constant) else entries[x].dtype for x in entry.args]
+    text = _ops.expression(_TRITON, entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
+    return _TRITON.cast(text, entry.dtype)
+
+
+def _pointer(dtype: torch.dtype, position: int) -> str:
+    address = f"tl.load(buffers + tl.load(places + {position})).to(tl.pointer_type({_MEMORY[dtype]}))"
+    return f"tl.multiple_of({address}, ALIGNMENT) + start"
+
+
+def _slots(dtype: torch.dtype) -> str:
+    """The table in which 0-dim values of this dtype are kept."""
+    return "values" if dtype.is_floating_point else "whole"
+
+
+def _kept(dtype: torch.dtype, value: str) -> str:
+    return f"tl.cast({value}, {'tl.float64' if dtype.is_floating_point else 'tl.int64'})"
+
+
+def _from_slot(dtype: torch.dtype, field: int) -> str:
+    place = f"{_slots(dtype)} + tl.load(row + {field}, mask=mask, other=0)"
+    return f"tl.load({place}, mask=mask, other=0).to({_COMPUTE[dtype]})"
+
+
+def _load(dtype: torch.dtype, value: str) -> str:
+    """What is read from memory as a value."""
+    return f"FROM_BFLOAT16({value})" if dtype == torch.bfloat16 else f"{value}.to({_COMPUTE[dtype]})"
+
+
+def _store(dtype: torch.dtype, value: str) -> str:
+    """What to write into memory for a value."""
+    return f"TO_BFLOAT16({value})" if dtype == torch.bfloat16 else f"{value}.to({_MEMORY[dtype]})"
