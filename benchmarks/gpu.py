@@ -1,7 +1,8 @@
-"""CUDA: host time of a step, eager and replayed, and the time of the device, for 148 tensors.
+"""CUDA: host time of a step, eager and replayed, and the time of the device.
 
-Contenders take turns in random order in one process; a ratio compares times of one round. Host time is that until the
-call returns, device time that until the work is done.
+Two workloads: 148 tensors, where the host is busy, and 32 of 2048 x 2048, where memory is. Contenders take turns in
+random order in one process; a ratio compares times of one round. Host time is that until the call returns, total time
+that until the work is done. A copy on the device tells the bandwidth that there is.
 """
 
 import argparse
@@ -15,13 +16,13 @@ import torch
 
 import optimfn as of
 
-SHAPES = [(512, 512)] * 36 + [(512,)] * 112
+WORKLOADS = {"gpt": [(512, 512)] * 36 + [(512,)] * 112, "wide": [(2048, 2048)] * 32}
 Step = Callable[[], object]
 
 
-def parameters(device: str) -> list[torch.nn.Parameter]:
+def parameters(shapes: list[tuple[int, ...]], device: str) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in SHAPES]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(device)) for shape in shapes]
     for p in params:
         p.grad = torch.randn(p.shape, generator=generator).to(device)
     return params
@@ -40,17 +41,53 @@ def replayed(optimizer: torch.optim.Optimizer) -> Step:
     return graph.replay
 
 
-def contenders(device: str) -> dict[str, Step]:
-    adamw = torch.optim.AdamW
-    chain = of.chain(of.clip_by_global_norm(1.0), of.adamw(1e-3))
+def composed(params: list[torch.nn.Parameter]) -> Step:
+    """Clipping, AdamW and an average of the parameters, of torch's fastest parts."""
+    module = torch.nn.ParameterList(params)
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+    )
+    optimizer = torch.optim.AdamW(params, fused=True)
+
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        average.update_parameters(module)
+
+    return step
+
+
+def bound(params: list[torch.nn.Parameter], tx: of.GradientTransformation) -> Step:
+    """A step of the rule alone."""
+    step = of.make_step(tx, donate=True).bind(params, tx.init(params))
+    grads = [p.grad for p in params]
+    return lambda: step(grads)
+
+
+def copy(params: list[torch.nn.Parameter]) -> Step:
+    """As many bytes as AdamW must move for these parameters, 28 for each element, copied."""
+    words = 28 * sum(p.numel() for p in params) // 8
+    source, target = (torch.empty(words, dtype=torch.float32, device=params[0].device) for _ in range(2))
+    return lambda: target.copy_(source)
+
+
+def contenders(shapes: list[tuple[int, ...]], device: str) -> dict[str, Step]:
+    adamw, made = torch.optim.AdamW, lambda: parameters(shapes, device)
+    clipped = of.chain(of.clip_by_global_norm(1.0), of.adamw(1e-3))
+    averaged = of.chain(clipped, of.params_ema(0.999))
     return {
-        "torch.optim.AdamW(fused=True)": adamw(parameters(device), fused=True).step,
-        "torch.optim.AdamW(foreach=True)": adamw(parameters(device), foreach=True).step,
-        "of.Optimizer(params, of.adamw)": of.Optimizer(parameters(device), of.adamw(1e-3)).step,
-        "of.Optimizer(params, clip + adamw)": of.Optimizer(parameters(device), chain).step,
-        "replay: torch.optim.AdamW(fused=True)": replayed(adamw(parameters(device), fused=True, capturable=True)),
-        "replay: of.adamw": of.cuda.capture(of.Optimizer(parameters(device), of.adamw(1e-3)).step),
-        "replay: clip + of.adamw": of.cuda.capture(of.Optimizer(parameters(device), chain).step),
+        "torch.optim.AdamW(fused=True)": adamw(made(), fused=True).step,
+        "torch.optim.AdamW(foreach=True)": adamw(made(), foreach=True).step,
+        "torch: clip + fused AdamW + average": composed(made()),
+        "copy of the bytes that AdamW moves": copy(made()),
+        "make_step: adamw": bound(made(), of.adamw(1e-3)),
+        "make_step: clip + adamw": bound(made(), clipped),
+        "make_step: clip + adamw + average": bound(made(), averaged),
+        "of.Optimizer(params, of.adamw)": of.Optimizer(made(), of.adamw(1e-3)).step,
+        "of.Optimizer(params, clip + adamw)": of.Optimizer(made(), clipped).step,
+        "replay: torch.optim.AdamW(fused=True)": replayed(adamw(made(), fused=True, capturable=True)),
+        "replay: of.adamw": of.cuda.capture(of.Optimizer(made(), of.adamw(1e-3)).step),
+        "replay: clip + of.adamw": of.cuda.capture(of.Optimizer(made(), clipped).step),
     }
 
 
@@ -80,21 +117,25 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=10, help="steps of each contender in a round")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
     parser.add_argument("--out", help="a file for the medians, as JSON")
     args = parser.parse_args(argv)
     random.seed(0)
 
-    found = measure(contenders(args.device), args.rounds, args.repeats)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else args.device
-    print(f"{name}, torch {torch.__version__}, optimfn {of.__version__}, {len(SHAPES)} tensors\n")
-    print(f"{'':40}{'host us':>9}{'total us':>10}{'ratio':>8}{'quartiles':>14}")
-    baseline, medians = next(iter(found.values())), {}
-    for name, times in found.items():
-        host, total = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
-        ratios = [own[1] / base[1] for own, base in zip(times, baseline, strict=True)]
-        low, ratio, high = statistics.quantiles(ratios, n=4)
-        medians[name] = (host, total)
-        print(f"{name:40}{host:9.1f}{total:10.1f}{ratio:8.2f}{low:8.2f}{high:6.2f}")
+    device = torch.cuda.get_device_name() if args.device == "cuda" else args.device
+    print(f"{device}, torch {torch.__version__}, optimfn {of.__version__}")
+    medians = {}
+    for workload in WORKLOADS if args.workload == "all" else [args.workload]:
+        found = measure(contenders(WORKLOADS[workload], args.device), args.rounds, args.repeats)
+        print(f"\n{workload + ', ' + str(len(WORKLOADS[workload])) + ' tensors':40}", end="")
+        print(f"{'host us':>9}{'total us':>10}{'ratio':>8}{'quartiles':>14}")
+        baseline = next(iter(found.values()))
+        for name, times in found.items():
+            host, total = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
+            ratios = [own[1] / base[1] for own, base in zip(times, baseline, strict=True)]
+            low, ratio, high = statistics.quantiles(ratios, n=4)
+            medians[f"{workload}: {name}"] = (host, total)
+            print(f"{name:40}{host:9.1f}{total:10.1f}{ratio:8.2f}{low:8.2f}{high:6.2f}")
     if args.out:
         with open(args.out, "w") as file:
             json.dump(medians, file, indent=1)

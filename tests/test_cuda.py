@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from graphs import NoHostReads, pretend
+from helpers import assert_fused_equals_eager, like, rough_gradients, wide_params
 from torch import nn
 
 import optimfn as of
@@ -20,7 +21,7 @@ every_rule = pytest.mark.parametrize("case", [c for c in CASES if c.name not in 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    monkeypatch.setenv("OPTIMFN_BACKEND", "eager")  # the kernels for the CPU are not those that a device would run
+    monkeypatch.setenv("OPTIMFN_BACKEND", "eager")  # kernels for the CPU cannot be recorded by a mode
     return pretend(monkeypatch)
 
 
@@ -417,8 +418,85 @@ def test_every_rule_makes_its_step_on_the_meta_device(case):
     optimizer.step(**case.extra)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestKernels:
+    """What the interpreter cannot show: kernels on a device, and how they get there."""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("case", [c for c in CASES if "fused" not in c.skips], ids=lambda c: c.name)
+    def test_every_rule_runs_fused(self, case, dtype):
+        tx = case.tx(**case.tensors())
+        fused, eager = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager")
+        params = of.tree.map(lambda x: x.cuda(), wide_params(dtype))
+        state = tx.init(params)
+        for grads in rough_gradients(params, 4):
+            want = eager(params, state, grads)
+            double = of.tree.map(lambda x: x.double() if x.is_floating_point() else x, (params, state, grads))
+            assert_fused_equals_eager(fused, fused(params, state, grads), want, eager(*double))
+            params, state = want
+
+    def test_leaves_of_many_chunks_with_gradients_in_new_memory_each_time(self):
+        tx = of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1), of.params_ema(0.9))
+        params = {"a": torch.randn(1_000_003, device="cuda"), "b": torch.randn(7, device="cuda")[1:]}
+        fused, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+        state = tx.init(params)
+        kept = []
+        for _ in range(5):
+            grads = like(params)
+            kept.append(grads)
+            want = eager(params, state, grads)
+            params, state = fused(params, state, grads)
+            for x, y in zip(of.tree.leaves((params, state)), of.tree.leaves(want), strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
+
+    def test_nothing_waits_for_the_device(self):
+        params = parameters("cuda")
+        optimizer = of.Optimizer(params, of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)), fused=True)
+        run(optimizer, params, 2, optimizer.step)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_streams_take_turns(self):
+        tx, params = of.adamw(0.1), {"a": torch.randn(3_000_000, device="cuda")}
+        step, state = of.make_step(tx, donate=True, backend="fused"), tx.init(params)
+        want, other = of.tree.map(torch.clone, params), torch.cuda.Stream()
+        want_state, eager = tx.init(want), of.make_step(tx, backend="eager")
+        grads = like(params)
+        for k in range(6):
+            with torch.cuda.stream(other if k % 2 else torch.cuda.default_stream()):
+                step(params, state, grads)
+        torch.cuda.synchronize()
+        for _ in range(6):
+            want, want_state = eager(want, want_state, grads)
+        torch.testing.assert_close(params, want, rtol=1e-5, atol=1e-6)
+
+    def test_several_graphs_of_one_step_each_keep_their_addresses(self):
+        tx, params = of.adamw(0.1), {"a": torch.ones(1000, device="cuda")}
+        step, state = of.make_step(tx, donate=True, backend="fused"), tx.init(params)
+        grads = [{"a": torch.full((1000,), float(k), device="cuda")} for k in range(1, 20)]
+        step(params, state, grads[0])
+        graphs = []
+        for g in grads[1:]:  # more than there are spare tables: the last are captured as eager steps
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[-1]):
+                step(params, state, g)
+        want, want_state = {"a": torch.ones(1000, device="cuda")}, tx.init(params)
+        eager = of.make_step(tx, backend="eager")
+        for g in grads:
+            want, want_state = eager(want, want_state, g)
+        for graph in graphs:
+            graph.replay()
+        torch.testing.assert_close((params, state), (want, want_state), rtol=1e-5, atol=1e-6)
+
+
 def test_the_benchmark_runs(cuda, monkeypatch):
     path = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
     benchmark = runpy.run_path(str(path), run_name="benchmark")
-    medians = benchmark["main"](["--device", "cpu", "--rounds", "2", "--repeats", "1"])
+    medians = benchmark["main"](["--device", "cpu", "--workload", "gpt", "--rounds", "2", "--repeats", "1"])
     assert all(0 < host <= total for host, total in medians.values())

@@ -13,6 +13,8 @@ from cases import CASES
 from helpers import assert_fused_equals_eager, assert_trees_equal, follow, like, plain_params, wide_params
 
 import optimfn as of
+from optimfn.fused._graph import SeveralDevices
+from optimfn.fused._step import _device
 
 
 def both(tx, donate=False):
@@ -418,6 +420,17 @@ def reads_back(updates, params):
 def writes_in_place(updates, params):
     """A rule that writes, if only into a tensor of its own."""
     return of.tree.map(lambda u: u.clone().mul_(2.0), updates)
+
+
+def test_leaves_in_several_places_have_no_kernels():
+    here, there = torch.zeros(2), torch.zeros(2, device="meta")
+    assert _device([here, here, torch.zeros(())], 2) == torch.device("cpu")
+    assert _device([there, torch.zeros(())], 1) == torch.device("meta")
+    assert _device([], 0) == torch.device("cpu")
+    with pytest.raises(SeveralDevices, match="its tensors are on cpu and meta"):
+        _device([here, there], 1)
+    with pytest.raises(SeveralDevices, match="its tensors are on meta and cpu"):
+        _device([there, torch.zeros(())], 2)  # a count of the state would have to be written
 
 
 class TestCannotTrace:

@@ -18,6 +18,10 @@ class NoShapes(Untraceable):
     """An operator cannot be applied to these shapes, or does not say what it makes of them."""
 
 
+class SeveralDevices(Untraceable):
+    """Parameters and state are not in one place."""
+
+
 class Misfit(Exception):
     """A program was given tensors of another kind than it was made for."""
 

@@ -18,7 +18,7 @@ from .._typing import Params, State, Updates
 from ._cache import CannotBuild
 from ._explain import explain
 from ._flatten import Structure
-from ._graph import Layout, Misfit, Misshapen, NoShapes, StepAside, Untraceable
+from ._graph import Layout, Misfit, Misshapen, NoShapes, SeveralDevices, StepAside, Untraceable
 from ._plan import Plan
 from ._process import Process
 from ._program import MACHINES, Program
@@ -163,8 +163,9 @@ class Step:
                 with torch.no_grad():
                     self._pure(*known.structure.unflatten(leaves))  # if the rule is to blame, it says so itself
             reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
-            # Whoever hands over the loss as a function does not expect kernels.
-            return _Traced(leaves, reason=reason, quiet=any(map(callable, leaves)))
+            # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
+            quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
+            return _Traced(leaves, reason=reason, quiet=quiet)
         return _Traced(leaves, program, result)
 
     def _record(
@@ -270,14 +271,15 @@ class _Traced:
 def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str = "auto") -> Step:
     """Make one function of a whole optimizer step: transform the gradients and apply them.
 
-    On the CPU the rule is traced once per signature (structure, shapes, dtypes), and generated C runs in its
-    place: one multi-tensor kernel per stage instead of an operator at a time. Values that change from step to
-    step, such as counts, learning rates and other 0-dim tensors, are read anew at every step.
+    The rule is traced once per signature (structure, shapes, dtypes), and generated code runs in its place, C on
+    the CPU and Triton on a CUDA device: one multi-tensor kernel per stage instead of an operator at a time. Values
+    that change from step to step, such as counts, learning rates and other 0-dim tensors, are read anew at every
+    step.
 
     The rule itself runs instead, without a word, under `torch.func` transforms, inside `torch.compile`, under
-    another dispatch mode or autocast, when gradients are to flow through the update, and on other devices and
-    classes of tensors. It also runs, with one warning that says why, if it cannot be traced (it reads a tensor
-    on the host, or writes in place) or there is no C compiler.
+    another dispatch mode or autocast, when gradients are to flow through the update, on other devices or several,
+    and on other classes of tensors. It also runs, with one warning that says why, if it cannot be traced (it reads
+    a tensor on the host, or writes in place) or there is no compiler: none for C, or no Triton.
 
     Args:
         tx: The optimizer.
@@ -333,6 +335,7 @@ def _must_step_aside() -> bool:
         or torch._C._functorch.maybe_current_level() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
         or forward_ad._current_level >= 0
     )
 
@@ -370,7 +373,7 @@ def _device(tensors: list[Tensor], fixed: int) -> torch.device:
     """Where all tensors are; only 0-dim ones that are no part of parameters and state may be on the CPU instead."""
     devices = dict.fromkeys(x.device for i, x in enumerate(tensors) if i < fixed or x.ndim or not x.is_cpu)
     if len(devices) > 1:
-        raise Untraceable(f"its tensors are on {' and '.join(map(str, devices))}")
+        raise SeveralDevices(f"its tensors are on {' and '.join(map(str, devices))}")
     return next(iter(devices), torch.device("cpu"))
 
 
