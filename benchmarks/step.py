@@ -3,18 +3,27 @@
     python benchmarks/step.py                          # every chain on gpt and tiny
     python benchmarks/step.py gpt --chain adamw --rounds 31
     python benchmarks/step.py gpt tiny --drop-in       # every drop-in rule against its torch class
+    python benchmarks/step.py gpt --chain adamw --peers    # other libraries too, those that are installed
+    python benchmarks/step.py gpt --memory             # the peak of memory instead of time
 
 Contenders hold parameters of their own and take turns in one process; a ratio compares times of one round. A
 round is dropped, whatever it measured, if in its course other processes (or the hypervisor) took more than
 5 % of the processors. Of the others the median ratio and the quartiles are shown: of a donating step, of one bound to
 its trees, of the class (`of.Optimizer`, or the drop-in class), and of the step that makes new trees.
+
+Memory is that of a fresh process for each contender: its peak beyond parameters and gradients, in bytes for each byte
+of the parameters, after one step and after five.
 """
 
 import argparse
+import concurrent.futures
 import gc
+import importlib.util
+import multiprocessing
 import os
 import platform
 import random
+import resource
 import statistics
 import tempfile
 import time
@@ -120,6 +129,7 @@ CHAINS = {
         of.sgd(0.1, momentum=0.9), lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9, fused=True).step
     ),
     "lion (torch: adamw)": Chain(of.lion(1e-4, weight_decay=0.1), adamw_step),
+    "adafactor": Chain(of.adafactor(1e-2), lambda ps: torch.optim.Adafactor(ps, 1e-2, foreach=True).step),
 }
 
 # The drop-in classes, and torch's class at its fastest setting on the CPU.
@@ -152,23 +162,82 @@ def drop_ins() -> dict[str, Chain]:
     return {name: chain(name, options) for name, options in DROP_INS.items()}
 
 
-def ours(tx: of.GradientTransformation, shapes: Shapes, dtype: torch.dtype) -> dict[str, Step]:
-    """The donating step, called as such and bound to its trees, and the step that makes new trees."""
+def compiled_adamw(params: list[torch.nn.Parameter]) -> Step:
+    optimizer = torch.optim.AdamW(params, 1e-3, weight_decay=0.1, foreach=True)
+    optimizer.step()  # the state is not compiled
+    return torch.compile(optimizer.step)
 
-    def trees() -> tuple[dict[str, torch.Tensor], object, dict[str, torch.Tensor]]:
-        own = {f"p{i}": p for i, p in enumerate(parameters(shapes, dtype))}
-        grads = {name: p.grad for name, p in own.items() if p.grad is not None}
-        params = {name: p.detach() for name, p in own.items()}
-        return params, tx.init(params), grads
 
-    def called(donate: bool) -> Step:
-        params, state, grads = trees()
-        step = of.make_step(tx, donate=donate, backend="fused")
-        return lambda: step(params, state, grads)
+def heavyball_adamw(params: list[torch.nn.Parameter]) -> Step:
+    import heavyball
 
-    params, state, grads = trees()
-    bound = of.make_step(tx, donate=True, backend="fused").bind(params, state)
-    return {"donating": called(donate=True), "bound": lambda: bound(grads), "pure": called(donate=False)}
+    optimizer = heavyball.ForeachAdamW(params, lr=1e-3, weight_decay=0.1, warmup_steps=0)
+    grads = [p.grad for p in params]
+
+    def run() -> None:
+        for p, g in zip(params, grads, strict=True):  # it takes them away
+            p.grad = g
+        optimizer.step()
+
+    return run
+
+
+def torchopt_adamw(params: list[torch.nn.Parameter]) -> Step:
+    import torchopt
+
+    own = {f"p{i}": p.detach() for i, p in enumerate(params)}
+    grads = {f"p{i}": p.grad for i, p in enumerate(params)}
+    optimizer = torchopt.adamw(1e-3, weight_decay=0.1)
+    state = optimizer.init(own)
+
+    def run() -> None:
+        nonlocal state
+        updates, state = optimizer.update(grads, state, params=own, inplace=True)
+        torchopt.apply_updates(own, updates, inplace=True)
+
+    return run
+
+
+# AdamW elsewhere, for `--peers`: what must be installed, and the step.
+PEERS = {"torch": compiled_adamw, "heavyball": heavyball_adamw, "torchopt": torchopt_adamw}
+
+
+class Ours:
+    """Ways to step by `make_step`: donating, called as such or bound to its trees, and making new trees."""
+
+    def __init__(self, tx: of.GradientTransformation, params: list[torch.nn.Parameter]) -> None:
+        self.tx = tx
+        self.params = {f"p{i}": p.detach() for i, p in enumerate(params)}
+        self.grads = {f"p{i}": p.grad for i, p in enumerate(params)}
+        self.state = tx.init(self.params)
+
+    def donating(self) -> Step:
+        """In place."""
+        step = of.make_step(self.tx, donate=True, backend="fused")
+        return lambda: step(self.params, self.state, self.grads)
+
+    def bound(self) -> Step:
+        """In place, without taking trees apart."""
+        step = of.make_step(self.tx, donate=True, backend="fused").bind(self.params, self.state)
+        return lambda: step(self.grads)
+
+    def pure(self) -> Step:
+        """Into new trees."""
+        step = of.make_step(self.tx, backend="fused")
+        return lambda: step(self.params, self.state, self.grads)
+
+
+def contenders(chain: Chain, peers: bool = False) -> dict[str, Callable[[list[torch.nn.Parameter]], Step]]:
+    """What makes each step from parameters."""
+    tx = chain.tx
+    made = {
+        "torch": chain.theirs,
+        "donating": lambda params: Ours(tx, params).donating(),
+        "bound": lambda params: Ours(tx, params).bound(),
+        "class": chain.stateful or (lambda params: of.Optimizer(params, tx).step),
+        "pure": lambda params: Ours(tx, params).pure(),
+    }
+    return made | ({name: peer for name, peer in PEERS.items() if importlib.util.find_spec(name)} if peers else {})
 
 
 def time_of_others() -> float:
@@ -223,34 +292,61 @@ def first_steps(tx: of.GradientTransformation, shapes: Shapes) -> tuple[float, f
     return first(shapes), first(shapes[::-1][: max(2, len(shapes) // 2)])
 
 
-def report(workload: str, chains: dict[str, Chain], dtype: torch.dtype, rounds: int, seconds: float) -> None:
-    shapes = WORKLOADS[workload]()
-    elements = sum(torch.Size(s).numel() for s in shapes)
-    print(f"\n{workload}: {len(shapes)} tensors, {elements} elements, {dtype}")
-    heads = f"{'torch ms':>9}{'step':>7}{'quartiles':>13}{'bound':>7}{'class':>7}{'pure':>7}{'first s':>9}{'2nd':>6}"
-    print(f"{'':20}{heads}  dropped")
-    for name, chain in chains.items():
-        usable = [s for s in shapes if len(s) == 2] if name == "Muon" else shapes
-        first, second = first_steps(chain.tx, usable)
-        steps = {"torch": chain.theirs(parameters(usable, dtype)), **ours(chain.tx, usable, dtype)}
-        stateful = chain.stateful or (lambda params, tx=chain.tx: of.Optimizer(params, tx).step)
-        steps["stateful"] = stateful(parameters(usable, dtype))
-        times, dropped = measure(steps, rounds, seconds)
-        if len(times["torch"]) < 2:
-            print(f"{name:20} disturbed: {dropped} rounds dropped")
-            continue
+def usable(name: str, shapes: Shapes) -> Shapes:
+    """The shapes that an optimizer takes."""
+    return [s for s in shapes if len(s) == 2] if name == "Muon" else shapes
 
-        def ratios(who: str, times: dict[str, list[float]] = times) -> list[float]:
-            return [own / base for own, base in zip(times[who], times["torch"], strict=True)]
 
-        low, middle, high = statistics.quantiles(ratios("donating"), n=4)
-        print(
-            f"{name:20}{statistics.median(times['torch']) * 1e3:9.3f}{middle:7.2f}{low:7.2f}{high:6.2f}"
-            f"{statistics.median(ratios('bound')):7.2f}{statistics.median(ratios('stateful')):7.2f}"
-            f"{statistics.median(ratios('pure')):7.2f}"
-            f"{first:9.2f}{second:6.2f}  {dropped}",
-            flush=True,
-        )
+def report(
+    workload: str, name: str, chain: Chain, dtype: torch.dtype, rounds: int, seconds: float, peers: bool
+) -> None:
+    shapes = usable(name, WORKLOADS[workload]())
+    first, second = first_steps(chain.tx, shapes)
+    steps = {who: make(parameters(shapes, dtype)) for who, make in contenders(chain, peers).items()}
+    times, dropped = measure(steps, rounds, seconds)
+    if len(times["torch"]) < 2:
+        print(f"{name:20} disturbed: {dropped} rounds dropped")
+        return
+
+    def ratios(who: str) -> list[float]:
+        return [own / base for own, base in zip(times[who], times["torch"], strict=True)]
+
+    low, middle, high = statistics.quantiles(ratios("donating"), n=4)
+    line = f"{name:20}{statistics.median(times['torch']) * 1e3:9.3f}{middle:7.2f}{low:7.2f}{high:6.2f}"
+    for who in ("bound", "class", "pure"):
+        line += f"{statistics.median(ratios(who)):7.2f}"
+    print(f"{line}{first:9.2f}{second:6.2f}  {dropped}", flush=True)
+    for who in PEERS.keys() & times.keys():
+        low, middle, high = statistics.quantiles(ratios(who), n=4)
+        print(f"  {PEERS[who].__name__:27}{middle:7.2f}{low:7.2f}{high:6.2f}", flush=True)
+
+
+def peaks(workload: str, drop_in: bool, name: str, who: str, dtype: torch.dtype) -> list[float]:
+    """Peaks of this process, which must be fresh, in bytes for each of the parameters, after one step and after five."""
+    chain, shapes = (drop_ins() if drop_in else CHAINS)[name], usable(name, WORKLOADS[workload]())
+    contenders(chain)[who](parameters([(2, 2)], dtype))()  # what is imported and loaded does not count
+    before, found = peak_of_process(), []
+    step = contenders(chain)[who](parameters(shapes, dtype))
+    size = sum(torch.Size(s).numel() for s in shapes) * dtype.itemsize
+    for steps in (1, 4):
+        for _ in range(steps):
+            step()
+        found.append((peak_of_process() - before) / size - 2)
+    return found
+
+
+def peak_of_process() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def report_memory(workload: str, drop_in: bool, name: str, chain: Chain, dtype: torch.dtype) -> None:
+    print(f"{name:20}", end="")
+    for who in contenders(chain):
+        fresh = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as process:
+            first, later = process.submit(peaks, workload, drop_in, name, who, dtype).result()
+        print(f"  {who} {first:.2f} {later:.2f}", end="", flush=True)
+    print()
 
 
 def main(argv: Iterable[str] | None = None) -> None:
@@ -258,6 +354,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("workloads", nargs="*", default=["gpt", "tiny"], choices=[*WORKLOADS], metavar="workload")
     parser.add_argument("--chain", action="append", help="a chain by name; all by default")
     parser.add_argument("--drop-in", action="store_true", help="the drop-in rules instead of the chains")
+    parser.add_argument("--peers", action="store_true", help="other libraries too, for AdamW")
+    parser.add_argument("--memory", action="store_true", help="the peak of memory instead of time")
     parser.add_argument("--dtype", default="float32", help="dtype of parameters and gradients")
     parser.add_argument("--rounds", type=int, default=21, help="undisturbed rounds to measure")
     parser.add_argument("--seconds", type=float, default=0.04, help="time of each contender in a round")
@@ -270,10 +368,22 @@ def main(argv: Iterable[str] | None = None) -> None:
         chains = {name: chains[name] for name in args.chain}
     print(f"torch {torch.__version__}, optimfn {of.__version__}, Python {platform.python_version()}, ", end="")
     print(f"{platform.machine()}, {args.threads} threads of {os.cpu_count()} CPUs")
+    dtype = getattr(torch, args.dtype)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["OPTIMFN_CACHE"] = cache  # so that the first step compiles
         for workload in args.workloads:
-            report(workload, chains, getattr(torch, args.dtype), args.rounds, args.seconds)
+            shapes = WORKLOADS[workload]()
+            print(
+                f"\n{workload}: {len(shapes)} tensors, {sum(torch.Size(s).numel() for s in shapes)} elements, {dtype}"
+            )
+            if not args.memory:
+                print(f"{'':20}{'torch ms':>9}{'step':>7}{'quartiles':>13}{'bound':>7}{'class':>7}{'pure':>7}", end="")
+                print(f"{'first s':>9}{'2nd':>6}  dropped")
+            for name, chain in chains.items():
+                if args.memory:
+                    report_memory(workload, args.drop_in, name, chain, dtype)
+                else:
+                    report(workload, name, chain, dtype, args.rounds, args.seconds, args.peers)
 
 
 if __name__ == "__main__":
