@@ -179,6 +179,90 @@ class TestLayouts:
             assert_trees_equal(own, want)
 
 
+def row_and_column_statistics():
+    """Statistics of rows, columns, matrices and the first axis, old ones used while new ones are written."""
+
+    def fold(x, kind, axes, keepdim=True):
+        if kind == "norm":
+            return torch.linalg.vector_norm(x, 2, axes, keepdim=keepdim)
+        return getattr(x, kind)(axes, keepdim=keepdim)
+
+    def statistics(x):
+        others = tuple(range(1, x.ndim))
+        return {
+            "row": fold(x.square(), "mean", (-1,)),
+            "column": fold(x, "sum", (-2,)),
+            "least": fold(x, "amin", (-1,)),
+            "greatest": fold(x.abs(), "amax", (-2, -1)),
+            "member": fold(x, "norm", others, keepdim=False),
+        }
+
+    def update(updates, state, params, **extra):
+        def leaf(g, p, old):
+            new = {name: torch.lerp(old[name], s, 0.5) for name, s in statistics(g + p).items()}
+            member = new["member"].reshape(-1, *[1] * (g.ndim - 1))
+            direction = g * old["row"] / (new["row"] + 1) + old["column"].clamp_min(new["least"]) / member
+            return torch.where(g < new["least"] + 0.1, direction, g / old["greatest"].expand_as(g)), new
+
+        pairs = {name: leaf(g, params[name], state[name]) for name, g in updates.items()}
+        return {name: u for name, (u, _) in pairs.items()}, {name: new for name, (_, new) in pairs.items()}
+
+    return of.GradientTransformation(lambda params: of.tree.map(lambda p: statistics(p.abs() + 1), params), update)
+
+
+class TestRowsAndColumns:
+    SHAPES = ((30, 7), (5, 3, 40), (2, 3, 4, 50), (3, 20_011), (20_011, 3), (1, 9), (9, 1), (1, 1), (2, 600, 700))
+
+    @pytest.mark.parametrize("donate", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    def test_statistics_equal_those_of_eager_steps(self, dtype, donate):
+        tx = row_and_column_statistics()
+        fused, eager = both(tx, donate)
+        params = {str(shape): torch.randn(shape).to(dtype) for shape in self.SHAPES}
+        state = tx.init(params)
+        for _ in range(3):
+            grads = like(params)
+            want = eager(params, state, grads)
+            got = fused(*of.tree.map(torch.clone, (params, state)), grads)
+            if dtype == torch.float64:
+                assert_trees_equal(got, want, rtol=1e-12, atol=1e-12)
+            else:
+                accurate = eager(*of.tree.map(torch.Tensor.double, (params, state, grads)))
+                assert_fused_equals_eager(fused, got, want, accurate)
+            params, state = want
+        assert "aten.mean" not in fused.explain()
+        assert "aten.div" not in fused.explain()
+
+    def test_nan_and_infinity_are_seen(self):
+        tx = row_and_column_statistics()
+        fused, eager = both(tx)
+        params = {"a": torch.ones(4, 5)}
+        grads, state = like(params), tx.init(params)
+        grads["a"][1, 2], grads["a"][3, 0] = torch.nan, torch.inf
+        want = eager(params, state, grads)
+        torch.testing.assert_close(fused(params, state, grads), want, equal_nan=True)
+
+    def test_what_is_not_next_to_each_other_is_left_to_torch(self):
+        tx = of.stateless(lambda g, p: g.mean((0, 2), keepdim=True) + g)
+        fused, eager = both(tx)
+        params = torch.randn(3, 4, 5)
+        assert_trees_equal(fused(params, tx.init(params), params), eager(params, tx.init(params), params), 1e-6, 1e-6)
+        assert "opaque  1 x aten.mean.dim" in fused.explain()
+
+    def test_a_vector_of_the_state_serves_leaves_of_many_sizes(self):
+        def update(updates, state, params, **extra):
+            new = {name: u * state.reshape(-1, *[1] * (u.ndim - 1)) for name, u in updates.items()}
+            return new, state * 2
+
+        tx = of.GradientTransformation(lambda params: torch.tensor([1.0, 10.0, 100.0]), update)
+        params = {"a": torch.zeros(3), "b": torch.zeros(3, 2), "c": torch.zeros(3, 4, 5)}
+        fused, _ = both(tx, donate=True)
+        params, state = fused(params, tx.init(params), of.tree.map(torch.ones_like, params))
+        assert state.tolist() == [2.0, 20.0, 200.0]
+        assert all(torch.equal(p.flatten(1).T[0] if p.ndim > 1 else p, state / 2) for p in params.values())
+        assert "opaque" not in fused.explain() or "aten.view" in fused.explain()
+
+
 class TestAbsentGradients:
     def test_they_come_and_go_without_compiling_again(self, monkeypatch):
         tx, params = composed(), wide_params()

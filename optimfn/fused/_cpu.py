@@ -2,18 +2,28 @@
 
 import ctypes
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import _build
+from ._kernels import Row
 from ._plan import Plan
-from ._print_c import print_form, print_kernel
+from ._print_c import BLOCK, print_form, print_kernel
 from ._process import Process
-from ._tables import Tables
+from ._tables import Tables, cut, cut_columns
 
 CHUNK = 16384  # elements a thread takes at a time: three to six arrays of them fit into a core's own cache
+
+
+def _chunks(row: Row) -> Iterator[tuple[int, int]]:
+    if row.kernel.loop == "columns":
+        return cut_columns(row, min(BLOCK, max(64, CHUNK // row.extents[0])))
+    if row.kernel.loop == "rows":
+        return cut(row.numel // row.extents[0], max(1, CHUNK // row.extents[0]))
+    return cut(row.numel, CHUNK)
 
 
 class Cpu:
@@ -38,7 +48,7 @@ class Cpu:
         tables = Tables(
             plan.slot,
             plan.all_stages,
-            CHUNK,
+            _chunks,
             {kernel: addresses[function.name] for kernel, function in kernels.items()},
             {form: addresses[function.name] for form, function in forms.items()},
         )

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from . import _modules
 from ._graph import StepAside
-from ._kernels import Call, Chain, Form, Link, Stage
+from ._kernels import Call, Chain, Form, Link, Row, Stage
 from ._plan import Plan
 from ._print import Function
 from ._print_triton import print_chain, print_form, print_kernel, print_stage, print_unit
-from ._tables import Tables
-from ._vocabulary import CHUNK
+from ._tables import Tables, cut, cut_columns
+from ._vocabulary import CHUNK, COLUMNS
 
 _ALIGNMENT = 16  # bytes that one thread loads at a time
 _SHORT = 4  # values; a call with more of them computes them side by side
@@ -57,7 +57,7 @@ class Cuda:
         scalars = [print_stage([forms[call.form] for call in stage.calls]) if stage.calls else None for stage in stages]
         self.functions = [*kernels.values(), *forms.values(), *filter(None, scalars)]
         self._module = _modules.load(print_unit(self.functions))
-        tables = Tables(plan.slot, stages, CHUNK, dict.fromkeys(kernels, 0), dict.fromkeys(forms, 0))
+        tables = Tables(plan.slot, stages, _chunks, dict.fromkeys(kernels, 0), dict.fromkeys(forms, 0))
         self.stages = len(plan.stages)
         self.buffers = array("q", bytes(8 * plan.buffers))
         self._device, self._is_gpu = device, device.type == "cuda"
@@ -173,6 +173,14 @@ class Cuda:
         if self._stream is not None and self._stream != stream:
             stream.wait_stream(self._stream)
         self._stream = stream
+
+
+def _chunks(row: Row) -> Iterator[tuple[int, int]]:
+    if row.kernel.loop == "columns":
+        return cut_columns(row, COLUMNS)
+    if row.kernel.loop == "rows":
+        return cut(row.numel // row.extents[0], 1)
+    return cut(row.numel, CHUNK)
 
 
 def _chained(plan: Plan) -> list[Stage]:

@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Kind = Literal["input", "pointwise", "reduce", "stack", "opaque", "item"]
+from ._shapes import contiguous_stride, dense_stride
+
+Kind = Literal["input", "pointwise", "reduce", "fold", "stack", "opaque", "item"]
 
 
 class Untraceable(Exception):
@@ -57,7 +59,11 @@ class Node:
 
     An `input` is a tensor that is given; `pointwise` is computed element by element (0-dim arithmetic
     included); `reduce` makes a 0-dim tensor of a whole tensor or of a `stack`, several 0-dim tensors seen as
-    one; everything else is `opaque`, which ATen computes, or an `item` of an opaque node that returns several.
+    one; `fold` reduces over some axes; everything else is `opaque`, which ATen computes, or an `item` of an opaque
+    node that returns several.
+
+    The pointwise operator `spread` repeats a tensor along some axes. It and `fold` have the arguments
+    `(x, times, inner)`: the axes are next to each other, `times` elements in all, and those after them have `inner`.
     """
 
     kind: Kind
@@ -70,6 +76,7 @@ class Node:
     name: str  # for readers: a field of the state, or the operator
     line: str  # for readers: where the rule says so
     numel: int
+    spreads: bool  # whether kernels compute it from something spread
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,7 +91,7 @@ class Node:
     @property
     def has_memory(self) -> bool:
         """Whether it lies in a tensor when a stage begins, rather than being computed by a kernel."""
-        return self.kind in ("input", "opaque", "item")
+        return self.kind in ("input", "fold", "opaque", "item")
 
     def parents(self) -> Iterator["Node"]:
         """The nodes it is computed from."""
@@ -104,29 +111,3 @@ def _nodes_in(value: Any) -> Iterator[Node]:
     elif isinstance(value, tuple):
         for member in value:
             yield from _nodes_in(member)
-
-
-def dense_stride(x: Tensor) -> tuple[int, ...] | None:
-    """The strides of a tensor that fills its memory without holes or overlaps, in any order; else `None`.
-
-    Axes of length one, of which the stride does not matter, get that of a contiguous tensor of this order.
-    """
-    if x.is_contiguous() or x.numel() < 2:
-        return contiguous_stride(tuple(x.shape))
-    order = sorted(range(x.ndim), key=lambda axis: (x.stride(axis), axis) if x.shape[axis] > 1 else (0, axis))
-    strides, step = [0] * x.ndim, 1
-    for axis in order:
-        if x.shape[axis] > 1 and x.stride(axis) != step:
-            return None
-        strides[axis] = step
-        step *= x.shape[axis]
-    return tuple(strides)
-
-
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))

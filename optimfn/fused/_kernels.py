@@ -16,9 +16,13 @@ class Constant(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One value of a leaf program: a scalar, an element of a buffer, or an operator on earlier entries."""
+    """One value of a leaf program: a scalar, an element of a buffer, or an operator on earlier entries.
 
-    kind: Literal["scalar", "buffer", "compute"]
+    A buffer that is `spread` has fewer elements than the leaf: its op is "row" if it stays the same along the last
+    axes of the leaf, and "column" if it goes along with them.
+    """
+
+    kind: Literal["scalar", "buffer", "spread", "compute"]
     op: str
     args: tuple[int | Constant, ...]
     dtype: torch.dtype
@@ -27,19 +31,24 @@ class Entry(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What becomes of an entry: it is stored, or reduced over the leaf."""
+    """What becomes of an entry: it is stored, or reduced over what the kernel loops over."""
 
-    kind: Literal["store", "sum", "max", "min"]
+    kind: Literal["store", "sum", "mean", "max", "min"]
     entry: int
     dtype: torch.dtype
     name: str
 
 
 class Kernel(NamedTuple):
-    """The program of a leaf."""
+    """The program of a leaf.
+
+    It goes over all elements ("flat"), in runs along which what is spread stays or goes along ("runs"), or has one
+    result for each row ("rows") or column ("columns").
+    """
 
     entries: tuple[Entry, ...]
     results: tuple[Result, ...]
+    loop: Literal["flat", "runs", "rows", "columns"]
 
 
 class Form(NamedTuple):
@@ -67,11 +76,15 @@ class Chain(NamedTuple):
 
 @dataclass
 class Row:
-    """A kernel at work on one leaf."""
+    """A kernel at work on one leaf.
+
+    The extents are the length of a run, and `times` and `inner` of every spread entry; those of the fold.
+    """
 
     kernel: Kernel
     buffers: list[int]
     slots: list[int]
+    extents: list[int]
     numel: int
     reductions: list[Node]
 

@@ -8,10 +8,11 @@ What is computed on one leaf in one stage is a row; rows with the same program a
 neither how many leaves there are nor how large they are, so the C source does not depend on the model.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from . import _ops
 from ._graph import Node, Untraceable
@@ -46,11 +47,12 @@ class Plan:
             self.buffer_of[node] = self._new_buffer()
         self.nodes = _live(nodes, outputs)
         self.level: dict[Node, int] = {}
-        self.temporary: dict[Node, int] = {}  # values that an opaque node reads, and the buffer each is stored in
+        self.temporary: dict[Node, int] = {}  # values that must lie in memory, and the buffer each is stored in
+        self.folds: dict[Node, int] = {}  # and those that kernels reduce over some axes
         self.copies: list[tuple[Node, int]] = []  # outputs of dtypes without a C type, and their targets
         self.solid: set[Node] = set()  # opaque nodes whose result must be dense memory of its own
         self._set_levels()
-        self._last_opaque = max([self.level[node] for node in self.nodes if node in self.buffer_of], default=0)
+        self._last_opaque = max([self.level[node] for node in self.nodes if node.kind in ("opaque", "item")], default=0)
         self._closures: dict[tuple[Node, int], set[Node]] = {}
         self.outputs: list[Output] = []
         self._stores: list[_Store] = []
@@ -86,6 +88,13 @@ class Plan:
             levels = [self.level[parent] for parent in node.parents()]
             if node.kind == "reduce" and not node.args[0].is_scalar:
                 self.level[node] = levels[0] + 1
+            elif node.kind == "fold":
+                self.level[node] = levels[0] + 1
+                self.buffer_of[node] = self.folds[node] = self._new_buffer()
+            elif node.op == "spread" and not node.args[0].has_memory:
+                self.level[node] = levels[0] + 1
+                if node.args[0] not in self.temporary:
+                    self.temporary[node.args[0]] = self._new_buffer()
             elif node.kind in ("opaque", "item"):
                 self.level[node] = max(
                     [self.level[parent] + (not parent.has_memory) for parent in node.parents()], default=0
@@ -119,18 +128,30 @@ class Plan:
         return Output("new", buffer, node) if target is None else Output("buffer", buffer)
 
     def _delay_stores(self) -> None:
-        """Put a store off until no later stage reads what the buffer held before."""
+        """Put a store off until no later stage reads what the buffer held before.
+
+        Nor may another row of the same stage: what is spread or folded is not read by the row that writes it.
+        """
         moved = True
         while moved:
-            moved, last_read = False, dict[int, int]()
+            moved, first_free = False, dict[int, int]()
             for k in range(len(self.stages)):
-                for root in self._roots(k):
-                    for node in self._closure(root, k):
-                        if node.kind == "input":
-                            last_read[self.buffer_of[node]] = k
+                own = dict.fromkeys([node for root in self._roots(k) for node in self._closure(root, k)])
+                folded = dict.fromkeys([node for fold in self._folds(k) for node in self._closure(fold.args[0], k)])
+                spread = [node.args[0] for node in (*own, *folded) if node.op == "spread"]
+                for node in own:
+                    if node.kind == "input":
+                        first_free[self.buffer_of[node]] = k
+                for node in (*folded, *spread):
+                    if node.kind == "input":
+                        first_free[self.buffer_of[node]] = k + 1
             for store in self._stores:
-                if last_read.get(store.buffer, 0) > store.stage:
-                    store.stage, moved = last_read[store.buffer], True
+                if first_free.get(store.buffer, 0) > store.stage:
+                    store.stage, moved = first_free[store.buffer], True
+                    while len(self.stages) <= store.stage:
+                        self.stages.append(Stage())
+            if len(self.stages) > 2 * len(self.nodes) + 2:
+                raise Untraceable("leaves are overwritten with what is computed from each other's rows")
 
     # Leaves
 
@@ -138,6 +159,9 @@ class Plan:
         """What leaf kernels must compute in a stage."""
         stored = [store.node for store in self._stores if store.stage == k and not store.node.is_scalar]
         return stored + [node.args[0] for node in self._reductions(k)]
+
+    def _folds(self, k: int) -> list[Node]:
+        return [node for node in self.folds if self.level[node] == k + 1]
 
     def _reductions(self, k: int) -> list[Node]:
         return [n for n in self.nodes if n.kind == "reduce" and not n.args[0].is_scalar and self.level[n] == k + 1]
@@ -156,7 +180,7 @@ class Plan:
             node = queue.pop()
             if node not in seen:
                 seen.add(node)
-                if not self._is_given(node, k):
+                if not self._is_given(node, k) and node.op != "spread":
                     queue.extend(node.parents())
         return seen
 
@@ -167,11 +191,12 @@ class Plan:
         for i, root in enumerate(roots):
             node = root.node if isinstance(root, _Store) else root.args[0]
             for other in self._closure(node, k):
-                if not other.is_scalar and other.op != "fill":
+                if not other.is_scalar and other.op not in ("fill", "spread"):
                     groups.join(i, self.buffer_of.get(other, other))
             if isinstance(root, _Store):
                 groups.join(i, root.buffer)
         rows = [self._row(k, [roots[i] for i in group]) for group in groups.members()]
+        rows += [self._row(k, [fold]) for fold in self._folds(k)]
         # Rows of one kernel side by side: its code stays in the cache.
         order = {kernel: i for i, kernel in enumerate({row.kernel: None for row in rows})}
         return sorted(rows, key=lambda row: order[row.kernel])
@@ -182,6 +207,7 @@ class Plan:
         lines: list[str] = []
         buffers: list[int] = []
         slots: list[int] = []
+        spreads: list[tuple[int, int]] = []
 
         def visit(value: Any) -> int | Constant:
             if not isinstance(value, Node):
@@ -198,8 +224,13 @@ class Plan:
                 slots.append(self.slot[node])
                 return Entry("scalar", "", (), node.dtype, node.dtype, node.name)
             if self._is_given(node, k):
-                buffers.append(self.temporary[node] if node in self.temporary else self.buffer_of[node])
+                buffers.append(self._buffer(node))
                 return Entry("buffer", "", (), node.dtype, node.dtype, node.name)
+            if node.op == "spread":
+                source, times, inner = node.args
+                buffers.append(self._buffer(source))
+                spreads.append((times, inner))
+                return Entry("spread", "row" if inner == 1 else "column", (), node.dtype, node.dtype, source.name)
             args = node.args[:1] if node.op == "fill" else node.args
             return Entry("compute", node.op, tuple([visit(x) for x in args]), node.dtype, node.compute, node.name)
 
@@ -207,6 +238,8 @@ class Plan:
         reductions: list[Node] = []
         targets: list[int] = []
         sizes = set()
+        loop: Literal["flat", "runs", "rows", "columns"] = "flat"
+        extents: list[int] = []
         for root in roots:
             node = root.node if isinstance(root, _Store) else root.args[0]
             sizes.add(node.numel)
@@ -215,14 +248,24 @@ class Plan:
             if isinstance(root, _Store):
                 results.append(Result("store", entry, node.dtype, root.name))
                 targets.append(root.buffer)
+                continue
+            results.append(Result(root.op, entry, root.dtype, root.name))
+            if root.kind == "fold":
+                targets.append(self.folds[root])
+                loop, extents = ("rows" if root.args[2] == 1 else "columns"), [*root.args[1:]]
             else:
-                results.append(Result(root.op, entry, root.dtype, root.name))
                 reductions.append(root)
         if len(sizes) > 1:
             raise Untraceable(f"leaves of {sorted(sizes)} elements are computed together")
-        kernel = Kernel(tuple(entries), tuple(results))
+        if spreads:
+            run = math.gcd(*(times if inner == 1 else inner for times, inner in spreads))
+            loop, extents = "runs", [run, *(extent for spread in spreads for extent in spread)]
+        kernel = Kernel(tuple(entries), tuple(results), loop)
         self.lines.setdefault(kernel, lines)
-        return Row(kernel, buffers + targets, slots, sizes.pop(), reductions)
+        return Row(kernel, buffers + targets, slots, extents, sizes.pop(), reductions)
+
+    def _buffer(self, node: Node) -> int:
+        return self.temporary[node] if node in self.temporary else self.buffer_of[node]
 
     # 0-dim values
 

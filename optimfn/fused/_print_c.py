@@ -4,12 +4,15 @@ Every kernel is a function of its own, under a name made of what it computes and
 plans share what they have in common. The driver below runs any plan; all it knows of one are tables.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 
 from . import _ops
+from ._driver import DRIVER, HEADER
 from ._kernels import Constant, Entry, Form, Kernel
 from ._print import Function, comment
 
@@ -29,206 +32,149 @@ _COMPUTE = {
 }  # the type that values have in registers
 _MEMORY = {**_COMPUTE, torch.bfloat16: "uint16_t", torch.float16: "_Float16"}  # and in memory
 
-HEADER = r"""
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#ifdef __clang__
-#define RARELY __attribute__((noinline))
-#else
-#define RARELY __attribute__((noinline, optimize("no-tree-vectorize", "no-unroll-loops")))
-#endif
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-#define FMA(a, b, c) fma(a, b, c)
-#define FMAf(a, b, c) fmaf(a, b, c)
-#else
-#define FMA(a, b, c) ((a) * (b) + (c))
-#define FMAf(a, b, c) ((a) * (b) + (c))
-#endif
-/* NaN wins, as in ATen. */
-#define MAXIMUM(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
-#define MINIMUM(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
-#define SIGN(a) (((a) > 0) - ((a) < 0))
-#define SELECT(condition, a, b) ((condition) ? (a) : (b))
-#define DIVIDE(a, b) ((a) / (b))
-#define RECIPROCAL(a) (1 / (a))
-#define QUOTIENT(a, b) ((a) / (b))
-#define NOT(a) (!(a))
-#define AND(a, b) ((a) && (b))
-#define OR(a, b) ((a) || (b))
-#define HALF 0.5
-#define HALFf 0.5f
-#define ROUND_BFLOAT16(a) from_bfloat16(to_bfloat16(a))
-#define ROUND_FLOAT16(a) ((float)(_Float16)(a))
-
-typedef union { float f; double d; int64_t i; } Value;
-
-typedef struct {  /* a part of a leaf */
-  int64_t kernel, buffers, slots;  /* address; positions in the tables */
-  int64_t partial, partial_step;   /* where the partial results go */
-  int64_t start, count;            /* elements */
-} Chunk;
-
-typedef struct {  /* a 0-dim value made of partial results */
-  int64_t slot, partial, count, how, dtype;
-} Combine;
-
-typedef struct {  /* 0-dim arithmetic of one form */
-  int64_t form, rows, count;
-} Call;
-
-typedef struct {
-  int64_t combines, n_combines, calls, n_calls, chunks, n_chunks, elements;
-} Stage;
-
-typedef struct {
-  void **buffers;
-  Value *values;
-  double *partials;
-  const int64_t *table, *rows;
-  const Combine *combines;
-  const Call *calls;
-  const Chunk *chunks;
-  const Stage *stages;
-} Plan;
-
-static inline float from_bfloat16(uint16_t x) {
-  uint32_t bits = (uint32_t)x << 16;
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-static inline uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-}
-static inline double modulo(double a, double b) {
-  double rest = fmod(a, b);
-  return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;
-}
-static inline float modulof(float a, float b) {
-  float rest = fmodf(a, b);
-  return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;
-}
-#pragma omp declare reduction(greatest : double : omp_out = MAXIMUM(omp_in, omp_out)) initializer(omp_priv = -INFINITY)
-#pragma omp declare reduction(least : double : omp_out = MINIMUM(omp_in, omp_out)) initializer(omp_priv = INFINITY)
-""".lstrip()
-
-DRIVER = r"""
-static void combine(const Plan *plan, const Combine *c) {
-  const double *part = plan->partials + c->partial;
-  const int truth = c->dtype == 2;  /* of nothing, any is false and all is true */
-  double all = c->how == 0 ? 0 : c->how == 1 ? (truth ? 0 : -INFINITY) : (truth ? 1 : INFINITY);
-  for (int64_t i = 0; i < c->count; i++)
-    all = c->how == 0 ? all + part[i] : c->how == 1 ? MAXIMUM(part[i], all) : MINIMUM(part[i], all);
-  Value *value = plan->values + c->slot;
-  switch (c->dtype) {
-    case 0: value->d = all; break;
-    case 1: value->f = (float)all; break;
-    default: value->i = (int64_t)all;
-  }
-}
-
-void run(const Plan *plan, int64_t first, int64_t last, int64_t threads) {
-  for (int64_t k = first; k < last; k++) {
-    const Stage *stage = plan->stages + k;
-    for (int64_t i = 0; i < stage->n_combines; i++) combine(plan, plan->combines + stage->combines + i);
-    for (int64_t i = 0; i < stage->n_calls; i++) {
-      const Call *call = plan->calls + stage->calls + i;
-      ((void (*)(const Plan *, const int64_t *, int64_t))call->form)(plan, plan->rows + call->rows, call->count);
-    }
-    const Chunk *chunks = plan->chunks + stage->chunks;
-    const int64_t n = stage->n_chunks, useful = stage->elements / 16384;
-    const int team = (int)(useful < 1 ? 1 : useful < threads ? useful : threads);
-    #pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-    for (int64_t i = 0; i < n; i++)
-      ((void (*)(const Plan *, const Chunk *))chunks[i].kernel)(plan, chunks + i);
-  }
-}
-
-/* Whether memory that is only read overlaps memory that is written. `spans` holds starts and ends, sorted. */
-int64_t clash(const int64_t *spans, int64_t n_spans, const int64_t *starts, const int64_t *sizes, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    int64_t low = 0, high = n_spans;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (spans[2 * middle + 1] <= starts[i]) low = middle + 1; else high = middle;
-    }
-    if (low < n_spans && sizes[i] > 0 && spans[2 * low] < starts[i] + sizes[i]) return 1;
-  }
-  return 0;
-}
-""".lstrip()
-
 
 def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
     """A leaf program as a function of one chunk."""
-    loads, body, names = [], [], []  # a name of an entry ends in its number, so no other name may
-    buffers = slots = 0
+    # A name of an entry ends in its number, so no other name may.
+    loads, runs, body, ends = list[str](), list[str](), list[str](), list[str]()
+    names: list[str] = []
+    start = "" if kernel.loop in ("rows", "columns") else " + start"
+    slots = sum(entry.kind == "scalar" for entry in kernel.entries)
+    extents = (f"plan->table[chunk->slots + {slots + k}]" for k in itertools.count())
+    buffers, scalars = itertools.count(), itertools.count()
+    if kernel.loop != "flat":
+        loads.append(f"const int64_t {'run' if kernel.loop == 'runs' else 'times'} = {next(extents)};")
+    if kernel.loop == "columns":
+        loads.append(f"const int64_t inner = {next(extents)};")
     for number, entry in enumerate(kernel.entries):
         name = f"{entry.name}{number}"
         names.append(name)
         kind, memory = _COMPUTE[entry.dtype], _MEMORY[entry.dtype]
         if entry.kind == "scalar":
-            value = f"plan->values[plan->table[chunk->slots + {slots}]].{_field(entry.dtype)}"
+            value = f"plan->values[plan->table[chunk->slots + {next(scalars)}]].{_field(entry.dtype)}"
             loads.append(f"const {kind} {name} = {value};")
-            slots += 1
         elif entry.kind == "buffer":
-            loads.append(f"const {memory} *{name}_at = {_pointer(memory, buffers)};")
+            loads.append(f"const {memory} *{name}_at = {_pointer(memory, next(buffers))}{start};")
             body.append(f"const {kind} {name} = {_load(entry.dtype, f'{name}_at[i]')};")
-            buffers += 1
+        elif entry.kind == "spread":
+            loads.append(f"const {memory} *{name}_of = {_pointer(memory, next(buffers))};")
+            loads.append(f"const int64_t {name}_times = {next(extents)}, {name}_inner = {next(extents)};")
+            if entry.op == "row":
+                runs.append(f"const {kind} {name} = {_load(entry.dtype, f'{name}_of[place / {name}_times]')};")
+            else:
+                first = f"place / ({name}_times * {name}_inner) * {name}_inner + place % {name}_inner"
+                runs.append(f"const {memory} *{name}_at = {name}_of + {first};")
+                body.append(f"const {kind} {name} = {_load(entry.dtype, f'{name}_at[i - from]')};")
         else:
             text = _expression(entry, kernel.entries, names)
             body.append(f"const {kind} {name} = {text};{comment('//', lines_of_rule[number])}")
     halves = any(e.kind == "buffer" and e.dtype in (torch.float16, torch.bfloat16) for e in kernel.entries)
-    sums: list[tuple[str, str]] = []
-    folds: list[tuple[str, str]] = []
-    ends: list[str] = []
+    totals: list[_Total] = []
     for number, result in enumerate(kernel.results):
         value = names[result.entry]
         if result.kind == "store":
-            memory, place = _MEMORY[result.dtype], f"new_{result.name}{number}_to"
-            loads.append(f"{memory} *{place} = {_pointer(memory, buffers)};")
+            place = f"new_{result.name}{number}_to"
+            loads.append(f"{_MEMORY[result.dtype]} *{place} = {_pointer(_MEMORY[result.dtype], next(buffers))}{start};")
             body.append(f"{place}[i] = {_store(result.dtype, value)};")
-            buffers += 1
             continue
-        whole = f"{result.kind}{number}_all"
-        ends.append(f"plan->partials[chunk->partial + {len(ends)} * chunk->partial_step] = {whole};")
-        if result.kind == "sum":
-            # Compilers do not spread sums of halves over lanes, and one long sum in float loses three bits.
-            sums.append((f"sum{number}", "double" if halves else _COMPUTE[kernel.entries[result.entry].dtype]))
-            loads.append(f"double {whole} = 0;")
-            body.append(f"sum{number}_part += {value};")
+        # Compilers do not spread sums of halves over lanes, and one long sum in float loses three bits.
+        kind = "double" if halves else _COMPUTE[kernel.entries[result.entry].dtype]
+        totals.append(_Total(f"{result.kind}{number}", "sum" if result.kind == "mean" else result.kind, value, kind))
+        if kernel.loop in ("rows", "columns"):
+            loads.append(f"{_MEMORY[result.dtype]} *to = {_pointer(_MEMORY[result.dtype], next(buffers))};")
+            loads.append(f"const double share = {'1.0 / times' if result.kind == 'mean' else '1'};")
         else:
-            folds.append((whole, "greatest" if result.kind == "max" else "least"))
-            loads.append(f"double {whole} = {'-INFINITY' if result.kind == 'max' else 'INFINITY'};")
-            body.append(f"{whole} = {'MAXIMUM' if result.kind == 'max' else 'MINIMUM'}((double){value}, {whole});")
+            ends.append(f"plan->partials[chunk->partial + {len(ends)} * chunk->partial_step] = {totals[-1].name}_all;")
     stem = "_".join(dict.fromkeys(result.name for result in kernel.results))
-    lines = [*loads, *_loop(body, sums, folds), *ends]
+    lines = [*loads, *_loop(kernel.loop, runs, body, totals), *ends]
     head = "void $(const Plan *plan, const Chunk *chunk) {\n  const int64_t start = chunk->start, n = chunk->count;\n"
     return Function.named(stem, head + "".join(f"  {line}\n" for line in lines) + "}\n")
 
 
-def _loop(body: Sequence[str], sums: Sequence[tuple[str, str]], folds: Sequence[tuple[str, str]]) -> list[str]:
-    """The loop over the elements; with sums, a loop over blocks of them."""
-    clauses = [f" reduction(+ : {name}_part)" for name, _ in sums] + [
-        f" reduction({how} : {all_})" for all_, how in folds
+class _Total(NamedTuple):
+    """Something that a kernel reduces: `{name}_all`, and for sums `{name}_part` of one block."""
+
+    name: str
+    how: str
+    value: str
+    kind: str
+
+    @property
+    def empty(self) -> str:
+        return {"sum": "0", "max": "-INFINITY", "min": "INFINITY"}[self.how]
+
+    def add(self, to: str) -> str:
+        if self.how == "sum":
+            return f"{to} += {self.value};"
+        return f"{to} = {'MAXIMUM' if self.how == 'max' else 'MINIMUM'}((double){self.value}, {to});"
+
+
+def _loop(loop: str, runs: Sequence[str], body: Sequence[str], totals: Sequence[_Total]) -> list[str]:
+    """The loops over the elements."""
+    if loop == "columns":
+        return _loop_over_columns(body, *totals)
+    starts = [f"double {total.name}_all = {total.empty};" for total in totals]
+    if loop == "rows":
+        inner = _loop_over_blocks("out * times", "(out + 1) * times", "", [], body, totals)
+        inner = [*starts, *inner, f"to[out] = {totals[0].name}_all * share;"]
+        return ["for (int64_t out = start; out < start + n; out++) {", *(f"  {line}" for line in inner), "}"]
+    if loop == "runs":
+        runs = ["const int64_t place = start + from;", *runs]
+        return [*starts, *_loop_over_blocks("0", "n", "run - (start + from) % run", runs, body, totals)]
+    if not any(total.how == "sum" for total in totals):
+        return [*starts, *_simd("0", "n", body, totals)]
+    return [*starts, *_loop_over_blocks("0", "n", "", [], body, totals)]
+
+
+def _loop_over_blocks(
+    start: str, end: str, most: str, first: Sequence[str], body: Sequence[str], totals: Sequence[_Total]
+) -> list[str]:
+    """A loop over parts that are summed by themselves, and no longer than `most`."""
+    sums = [total for total in totals if total.how == "sum"]
+    size = f"{end} - from"
+    if sums:
+        size = f"LEAST({size}, {BLOCK})"
+    if most:
+        size = f"LEAST({size}, {most})"
+    lines = [
+        *first,
+        *(f"{total.kind} {total.name}_part = 0;" for total in sums),
+        *_simd("from", "to_", body, totals),
+        *(f"{total.name}_all += {total.name}_part;" for total in sums),
     ]
-    simd = f"#pragma omp simd{''.join(clauses)}"
-    if not sums:
-        return [simd, "for (int64_t i = 0; i < n; i++) {", *(f"  {line}" for line in body), "}"]
     return [
-        f"for (int64_t from = 0; from < n; from += {BLOCK}) {{",
-        f"  const int64_t to = n - from < {BLOCK} ? n : from + {BLOCK};",
-        *(f"  {kind} {name}_part = 0;" for name, kind in sums),
-        f"  {simd}",
-        "  for (int64_t i = from; i < to; i++) {",
-        *(f"    {line}" for line in body),
-        "  }",
-        *(f"  {name}_all += {name}_part;" for name, _ in sums),
+        f"for (int64_t from = {start}, to_; from < {end}; from = to_) {{",
+        f"  to_ = from + {size};",
+        *(f"  {line}" for line in lines),
         "}",
+    ]
+
+
+def _simd(start: str, end: str, body: Sequence[str], totals: Sequence[_Total]) -> list[str]:
+    """The innermost loop."""
+    clauses, adds = "", []
+    for total in totals:
+        name = f"{total.name}_part" if total.how == "sum" else f"{total.name}_all"
+        clauses += f" reduction({ {'sum': '+', 'max': 'greatest', 'min': 'least'}[total.how] } : {name})"
+        adds.append(total.add(name))
+    head = f"for (int64_t i = {start}; i < {end}; i++) {{"
+    return [f"#pragma omp simd{clauses}", head, *(f"  {line}" for line in [*body, *adds]), "}"]
+
+
+def _loop_over_columns(body: Sequence[str], total: _Total) -> list[str]:
+    """Row after row into the results of all columns."""
+    return [
+        f"double all[{BLOCK}];",
+        f"for (int64_t c = 0; c < n; c++) all[c] = {total.empty};",
+        "const int64_t first = start / inner * inner * times + start % inner;",
+        "for (int64_t from = first; from < first + times * inner; from += inner) {",
+        "  #pragma omp simd",
+        "  for (int64_t i = from; i < from + n; i++) {",
+        *(f"    {line}" for line in body),
+        f"    {total.add('all[i - from]')}",
+        "  }",
+        "}",
+        "for (int64_t c = 0; c < n; c++) to[start + c] = all[c] * share;",
     ]
 
 
@@ -283,7 +229,7 @@ def print_unit(functions: Iterable[Function]) -> str:
 
 
 def _pointer(memory: str, position: int) -> str:
-    return f"({memory} *)plan->buffers[plan->table[chunk->buffers + {position}]] + start"
+    return f"({memory} *)plan->buffers[plan->table[chunk->buffers + {position}]]"
 
 
 def _expression(entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ so that nothing is ever read back and a step can be captured.
 A slot of `values` holds every floating-point dtype as float64, which is exact; `whole` is the same memory as int64.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -39,57 +40,78 @@ _MEMORY = {
 
 def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
     """A leaf program as a function of one chunk for each program of the grid."""
-    loads, body, names = [], [], []  # a name of an entry ends in its number, so no other name may
-    buffers = slots = 0
+    # A name of an entry ends in its number, so no other name may.
+    loads, body, adds, ends = list[str](), list[str](), list[str](), list[str]()
+    names: list[str] = []
+    folds = kernel.loop in ("rows", "columns")
+    start = "" if folds else " + start"
+    slots = sum(entry.kind == "scalar" for entry in kernel.entries)
+    extents = (f"tl.load(slots + {slots + k}).to(tl.int32)" for k in itertools.count(0 if folds else 1))
+    buffers, scalars = itertools.count(), itertools.count()
+    if folds:
+        loads += [f"times = {next(extents)}", f"inner = {next(extents)}"]
     for number, entry in enumerate(kernel.entries):
         name = f"{entry.name}{number}"
         names.append(name)
         if entry.kind == "scalar":
-            loads.append(
-                f"{name} = tl.load({_slots(entry.dtype)} + tl.load(slots + {slots})).to({_COMPUTE[entry.dtype]})"
-            )
-            slots += 1
+            value = f"tl.load({_slots(entry.dtype)} + tl.load(slots + {next(scalars)}))"
+            loads.append(f"{name} = {value}.to({_COMPUTE[entry.dtype]})")
         elif entry.kind == "buffer":
-            loads.append(f"{name}_at = {_pointer(entry.dtype, buffers)}")
+            loads.append(f"{name}_at = {_pointer(entry.dtype, next(buffers))}{start}")
             body.append(f"{name} = {_load(entry.dtype, f'tl.load({name}_at + i, mask=mask)')}")
-            buffers += 1
+        elif entry.kind == "spread":
+            loads.append(f"{name}_of = {_pointer(entry.dtype, next(buffers))}")
+            loads += [f"{name}_times = {next(extents)}", f"{name}_inner = {next(extents)}"]
+            place = f"place // ({name}_times * {name}_inner) * {name}_inner + place % {name}_inner"
+            place = f"place // {name}_times" if entry.op == "row" else place
+            body.append(f"{name} = {_load(entry.dtype, f'tl.load({name}_of + {place}, mask=mask)')}")
         else:
             body.append(f"{name} = {_expression(entry, kernel.entries, names)}{comment('#', lines_of_rule[number])}")
-    ends: list[str] = []
     for number, result in enumerate(kernel.results):
         value = names[result.entry]
         if result.kind == "store":
             place = f"new_{result.name}{number}_to"
-            loads.append(f"{place} = {_pointer(result.dtype, buffers)}")
+            loads.append(f"{place} = {_pointer(result.dtype, next(buffers))}{start}")
             body.append(f"tl.store({place} + i, {_store(result.dtype, value)}, mask=mask)")
-            buffers += 1
             continue
-        part, to = f"{result.kind}{number}_part", f"partials + partial + {len(ends)} * step"
-        if result.kind == "sum":
-            loads.append(f"{part} = tl.zeros((BLOCK,), {_COMPUTE[kernel.entries[result.entry].dtype]})")
-            body.append(f"{part} += tl.where(i < count, {value}, 0.0)")
-            ends.append(f"tl.store({to}, tl.sum({part}.to(tl.float64), 0))")
+        part = f"{result.kind}{number}_part"
+        kind = _COMPUTE[kernel.entries[result.entry].dtype] if result.kind in ("sum", "mean") else "tl.float64"
+        empty, step, total = _FOLDS[result.kind]
+        shape = "(TILE, COLUMNS)" if kernel.loop == "columns" else "(BLOCK,)"
+        loads.append(f"{part} = tl.full({shape}, {empty}, {kind})")
+        adds.append(f"{part} = {step.format(part, f'tl.where(keep, {value}.to({kind}), {empty})')}")
+        total = total.format(f"{part}.to(tl.float64)")
+        if folds:
+            ends.append(f"to = {_pointer(result.dtype, next(buffers))}")
+            ends.append(f"tl.store(to + {_TO[kernel.loop]}, {total}.to({_MEMORY[result.dtype]}){_AND[kernel.loop]})")
         else:
-            fold, worst = ("MAXIMUM", "-INFINITY") if result.kind == "max" else ("MINIMUM", "INFINITY")
-            loads.append(f"{part} = tl.full((BLOCK,), {worst}, tl.float64)")
-            body.append(f"{part} = {fold}(tl.where(i < count, {value}.to(tl.float64), {worst}), {part})")
-            ends.append(f"tl.store({to}, ALL_{fold}({part}))")
+            ends.append(f"tl.store(partials + partial + {len(ends)} * step, {total})")
     stem = "_".join(dict.fromkeys(result.name for result in kernel.results))
-    inner = [
-        *loads,
-        "for first in range(0, count if MASKED else CHUNK, BLOCK):",
-        *(f"    {line}" for line in _HEAD + body),
-    ]
-    lines = "".join(f"    {line}\n" for line in [*inner, *ends])
-    return Function.named(stem, _KERNEL + lines)
+    if kernel.loop == "runs":
+        body = ["place = (start + i).to(tl.int32)", *body]
+    head, loop = (_HEADS[kernel.loop], _LOOPS[kernel.loop]) if folds else (_HEADS["flat"], _LOOPS["flat"])
+    inner = [*loads, *loop, *(f"    {line}" for line in [*body, *adds]), *ends]
+    return Function.named(stem, head + "".join(f"    {line}\n" for line in inner))
 
 
-_HEAD = ["i = first + tl.arange(0, BLOCK)", "mask = i < count if MASKED else None"]
-_KERNEL = """
+_FOLDS = {  # the value of nothing, a step, and the end
+    "sum": ("0.0", "{0} + {1}", "tl.sum({0}, 0)"),
+    "mean": ("0.0", "{0} + {1}", "tl.sum({0}, 0) / times"),
+    "max": ("-INFINITY", "MAXIMUM({1}, {0})", "ALL_MAXIMUM({0})"),
+    "min": ("INFINITY", "MINIMUM({1}, {0})", "ALL_MINIMUM({0})"),
+}
+_SIGNATURE = """
 @triton.jit(do_not_specialize=["begin"])
 def $(buffers, table, values, whole, partials, chunks, begin, ALIGNMENT: tl.constexpr):
     chunk = chunks + 7 * (begin + tl.program_id(0))
-    if tl.load(chunk + 6) == CHUNK:  # most are whole, and need no mask
+"""
+_READ_CHUNK = """    places = table + tl.load(chunk + 1)
+    slots = table + tl.load(chunk + 2)
+    start = tl.load(chunk + 5)
+    count = tl.load(chunk + 6)
+"""
+_HEADS = {
+    "flat": f"""{_SIGNATURE}    if tl.load(chunk + 6) == CHUNK:  # most are whole, and need no mask
         part_of_$(buffers, table, values, whole, partials, chunk, ALIGNMENT, False)
     else:
         part_of_$(buffers, table, values, whole, partials, chunk, ALIGNMENT, True)
@@ -97,13 +119,37 @@ def $(buffers, table, values, whole, partials, chunks, begin, ALIGNMENT: tl.cons
 
 @triton.jit
 def part_of_$(buffers, table, values, whole, partials, chunk, ALIGNMENT: tl.constexpr, MASKED: tl.constexpr):
-    places = table + tl.load(chunk + 1)
-    slots = table + tl.load(chunk + 2)
+{_READ_CHUNK}    start = tl.multiple_of(start, CHUNK)
     partial = tl.load(chunk + 3)
     step = tl.load(chunk + 4)
-    start = tl.multiple_of(tl.load(chunk + 5), CHUNK)
-    count = tl.load(chunk + 6)
-"""
+""",
+    "rows": _SIGNATURE + _READ_CHUNK,
+    "columns": _SIGNATURE + _READ_CHUNK,
+}
+_LOOPS = {
+    "flat": [
+        "for first in range(0, count if MASKED else CHUNK, BLOCK):",
+        "    i = first + tl.arange(0, BLOCK)",
+        "    keep = i < count",
+        "    mask = keep if MASKED else None",
+    ],
+    "rows": [
+        "for first in range(0, times, BLOCK):",
+        "    keep = first + tl.arange(0, BLOCK) < times",
+        "    mask = keep",
+        "    i = start * times + first + tl.arange(0, BLOCK)",
+    ],
+    "columns": [
+        "column = tl.arange(0, COLUMNS)[None, :]",
+        "for first in range(0, times, TILE):",
+        "    row = first + tl.arange(0, TILE)[:, None]",
+        "    keep = (row < times) & (column < count)",
+        "    mask = keep",
+        "    i = start // inner * inner * times + start % inner + row * inner + column",
+    ],
+}
+_TO = {"rows": "start", "columns": "start + tl.arange(0, COLUMNS)"}  # where results go
+_AND = {"rows": "", "columns": ", mask=tl.arange(0, COLUMNS) < count"}
 
 
 def print_form(form: Form) -> Function:
@@ -254,7 +300,7 @@ def _expression(entry: Entry, entries: Sequence[Entry], names: Sequence[str]) ->
 
 def _pointer(dtype: torch.dtype, position: int) -> str:
     address = f"tl.load(buffers + tl.load(places + {position})).to(tl.pointer_type({_MEMORY[dtype]}))"
-    return f"tl.multiple_of({address}, ALIGNMENT) + start"
+    return f"tl.multiple_of({address}, ALIGNMENT)"
 
 
 def _slots(dtype: torch.dtype) -> str:

@@ -15,9 +15,10 @@ from torch.autograd.graph import increment_version
 
 from ._cpu import Cpu
 from ._cuda import Cuda
-from ._graph import Layout, Misfit, Node, StepAside, dense_stride
+from ._graph import Layout, Misfit, Node, StepAside
 from ._plan import Plan
 from ._process import Process
+from ._shapes import dense_stride
 from ._trace import Graph
 
 _dtype, _shape, _device = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("device")
@@ -108,7 +109,7 @@ class Program:
             for i, x in enumerate(inputs)
             if dense_stride(x) is None or x.device != self._device
         }
-        self._temporary = {node: node.layout.empty(self._device) for node in plan.temporary}
+        self._temporary = {node: node.layout.empty(self._device) for node in (*plan.temporary, *plan.folds)}
         self._new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
         self._opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
         self._pointers: list[int] = []
@@ -116,7 +117,7 @@ class Program:
         self._pack = struct.Struct(f"{self._count - fixed}q")
         self._machine = MACHINES[self._device.type](plan, self._device)
         self._buffers = self._machine.buffers
-        for node, buffer in plan.temporary.items():
+        for node, buffer in (plan.temporary | plan.folds).items():
             self._buffers[buffer] = self._temporary[node].data_ptr()
         self._sizes = array("q", [x.nbytes for x in inputs])
         Process.give_lock(self)
@@ -212,7 +213,7 @@ class Program:
                 return x
             if x.kind == "input":
                 return inputs[self.plan.buffer_of[x]].detach()
-            return values[x] if x.has_memory else self._temporary[x]
+            return self._temporary[x] if x in self._temporary else values[x]
 
         if node.kind == "item":
             result = values[node.args[0]][node.op]

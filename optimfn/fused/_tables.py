@@ -1,7 +1,7 @@
 """A plan as the tables that generated code reads, all of int64."""
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,6 +13,18 @@ from ._kernels import Call, Chain, Form, Kernel, Row, Stage
 CHUNK_FIELDS, CALL_FIELDS, COMBINE_FIELDS = 7, 3, 5
 _HOW = {"sum": 0, "max": 1, "min": 2}
 _KIND = {torch.float64: 0, torch.float32: 1}  # others are truth values
+
+
+def cut(size: int, part: int) -> Iterator[tuple[int, int]]:
+    """Start and size of every part of something, all but the last of one size."""
+    return ((start, min(part, size - start)) for start in range(0, size, part))
+
+
+def cut_columns(row: Row, part: int) -> Iterator[tuple[int, int]]:
+    """The results of a fold over columns: no chunk goes beyond those of one matrix."""
+    times, inner = row.extents
+    for first in range(0, row.numel // times, inner):
+        yield from ((first + start, size) for start, size in cut(inner, part))
 
 
 class Extent(NamedTuple):
@@ -38,7 +50,7 @@ class Tables:
     Args:
         slot: The slot of each 0-dim value.
         stages: The stages of a plan.
-        chunk: How many elements of a leaf are worked on at a time.
+        cut: Where to cut a row of a plan into chunks: the start and the size of each.
         kernels: What stands in the tables for each kernel.
         forms: And for each form.
     """
@@ -47,12 +59,12 @@ class Tables:
         self,
         slot: Mapping[Node, int],
         stages: Iterable[Stage],
-        chunk: int,
+        cut: Callable[[Row], Iterable[tuple[int, int]]],
         kernels: Mapping[Kernel, int],
         forms: Mapping[Form | Chain, int],
     ) -> None:
-        self._slot, self._chunk, self._kernels, self._forms = slot, chunk, kernels, forms
-        self.places = array("q")  # numbers of buffers and slots, row after row
+        self._slot, self._cut, self._kernels, self._forms = slot, cut, kernels, forms
+        self.places = array("q")  # numbers of buffers and slots, and extents, row after row
         self.rows = array("q")  # slots and buffers of 0-dim arithmetic
         self.chunks = array("q")  # kernel; positions of buffers and slots; partial result, its step; start, count
         self.calls = array("q")  # form, position of its rows, their number
@@ -94,11 +106,11 @@ class Tables:
         positions = len(self.places), len(self.places) + len(row.buffers)
         self.places.extend(row.buffers)
         self.places.extend(row.slots)
-        parts = -(-row.numel // self._chunk)
-        for part in range(parts):
-            start = part * self._chunk
-            self.chunks.extend((self._kernels[row.kernel], *positions, self.partials + part, parts))
-            self.chunks.extend((start, min(self._chunk, row.numel - start)))
+        self.places.extend(row.extents)
+        chunks = list(self._cut(row))
+        parts = len(chunks)
+        for part, chunk in enumerate(chunks):
+            self.chunks.extend((self._kernels[row.kernel], *positions, self.partials + part, parts, *chunk))
         combines = []
         for node in row.reductions:
             combines.append((self._slot[node], self.partials, parts, _HOW[node.op], _KIND.get(node.dtype, 2)))

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _ops
-from ._graph import Kind, Layout, Misshapen, Node, Untraceable, contiguous_stride
+from ._graph import Kind, Layout, Misshapen, Node, Untraceable
 from ._infer import infer, key, line_of_rule
+from ._shapes import all_axes, axes_between, contiguous_stride, without
 
 _SAME = {"detach", "alias", "lift_fresh", "lift"}  # a trace has no versions, so these change nothing
 _FILLED: dict[str, float | None] = {  # the number, or None for that in the arguments
@@ -34,6 +35,8 @@ _FILLED: dict[str, float | None] = {  # the number, or None for that in the argu
     "scalar_tensor": None,
 }
 _REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min", "max": "max", "min": "min", "mean": "mean"}
+_VIEWS = {"view", "_unsafe_view", "unsqueeze", "squeeze"}
+_MANY = 2**31  # elements; indices of kernels that spread and fold are 32 bits on some devices
 _TRUTH_REDUCTIONS = {"all": "min", "any": "max"}
 
 
@@ -214,35 +217,67 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
             return None
         if name == "linalg_vector_norm":
             order, axes, keepdim = (*args[1:], *(2, None, False)[len(args) - 1 :])[:3]
-            whole = axes is None or (not keepdim and _all_axes(axes, x))
-            return self._norm(x, order, kwargs.get("dtype")) if whole and not keepdim else None
+            whole = not keepdim and (axes is None or all_axes(axes, x.layout.shape))
+            return self._norm(x, order, kwargs.get("dtype"), None if whole else (axes or (), keepdim))
         if name in _TRUTH_REDUCTIONS and len(args) == 1 and x.dtype == torch.bool:
             return self._reduce(_TRUTH_REDUCTIONS[name], x)
         if name not in _REDUCTIONS or not x.dtype.is_floating_point or set(kwargs) - {"dtype"}:
             return None
-        if len(args) > 2 or (len(args) == 2 and not _all_axes(args[1], x)):
-            return None
         if func.__name__ in ("max.other", "min.other", "max.dim", "min.dim"):
             return None
+        axes, keepdim = (*args[1:], None, False)[:2]
         if kwargs.get("dtype") is not None:
             x = self._cast(x, kwargs["dtype"])
         kind = _REDUCTIONS[name]
+        if len(args) > 2 or (len(args) == 2 and not all_axes(axes, x.layout.shape)):
+            return self._fold(kind, x, axes, keepdim)
         # ATen accumulates low precision in float32 and rounds once, at the end.
         total = self._reduce("sum" if kind == "mean" else kind, self._cast(x, _wide(x.dtype)))
         if kind == "mean":
             total = self._apply("div", total.dtype, total, float(x.numel))
         return self._cast(total, x.dtype)
 
-    def _norm(self, x: Node, order: Any, dtype: torch.dtype | None) -> Node | None:
+    def _norm(self, x: Node, order: Any, dtype: torch.dtype | None, axes: Any) -> Node | None:
+        """A norm of the whole tensor, or if `axes` are given with the choice to keep them, along these."""
         if order not in (1, 2, math.inf) or not x.dtype.is_floating_point:
+            return None
+        if axes is not None and (x.kind == "stack" or not self._can_fold(x, *axes)):
             return None
         result = dtype or x.dtype
         wide = self._cast(x, _wide(result))
-        if order == 2:
-            total = self._reduce("sum", self._apply("square", wide.dtype, wide))
-            return self._cast(self._apply("sqrt", total.dtype, total), result)
-        size = self._apply("abs", wide.dtype, wide)
-        return self._cast(self._reduce("sum" if order == 1 else "max", size), result)
+        size = self._apply("square" if order == 2 else "abs", wide.dtype, wide)
+        kind = "max" if order == math.inf else "sum"
+        total = self._reduce(kind, size) if axes is None else self._fold(kind, size, *axes)
+        assert total is not None
+        return self._cast(self._apply("sqrt", total.dtype, total) if order == 2 else total, result)
+
+    def _can_fold(self, x: Node, axes: Any, keepdim: bool) -> bool:
+        shape = x.layout.shape
+        kept = without(shape, axes, keepdim=True)
+        regular = x.layout.stride == contiguous_stride(shape) and 0 < x.numel < _MANY
+        whole = shape if keepdim else without(shape, axes, keepdim=False)
+        return regular and () not in (shape, whole) and axes_between(kept, shape) is not None and not x.spreads
+
+    def _fold(self, kind: str, x: Node, axes: Any, keepdim: bool) -> Node | None:
+        """A reduction along some axes; `None` if kernels cannot."""
+        if x.kind == "stack" or not self._can_fold(x, axes, keepdim):
+            return None
+        shape = x.layout.shape
+        extents = axes_between(without(shape, axes, keepdim=True), shape)
+        assert extents is not None
+        result = without(shape, axes, keepdim=keepdim)
+        wide = self._cast(x, _wide(x.dtype))
+        layout = Layout(result, wide.dtype, contiguous_stride(result))
+        return self._cast(self._add("fold", kind, (wide, *extents), {}, layout), x.dtype)
+
+    def _spread(self, x: Node, layout: Layout) -> Node | None:
+        """A tensor repeated to make a shape; `None` if kernels cannot."""
+        shape = layout.shape
+        regular = layout.stride == contiguous_stride(shape) and 0 < math.prod(shape) < _MANY
+        extents = axes_between(x.layout.shape, shape)
+        if not regular or extents is None or x.layout.stride != contiguous_stride(x.layout.shape):
+            return None
+        return self._add("pointwise", "spread", (x, *extents), {}, Layout(shape, x.dtype, layout.stride))
 
     def _reduce(self, kind: str, x: Node) -> Node:
         if x.is_scalar:
@@ -255,14 +290,23 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         """A node that kernels compute; `None` if they cannot."""
         if name in ("_to_copy", "expand"):
             plain = set(kwargs) <= {"dtype", "layout", "device", "pin_memory", "non_blocking", "implicit"}
-            if not plain or not (args[0].is_scalar or args[0].layout[::2] == layout[::2]) or self._foreign(args[0]):
-                return None
             old: Node = args[0]
+            if not plain or self._foreign(old):
+                return None
+            if name == "expand" and not old.is_scalar and old.layout.shape != layout.shape:
+                return self._spread(old, layout._replace(stride=contiguous_stride(layout.shape)))
+            if not (old.is_scalar or old.layout[::2] == layout[::2]):
+                return None
             if old.layout == layout:
                 return old
             if name == "expand" and layout.shape != ():
                 layout = Layout(layout.shape, layout.dtype, contiguous_stride(layout.shape))
             return self._add("pointwise", "copy", args[:1], {}, layout) if layout.dtype in _ops.DTYPES else None
+        if name in _VIEWS and args[0].kind in ("pointwise", "fold") and () not in (args[0].layout.shape, layout.shape):
+            # Kernels count elements, so another shape is the same.
+            in_order = args[0].layout.stride == contiguous_stride(args[0].layout.shape)
+            own = in_order and not self._foreign(args[0]) and layout.stride == contiguous_stride(layout.shape)
+            return self._add("pointwise", "copy", args[:1], {}, layout) if own else None
         if name not in _ops.POINTWISE or set(kwargs) - {"alpha", "value"} or layout.dtype not in _ops.DTYPES:
             return None
         if kwargs.get("alpha", 1) != 1:
@@ -270,14 +314,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         if name in ("addcmul", "addcdiv"):
             args = (*args, kwargs.get("value", 1))
         simple = all(isinstance(x, Node | int | float | None) for x in args)
-        shapes = {x.layout.shape for x in args if isinstance(x, Node)}
-        if (
-            not simple
-            or not shapes <= {(), layout.shape}
-            or any(isinstance(x, Node) and self._foreign(x) for x in args)
-        ):
+        if not simple or any(isinstance(x, Node) and self._foreign(x) for x in args):
             return None
         if _ops.template(name, args, compute) is None:
+            return None
+        fits = [not isinstance(x, Node) or x.layout.shape in ((), layout.shape) for x in args]
+        args = tuple(x if fit else self._spread(x, layout) for x, fit in zip(args, fits, strict=True))
+        if any(x is None and not fit for x, fit in zip(args, fits, strict=True)):
             return None
         args = tuple(self._laid_out(x, layout) if isinstance(x, Node) else x for x in args)
         return self._add("pointwise", name, args, {}, layout, compute)
@@ -345,7 +388,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
     ) -> Node:
         line = "" if kind == "input" else line_of_rule()
         numel = math.prod(layout.shape)
-        node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel)
+        node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, op == "spread")
+        node.spreads |= kind == "pointwise" and any(parent.spreads for parent in node.parents())
         self.nodes.append(node)
         return node
 
@@ -381,14 +425,6 @@ def _rearrange(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _ops.LOW_PRECISION else dtype
-
-
-def _all_axes(axes: Any, x: Node) -> bool:
-    """Whether a reduction over these axes, as ATen gives them, takes in the whole tensor."""
-    if not isinstance(axes, tuple):
-        return False
-    rank = len(x.layout.shape)
-    return not axes or len({axis % rank for axis in axes if rank}) == rank
 
 
 def _holds_tensor(x: Any) -> bool:

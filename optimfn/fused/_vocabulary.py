@@ -3,6 +3,7 @@
 CHUNK = 8192  # elements of one program
 BLOCK = 1024  # elements that it works on at a time
 LANES = 128  # 0-dim values that are computed at a time
+COLUMNS = 64  # results of one program that reduces over rows
 
 HEADER = f'''
 import triton
@@ -14,6 +15,8 @@ from triton.language.extra.libdevice import (
 CHUNK = tl.constexpr({CHUNK})
 BLOCK = tl.constexpr({BLOCK})
 LANES = tl.constexpr({LANES})
+COLUMNS = tl.constexpr({COLUMNS})
+TILE = tl.constexpr({BLOCK // COLUMNS})
 HALF = tl.constexpr(0.5)
 INFINITY = tl.constexpr(float("inf"))
 
