@@ -517,6 +517,29 @@ def test_leaves_in_several_places_have_no_kernels():
         _device([there, torch.zeros(())], 2)  # a count of the state would have to be written
 
 
+def test_a_donating_step_under_vmap_writes_the_stack():
+    tx, params = of.sgd(0.5, momentum=0.9), {"a": torch.randn(3, 4)}
+    step, state = of.make_step(tx, donate=True), torch.func.vmap(tx.init)(params)
+    want = of.make_step(tx, backend="eager")(params, state, params)
+    torch.func.vmap(step)(params, state, of.tree.map(torch.clone, params))
+    assert_trees_equal((params, state), want)
+
+
+def test_opaque_values_are_given_back_at_once():
+    tx, params = of.orthogonalize(), torch.randn(64, 64)
+    step, _ = both(tx)
+    step(params, tx.init(params), params)
+    gc.collect()
+    gc.disable()
+    try:
+        count = len([x for x in gc.get_objects() if type(x) is torch.Tensor])
+        for _ in range(3):
+            step(params, tx.init(params), params)
+        assert len([x for x in gc.get_objects() if type(x) is torch.Tensor]) <= count
+    finally:
+        gc.enable()
+
+
 class TestCannotTrace:
     @pytest.mark.parametrize(
         ("rule", "words"),

@@ -1,5 +1,6 @@
 """A plan, compiled and laid out in tables, ready to run on leaves of one signature."""
 
+import functools
 import itertools
 import operator
 import struct
@@ -206,15 +207,8 @@ class Program:
         return values
 
     def _evaluate(self, node: Node, inputs: list[Tensor], values: dict[Node, Any]) -> Any:
-        def value(x: Any) -> Any:
-            if isinstance(x, tuple):
-                return [value(member) for member in x]
-            if not isinstance(x, Node):
-                return x
-            if x.kind == "input":
-                return inputs[self.plan.buffer_of[x]].detach()
-            return self._temporary[x] if x in self._temporary else values[x]
-
+        # Not a nested function that calls itself: that is a cycle, which holds these tensors until it is collected.
+        value = functools.partial(self._value, inputs, values)
         if node.kind == "item":
             result = values[node.args[0]][node.op]
         else:
@@ -224,6 +218,16 @@ class Program:
                 result = node.layout.empty(self._device).copy_(result)
             self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
         return result
+
+    def _value(self, inputs: list[Tensor], values: dict[Node, Any], x: Any) -> Any:
+        """What an opaque node is given for an argument."""
+        if isinstance(x, tuple):
+            return [self._value(inputs, values, member) for member in x]
+        if not isinstance(x, Node):
+            return x
+        if x.kind == "input":
+            return inputs[self.plan.buffer_of[x]].detach()
+        return self._temporary[x] if x in self._temporary else values[x]
 
     def _finish(self, inputs: list[Tensor], values: dict[Node, Any]) -> None:
         """Write what kernels cannot, and say that the tensors have changed."""
