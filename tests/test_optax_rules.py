@@ -19,6 +19,25 @@ def test_zero_nans_says_where_they_were_and_passes_infinities():
     assert of.tree.map(bool, tx.update(params, state)[1].found_nan) == {"a": False, "b": False}
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [of.sign_sgd(1.0), of.signum(1.0), of.lion(1.0), of.adagrad(1.0), of.adagrad(1.0, 0.0, 1e-10, eps_in_sqrt=False)],
+    ids=lambda tx: tx.recipe.factory.__name__,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_nan_in_a_gradient_shows_in_the_update(tx, dtype):
+    params, bad = torch.ones(2, dtype=dtype), torch.tensor([math.nan, 1.0], dtype=dtype)
+    updates, _ = tx.update(bad, tx.init(params), params)
+    assert updates.isnan().tolist() == [True, False]
+
+
+def test_a_nan_in_the_sum_of_squares_makes_no_step_of_a_billion():
+    tx = of.adagrad(0.1, 0.0, 1e-10, eps_in_sqrt=False)
+    _, state = tx.update(torch.tensor([math.nan, 1.0]), tx.init(torch.ones(2)))
+    updates, _ = tx.update(torch.ones(2), state)
+    assert updates.isnan().tolist() == [True, False]
+
+
 def test_zero_nans_has_clean_gradients_where_it_replaced():
     def loss(u):
         return of.zero_nans().update(u, of.zero_nans().init(u))[0].sum()

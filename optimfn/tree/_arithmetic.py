@@ -66,6 +66,11 @@ def real(tree: Tree) -> Tree:
     return map(torch.real, tree)
 
 
+def sign(tree: Tree) -> Tree:
+    """Sign of every element, `x / |x|` where it is complex; a NaN stays one, where `torch.sgn` says 0."""
+    return map(lambda x: torch.where(torch.isnan(x), x, torch.sgn(x)), tree)
+
+
 def clip(tree: Tree, min_value: Scalar | None = None, max_value: Scalar | None = None) -> Tree:
     """Every element moved into `[min_value, max_value]`; a bound of `None` does not bind."""
 
