@@ -115,6 +115,23 @@ def test_updates_within_a_bound_pass_bit_for_bit_whatever_the_bound(clip):
             assert torch.equal(clip(bound).update(updates, of.EmptyState())[0], updates)
 
 
+@pytest.mark.parametrize(
+    "shrink",
+    [
+        of.clip_by_global_norm,
+        of.clip_by_block_rms,
+        lambda bound: of.stateless(lambda u, _: of.projection_l2_ball(u, bound)),
+    ],
+)
+def test_an_infinite_bound_holds_everything_and_a_bound_of_zero_makes_zeros(shrink):
+    updates = torch.tensor([3.0, -4.0])
+    for bound in (torch.inf, torch.tensor(torch.inf)):
+        assert torch.equal(shrink(bound).update(updates, of.EmptyState())[0], updates)
+    for u in (updates, torch.zeros(2)):
+        assert shrink(torch.tensor(0.0)).update(u, of.EmptyState())[0].tolist() == [0.0, 0.0]
+    assert torch.func.grad(lambda b: shrink(b).update(updates, of.EmptyState())[0].sum())(torch.tensor(9.0)) == 0.0
+
+
 class TestMasked:
     def test_passes_the_rest_through_and_keeps_no_state_for_it(self):
         tx = of.masked(of.trace(0.9), {"a": True, "b": False})

@@ -85,6 +85,15 @@ def clip(tree: Tree, min_value: Scalar | None = None, max_value: Scalar | None =
     return map(leaf, tree)
 
 
+def shrink(tree: Tree, size: Tensor, bound: Scalar) -> Tree:
+    """The tree, whose size is given, times what makes its size at most `bound`; bit for bit itself within it."""
+    limit = torch.zeros_like(size) + bound
+    # Nothing is divided within the bound, which may be infinite, or 0 like the size. A quotient of tensors is rounded
+    # once; a Python number over a tensor is a product with the reciprocal.
+    within = size <= limit
+    return scale(torch.where(within, 1.0, limit / torch.where(within, 1.0, size)), tree)
+
+
 def where(condition: bool | Tensor, tree_x: Tree, tree_y: Tree) -> Tree:
     """All of `x` if the one scalar condition holds, else all of `y`; both are evaluated."""
     if not isinstance(condition, Tensor):
