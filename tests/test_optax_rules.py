@@ -153,6 +153,17 @@ def test_gradients_are_clipped_leaf_by_leaf(uniform):
         assert_trees_equal((summed[name], clipped[name]), (want, count), rtol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [of.per_example_global_norm_clip, of.per_example_layer_norm_clip])
+def test_a_batch_without_examples_or_elements_sums_to_zero(clip):
+    grads = {"w": torch.ones(0, 2, 3), "b": torch.ones(0)}
+    summed, clipped = clip(grads, 1.0)
+    assert_trees_equal(summed, {"w": torch.zeros(2, 3), "b": torch.zeros(())})
+    assert all(count.item() == 0 for count in of.tree.leaves(clipped))
+    assert clip(torch.ones(2, 0), 1.0)[0].shape == (0,)
+    with pytest.raises(ValueError, match="norm_clip must be a number >= 0, got -1"):
+        clip(torch.ones(2, 3), -1.0)
+
+
 def test_examples_must_be_along_the_first_axis():
     with pytest.raises(ValueError, match="grads must have the examples along the first axis"):
         of.per_example_global_norm_clip({"w": torch.ones(3, 2), "b": torch.ones(2)}, 1.0)
