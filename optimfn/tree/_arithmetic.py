@@ -239,7 +239,7 @@ def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan
 def _leaf_norm(x: Tensor, power: float) -> Tensor:
     wide_dtype = None
     if not (x.is_floating_point() or x.is_complex()):
-        wide_dtype = torch.get_default_dtype()
+        x = x.to(torch.get_default_dtype())
     elif x.dtype.itemsize < 4:
         wide_dtype = at_least_float32(x.dtype)
     norm: Tensor = torch.linalg.vector_norm(x, ord=power, dtype=wide_dtype)
