@@ -206,6 +206,22 @@ def test_bias_correction_is_exact_at_a_decay_near_one():
     assert got.item() == pytest.approx(1e-4 / (1 - decay), rel=1e-6)
 
 
+@pytest.mark.parametrize("decay", [0.9, torch.tensor(0.9, dtype=torch.float64)])
+def test_a_narrow_moment_decays_in_its_own_dtype_and_is_added_to_in_that_of_the_updates(decay):
+    g = torch.randn(50, dtype=torch.float64)
+    m = torch.randn(50)
+    rules = {
+        of.trace(decay, accumulator_dtype=torch.float32): lambda m: g + (m * 0.9).double(),
+        of.ema(decay, False, torch.float32): lambda m: (1 - 0.9) * g + (m * 0.9).double(),
+    }
+    for tx, want in rules.items():
+        state = of.tree.map_params(tx, lambda _: m, tx.init(g))
+        updates, state = tx.update(g, state)
+        assert updates.dtype == torch.float64
+        torch.testing.assert_close(updates, want(m), rtol=1e-15, atol=1e-15)
+        assert of.tree.get(state, "trace", of.tree.get(state, "ema")).dtype == torch.float32
+
+
 def test_mu_dtype_is_stored_but_the_update_is_not_rounded_to_it():
     params = torch.zeros(4)
     low, full = of.scale_by_adam(mu_dtype=torch.bfloat16), of.scale_by_adam()

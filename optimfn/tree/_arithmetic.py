@@ -49,7 +49,8 @@ def add_scale(tree_x: Tree, scalar: Scalar, tree_y: Tree) -> Tree:
     def leaf(x: Tensor, y: Tensor | None) -> Tensor:
         if y is None:
             return x
-        if isinstance(scalar, Tensor):
+        # torch.add would multiply a float32 moment in the dtype of a float64 update; optax multiplies it in its own.
+        if isinstance(scalar, Tensor) or (y.dtype, x.dtype) == (torch.float32, torch.float64):
             return cast_leaf(x + y * scalar, torch.promote_types(x.dtype, y.dtype))
         return torch.add(x, y, alpha=scalar)
 
