@@ -169,6 +169,13 @@ def test_examples_must_be_along_the_first_axis():
         of.per_example_global_norm_clip({"w": torch.ones(3, 2), "b": torch.ones(2)}, 1.0)
 
 
+def test_a_negative_offset_begins_as_if_so_many_steps_had_been_taken():
+    params = plain_params()
+    later, begun = of.scale_by_factored_rms(), of.scale_by_factored_rms(step_offset=-3)
+    restored = of.tree.set(later.init(params), count=torch.tensor(3))
+    assert_trees_equal(begun.update(params, begun.init(params), params)[0], later.update(params, restored, params)[0])
+
+
 @pytest.mark.parametrize("make", [of.scale_by_polyak, of.polyak_sgd])
 def test_polyak_says_that_it_needs_the_loss(make):
     with pytest.raises(ValueError, match=r"needs the loss: call tx\.update"):
