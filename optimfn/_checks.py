@@ -75,12 +75,12 @@ def check_momentum(momentum: object, nesterov: bool) -> None:
         raise ValueError("nesterov needs a momentum, got momentum=None")
 
 
-def check_steps(*, at_least: int = 0, **values: object) -> None:
-    """Accept whole numbers of steps."""
+def check_steps(*, at_least: int | None = 0, **values: object) -> None:
+    """Accept whole numbers of steps, of any sign if `at_least` is `None`."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
-        if value < at_least:
+        if at_least is not None and value < at_least:
             raise ValueError(f"{name} must be >= {at_least}, got {value!r}")
 
 

@@ -178,10 +178,7 @@ def projection_l2_ball(tree: Tree, scale: Scalar = 1.0) -> Tree:
         (tensor([0.6000, 0.8000]), tensor([0.3000, 0.4000]))
     """
     check_positive(scale=scale)
-    norm = trees.norm(tree)
-    limit = torch.zeros_like(norm) + scale
-    # A quotient of equal tensors is exactly 1.
-    return trees.scale(limit / torch.maximum(norm, limit), tree)
+    return trees.shrink(tree, trees.norm(tree), scale)
 
 
 def projection_linf_ball(tree: Tree, scale: Scalar = 1.0) -> Tree:

@@ -624,7 +624,7 @@ CASES = (
         bad=(
             *negative("epsilon"),
             ({"min_dim_size_to_factor": 1.5}, TypeError, "min_dim_size_to_factor must be a whole number"),
-            ({"step_offset": -1}, ValueError, "step_offset must be >= 0, got -1"),
+            ({"step_offset": 0.5}, TypeError, "step_offset must be a whole number of steps, got 0.5"),
             ({"decay_rate": "0.8"}, TypeError, "decay_rate must be a number or a 0-dim tensor, got '0.8'"),
             ({"decay_rate_fn": 0.9}, TypeError, "decay_rate_fn must be callable, got 0.9"),
         ),

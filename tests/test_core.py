@@ -115,6 +115,23 @@ def test_updates_within_a_bound_pass_bit_for_bit_whatever_the_bound(clip):
             assert torch.equal(clip(bound).update(updates, of.EmptyState())[0], updates)
 
 
+@pytest.mark.parametrize(
+    "shrink",
+    [
+        of.clip_by_global_norm,
+        of.clip_by_block_rms,
+        lambda bound: of.stateless(lambda u, _: of.projection_l2_ball(u, bound)),
+    ],
+)
+def test_an_infinite_bound_holds_everything_and_a_bound_of_zero_makes_zeros(shrink):
+    updates = torch.tensor([3.0, -4.0])
+    for bound in (torch.inf, torch.tensor(torch.inf)):
+        assert torch.equal(shrink(bound).update(updates, of.EmptyState())[0], updates)
+    for u in (updates, torch.zeros(2)):
+        assert shrink(torch.tensor(0.0)).update(u, of.EmptyState())[0].tolist() == [0.0, 0.0]
+    assert torch.func.grad(lambda b: shrink(b).update(updates, of.EmptyState())[0].sum())(torch.tensor(9.0)) == 0.0
+
+
 class TestMasked:
     def test_passes_the_rest_through_and_keeps_no_state_for_it(self):
         tx = of.masked(of.trace(0.9), {"a": True, "b": False})
@@ -187,6 +204,22 @@ def test_bias_correction_is_exact_at_a_decay_near_one():
     decay, count = 0.9999, torch.tensor(1)
     got = of.tree.bias_correction(torch.tensor([1e-4]), decay, count)
     assert got.item() == pytest.approx(1e-4 / (1 - decay), rel=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.9, torch.tensor(0.9, dtype=torch.float64)])
+def test_a_narrow_moment_decays_in_its_own_dtype_and_is_added_to_in_that_of_the_updates(decay):
+    g = torch.randn(50, dtype=torch.float64)
+    m = torch.randn(50)
+    rules = {
+        of.trace(decay, accumulator_dtype=torch.float32): lambda m: g + (m * 0.9).double(),
+        of.ema(decay, False, torch.float32): lambda m: (1 - 0.9) * g + (m * 0.9).double(),
+    }
+    for tx, want in rules.items():
+        state = of.tree.map_params(tx, lambda _: m, tx.init(g))
+        updates, state = tx.update(g, state)
+        assert updates.dtype == torch.float64
+        torch.testing.assert_close(updates, want(m), rtol=1e-15, atol=1e-15)
+        assert of.tree.get(state, "trace", of.tree.get(state, "ema")).dtype == torch.float32
 
 
 def test_mu_dtype_is_stored_but_the_update_is_not_rounded_to_it():

@@ -19,6 +19,25 @@ def test_zero_nans_says_where_they_were_and_passes_infinities():
     assert of.tree.map(bool, tx.update(params, state)[1].found_nan) == {"a": False, "b": False}
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [of.sign_sgd(1.0), of.signum(1.0), of.lion(1.0), of.adagrad(1.0), of.adagrad(1.0, 0.0, 1e-10, eps_in_sqrt=False)],
+    ids=lambda tx: tx.recipe.factory.__name__,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_nan_in_a_gradient_shows_in_the_update(tx, dtype):
+    params, bad = torch.ones(2, dtype=dtype), torch.tensor([math.nan, 1.0], dtype=dtype)
+    updates, _ = tx.update(bad, tx.init(params), params)
+    assert updates.isnan().tolist() == [True, False]
+
+
+def test_a_nan_in_the_sum_of_squares_makes_no_step_of_a_billion():
+    tx = of.adagrad(0.1, 0.0, 1e-10, eps_in_sqrt=False)
+    _, state = tx.update(torch.tensor([math.nan, 1.0]), tx.init(torch.ones(2)))
+    updates, _ = tx.update(torch.ones(2), state)
+    assert updates.isnan().tolist() == [True, False]
+
+
 def test_zero_nans_has_clean_gradients_where_it_replaced():
     def loss(u):
         return of.zero_nans().update(u, of.zero_nans().init(u))[0].sum()
@@ -134,9 +153,27 @@ def test_gradients_are_clipped_leaf_by_leaf(uniform):
         assert_trees_equal((summed[name], clipped[name]), (want, count), rtol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [of.per_example_global_norm_clip, of.per_example_layer_norm_clip])
+def test_a_batch_without_examples_or_elements_sums_to_zero(clip):
+    grads = {"w": torch.ones(0, 2, 3), "b": torch.ones(0)}
+    summed, clipped = clip(grads, 1.0)
+    assert_trees_equal(summed, {"w": torch.zeros(2, 3), "b": torch.zeros(())})
+    assert all(count.item() == 0 for count in of.tree.leaves(clipped))
+    assert clip(torch.ones(2, 0), 1.0)[0].shape == (0,)
+    with pytest.raises(ValueError, match="norm_clip must be a number >= 0, got -1"):
+        clip(torch.ones(2, 3), -1.0)
+
+
 def test_examples_must_be_along_the_first_axis():
     with pytest.raises(ValueError, match="grads must have the examples along the first axis"):
         of.per_example_global_norm_clip({"w": torch.ones(3, 2), "b": torch.ones(2)}, 1.0)
+
+
+def test_a_negative_offset_begins_as_if_so_many_steps_had_been_taken():
+    params = plain_params()
+    later, begun = of.scale_by_factored_rms(), of.scale_by_factored_rms(step_offset=-3)
+    restored = of.tree.set(later.init(params), count=torch.tensor(3))
+    assert_trees_equal(begun.update(params, begun.init(params), params)[0], later.update(params, restored, params)[0])
 
 
 @pytest.mark.parametrize("make", [of.scale_by_polyak, of.polyak_sgd])

@@ -44,6 +44,25 @@ def test_an_unknown_label_names_the_leaf():
         tx.init(params())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda marks: of.masked(of.sgd(1.0), marks),
+        lambda marks: of.freeze(marks),
+        lambda marks: of.selective_transform(of.sgd(1.0), freeze_mask=marks),
+        lambda marks: of.partition({True: of.sgd(1.0)}, marks),
+    ],
+)
+@pytest.mark.parametrize("marks", [None, {"a": True, "b": None}, lambda params: None])
+def test_a_leaf_without_mark_or_label_does_not_lose_its_update_in_silence(make, marks):
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    with pytest.raises(ValueError, match="must have a value for every leaf"):
+        make(marks).init(params)
+    absent = {"a": torch.ones(2), "b": None}
+    tx = make({"a": True, "b": None})
+    assert tx.update(absent, tx.init(absent))[0]["b"] is None
+
+
 def test_partitions_nest():
     inner = of.partition({"w": of.scale(2.0), "b": of.scale(3.0)}, of.tree.label_by_path({"bias": "b"}, default="w"))
     tx = of.partition({"in": inner, "out": of.scale(5.0)}, of.tree.label_by_path({"head": "out"}, default="in"))

@@ -104,6 +104,12 @@ def test_norm_refuses_other_orders():
         tree.norm(torch.ones(1), 3)
 
 
+def test_norm_of_whole_numbers_and_truth_values():
+    assert tree.norm([torch.tensor([3, 4]), torch.tensor([True, False])]).item() == pytest.approx(26**0.5)
+    assert tree.norm(torch.tensor([3, -4]), 1).item() == 7
+    assert tree.norm(torch.tensor([3, -4]), math.inf).item() == 4
+
+
 def test_norm_of_mixed_dtypes_and_low_precision():
     mixed = [torch.full((1000,), 0.1, dtype=torch.bfloat16), torch.tensor([1.0], dtype=torch.float64)]
     want = math.sqrt(1000 * mixed[0][0].item() ** 2 + 1)

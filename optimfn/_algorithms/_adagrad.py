@@ -113,8 +113,8 @@ def adagrad(
 
 def _divide(g: Tensor, s: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
     # The root is never taken of 0, not even where its value is thrown away: its gradient there is not finite.
-    seen = s > 0
-    safe = torch.where(seen, s, 1)
     if eps_in_sqrt:
-        return torch.where(seen, g * torch.rsqrt(safe + eps), 0)
-    return g / (torch.where(seen, torch.sqrt(safe), 0) + eps)
+        seen = s > 0
+        return g * torch.where(seen, torch.rsqrt(torch.where(seen, s, 1) + eps), 0)
+    zero = s == 0
+    return g / (torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, s))) + eps)

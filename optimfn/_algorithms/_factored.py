@@ -48,7 +48,8 @@ def scale_by_factored_rms(
     Args:
         factored: Whether to factor at all.
         decay_rate: Power with which the weight of the newest square falls, no unit.
-        step_offset: Step that counts as the first, for fine-tuning, in steps, >= 0.
+        step_offset: Count that is the first, for fine-tuning with a restored state, whose count must have reached it,
+            in steps; a negative one begins as if so many steps had been taken.
         min_dim_size_to_factor: Least size of the second largest axis of a leaf that is factored, >= 0.
         epsilon: Added to the squares, in the unit of `|g|^2`, >= 0.
         decay_rate_fn: `f(count - step_offset, decay_rate)`, the decay `b` at a step; `None` means the power above.
@@ -76,7 +77,8 @@ def scale_by_factored_rms(
                 [-1.,  1.]])
     """
     check_number(decay_rate=decay_rate)
-    check_steps(step_offset=step_offset, min_dim_size_to_factor=min_dim_size_to_factor)
+    check_steps(step_offset=step_offset, at_least=None)
+    check_steps(min_dim_size_to_factor=min_dim_size_to_factor)
     check_nonnegative(epsilon=epsilon)
     if decay_rate_fn is not None:
         check_callable(decay_rate_fn=decay_rate_fn)
@@ -159,7 +161,7 @@ def adafactor(
             `None` means 1.
         min_dim_size_to_factor: Least size of the second largest axis of a leaf that is factored, >= 0.
         decay_rate: Power with which the weight of the newest square falls, no unit.
-        decay_offset: Step that counts as the first, for fine-tuning, in steps, >= 0.
+        decay_offset: Count that is the first, as `step_offset` in `scale_by_factored_rms`, in steps.
         multiply_by_parameter_scale: Whether the learning rate is relative to the size of the leaf.
         clipping_threshold: Largest root mean square of a scaled leaf, no unit, > 0; `None` does not clip.
         momentum: Weight of the mean update so far, no unit, in [0, 1); `None` keeps none.

@@ -74,7 +74,7 @@ def scale_by_lion(
         mix = tree.update_moment(updates, state.mu, b1, 1)
         mu = tree.update_moment(updates, state.mu, b2, 1)
         if mode == "hard":
-            direction = tree.map(torch.sgn, mix)
+            direction = tree.sign(mix)
         elif mode == "smooth":
             direction = tree.map(torch.tanh, tree.scale(smooth_beta, mix))
         else:

@@ -54,6 +54,8 @@ def scale_by_novograd(
         TypeError, ValueError: at construction, naming the argument and its value.
         ValueError: in `update` if no parameters are given.
 
+    Differs from: optax, where the update too is rounded to `mu_dtype`.
+
     Source: Ginsburg et al., 2019, arXiv:1905.11286, Algorithm 1.
 
     Example:

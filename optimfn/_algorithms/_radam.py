@@ -59,8 +59,9 @@ def scale_by_radam(
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
 
-    Differs from: torch.optim.RAdam, unless `eps_after_correction=False`; from both it and optax in that
-        gradients through the update stay finite in the first steps, where `r` is no real number.
+    Differs from: torch.optim.RAdam, unless `eps_after_correction=False`; optax, where a `threshold` below 4 gives
+        NaN or worse; both, in that gradients through the update stay finite in the first steps, where `r` is no real
+        number.
 
     Source: Liu et al., 2020, arXiv:1908.03265, Algorithm 2.
 

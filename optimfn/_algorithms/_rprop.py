@@ -30,7 +30,7 @@ def scale_by_rprop(
 ) -> GradientTransformation:
     """Replace the updates by steps that grow while an element keeps its sign and shrink when it changes.
 
-    Where the sign has just changed, the element rests for one step.
+    Where the sign has just changed, the element rests for one step; so it does where the gradient is NaN.
 
     Maths:
         s = sign(g) sign(g_prev)

@@ -22,7 +22,7 @@ def scale_by_sign() -> GradientTransformation:
         >>> of.scale_by_sign().update(torch.tensor([-3.0, 0.0, 2.0]), of.EmptyState())[0]
         tensor([-1.,  0.,  1.])
     """
-    return stateless(lambda updates, params: tree.map(torch.sgn, updates))
+    return stateless(lambda updates, params: tree.sign(updates))
 
 
 @factory

@@ -1,13 +1,10 @@
 """Bound the size of updates."""
 
-import torch
-from torch import Tensor
-
 from .. import tree
 from .._base import GradientTransformation, stateless
 from .._checks import check_nonnegative, check_positive
 from .._recipe import factory
-from .._typing import Scalar, Updates
+from .._typing import Scalar
 
 
 @factory
@@ -43,7 +40,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     finite updates zero and itself NaN.
 
     Args:
-        max_norm: Largest global norm, in the unit of the updates, > 0.
+        max_norm: Largest global norm, in the unit of the updates, > 0; `math.inf` clips nothing.
 
     Shapes:
         updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
@@ -62,7 +59,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """
     check_positive(max_norm=max_norm)
 
-    return stateless(lambda updates, params: _shrink(updates, tree.norm(updates), max_norm))
+    return stateless(lambda updates, params: tree.shrink(updates, tree.norm(updates), max_norm))
 
 
 @factory
@@ -75,7 +72,7 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     Leaves within the bound pass bit for bit.
 
     Args:
-        threshold: Largest root mean square of a leaf, in the unit of the updates, > 0.
+        threshold: Largest root mean square of a leaf, in the unit of the updates, > 0; `math.inf` clips nothing.
 
     Shapes:
         updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
@@ -92,12 +89,4 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """
     check_positive(threshold=threshold)
 
-    return stateless(lambda updates, params: tree.map(lambda u: _shrink(u, tree.rms(u), threshold), updates))
-
-
-def _shrink(updates: Updates, size: Tensor, bound: Scalar) -> Updates:
-    """The updates, whose size is given, times what makes the size at most `bound`."""
-    # A quotient of tensors is exactly 1 within the bound, and 0 / 0 nowhere. A Python number over a tensor would be
-    # a product with the reciprocal, which is not.
-    limit = torch.zeros_like(size) + bound
-    return tree.scale(limit / torch.maximum(size, limit), updates)
+    return stateless(lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u), threshold), updates))

@@ -1,5 +1,6 @@
 """Bound the size of updates by that of the parameters, unit by unit; and of gradients, example by example."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation, stateless
-from .._checks import check_nonnegative, check_number, need_params
+from .._checks import check_at_least, check_nonnegative, need_params
 from .._recipe import factory
 from .._typing import Params, Scalar, Tree, Updates
 
@@ -113,6 +114,7 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
         The sum, and how many examples were shrunk, as a 0-dim int64 tensor.
 
     Raises:
+        TypeError, ValueError: naming the argument and its value.
         ValueError: if a leaf is 0-dim or the leaves have different numbers of examples.
 
     Source: Abadi et al., 2016, arXiv:1607.00133, Algorithm 1 without the noise.
@@ -122,11 +124,14 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
         >>> of.per_example_global_norm_clip(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.6, 0.8]]), 2.5)
         (tensor([2.1000, 2.8000]), tensor(1))
     """
-    check_number(l2_norm_clip=l2_norm_clip)
+    check_at_least(0, l2_norm_clip=l2_norm_clip)
     sizes = {tuple(g.shape[:1]) for g in tree.leaves(grads)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(f"grads must have the examples along the first axis of every leaf, got sizes {sorted(sizes)}")
-    parts = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1, dtype=_wide(g)) for g in tree.leaves(grads)]
+    parts = [
+        torch.linalg.vector_norm(g.reshape(len(g), math.prod(g.shape[1:])), dim=1, dtype=_wide(g))
+        for g in tree.leaves(grads)
+    ]
     norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
     bound = torch.zeros_like(norms) + l2_norm_clip
     # An infinite bound, or a gradient of zero, shrinks nothing.
@@ -152,6 +157,7 @@ def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, unifor
         The sums, and for each leaf how many examples were shrunk.
 
     Raises:
+        TypeError, ValueError: naming the argument and its value.
         ValueError: if a leaf is 0-dim.
 
     Source: McMahan et al., 2018, arXiv:1710.06963.
@@ -161,14 +167,15 @@ def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, unifor
         >>> of.per_example_layer_norm_clip([torch.tensor([[3.0, 4.0]])], 2.5)
         ([tensor([1.5000, 2.0000])], [tensor(1)])
     """
-    count, total = len(tree.leaves(grads)), tree.size(tree.map(lambda g: g[0], grads))
+    check_at_least(0, global_l2_norm_clip=global_l2_norm_clip)
+    sizes = [math.prod(g.shape[1:]) for g in tree.leaves(grads)]
 
-    def leaf(g: Tensor) -> tuple[Tensor, Tensor]:
-        share = 1 / count if uniform else g[0].numel() / total
+    def leaf(g: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        share = 1 / len(sizes) if uniform else size / max(sum(sizes), 1)
         summed, shrunk = per_example_global_norm_clip(g, global_l2_norm_clip * share**0.5)
         return summed, shrunk
 
-    pairs = [leaf(g) for g in tree.leaves(grads)]
+    pairs = [leaf(g, size) for g, size in zip(tree.leaves(grads), sizes, strict=True)]
     return tree.unflatten(grads, [s for s, _ in pairs]), tree.unflatten(grads, [n for _, n in pairs])
 
 

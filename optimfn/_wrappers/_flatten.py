@@ -23,7 +23,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
     Shapes:
         updates, params: any leaves on one device; the vector has the dtype that holds them all.
         state: that of `inner` for a vector of n elements. An absent gradient counts as zero and its leaf gets no
-            update, but its part of the state moves on.
+            update, but its part of the state moves on; `update` then needs the parameters.
 
     Raises:
         TypeError: at construction if `inner` is not a `GradientTransformation`.

@@ -20,6 +20,8 @@ from ._arithmetic import ones_like as ones_like
 from ._arithmetic import real as real
 from ._arithmetic import rms as rms
 from ._arithmetic import scale as scale
+from ._arithmetic import shrink as shrink
+from ._arithmetic import sign as sign
 from ._arithmetic import size as size
 from ._arithmetic import sub as sub
 from ._arithmetic import sum as sum

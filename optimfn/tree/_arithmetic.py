@@ -49,7 +49,8 @@ def add_scale(tree_x: Tree, scalar: Scalar, tree_y: Tree) -> Tree:
     def leaf(x: Tensor, y: Tensor | None) -> Tensor:
         if y is None:
             return x
-        if isinstance(scalar, Tensor):
+        # torch.add would multiply a float32 moment in the dtype of a float64 update; optax multiplies it in its own.
+        if isinstance(scalar, Tensor) or (y.dtype, x.dtype) == (torch.float32, torch.float64):
             return cast_leaf(x + y * scalar, torch.promote_types(x.dtype, y.dtype))
         return torch.add(x, y, alpha=scalar)
 
@@ -66,6 +67,11 @@ def real(tree: Tree) -> Tree:
     return map(torch.real, tree)
 
 
+def sign(tree: Tree) -> Tree:
+    """Sign of every element, `x / |x|` where it is complex; a NaN stays one, where `torch.sgn` says 0."""
+    return map(lambda x: torch.where(torch.isnan(x), x, torch.sgn(x)), tree)
+
+
 def clip(tree: Tree, min_value: Scalar | None = None, max_value: Scalar | None = None) -> Tree:
     """Every element moved into `[min_value, max_value]`; a bound of `None` does not bind."""
 
@@ -78,6 +84,15 @@ def clip(tree: Tree, min_value: Scalar | None = None, max_value: Scalar | None =
         return x if high is None else torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
 
     return map(leaf, tree)
+
+
+def shrink(tree: Tree, size: Tensor, bound: Scalar) -> Tree:
+    """The tree, whose size is given, times what makes its size at most `bound`; bit for bit itself within it."""
+    limit = torch.zeros_like(size) + bound
+    # Nothing is divided within the bound, which may be infinite, or 0 like the size. A quotient of tensors is rounded
+    # once; a Python number over a tensor is a product with the reciprocal.
+    within = size <= limit
+    return scale(torch.where(within, 1.0, limit / torch.where(within, 1.0, size)), tree)
 
 
 def where(condition: bool | Tensor, tree_x: Tree, tree_y: Tree) -> Tree:
@@ -225,7 +240,7 @@ def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan
 def _leaf_norm(x: Tensor, power: float) -> Tensor:
     wide_dtype = None
     if not (x.is_floating_point() or x.is_complex()):
-        wide_dtype = torch.get_default_dtype()
+        x = x.to(torch.get_default_dtype())
     elif x.dtype.itemsize < 4:
         wide_dtype = at_least_float32(x.dtype)
     norm: Tensor = torch.linalg.vector_norm(x, ord=power, dtype=wide_dtype)

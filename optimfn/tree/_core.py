@@ -78,7 +78,7 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
         tree: The tree that gives the structure of the result.
 
     Raises:
-        ValueError: if `prefix` is not a prefix of `tree`.
+        ValueError: if `prefix` is not a prefix of `tree`, or has `None` where `tree` has leaves.
 
     Example:
         >>> import torch, optimfn as of
@@ -88,7 +88,10 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
     """
     if isinstance(tree, ParamsPlaceholder):
         return ParamsPlaceholder(True)
-    return map(lambda value, subtree: map(lambda _: value, subtree), prefix, tree)
+    result = map(lambda value, subtree: map(lambda _: value, subtree), prefix, tree)
+    if len(leaves(result)) != len(leaves(tree)):
+        raise ValueError("a prefix must have a value for every leaf of the tree; it has None in the place of some")
+    return result
 
 
 def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:

@@ -100,8 +100,7 @@ def debiased_mean(updates: Tree, mean: Tree, decay: Scalar, count: Tensor, *, ne
     """
     if not nesterov:
         return bias_correction(mean, decay, count)
-    g_hat = bias_correction(updates, decay, count)
-    return update_moment(g_hat, bias_correction(mean, decay, count + 1), decay, 1)
+    return update_moment(bias_correction(updates, decay, count), bias_correction(mean, decay, count + 1), decay, 1)
 
 
 def scalar_dtype() -> torch.dtype:
@@ -111,9 +110,8 @@ def scalar_dtype() -> torch.dtype:
 
 def one_minus_power(decay: Scalar, count: int | Tensor) -> Tensor:
     """`1 - decay**count` in float64, as `-expm1(count * log(decay))`."""
-    if isinstance(decay, Tensor):
-        return -torch.expm1(wide(count) * torch.log(wide(decay)))
-    return -torch.expm1(wide(count) * (math.log(decay) if decay > 0 else -math.inf))
+    log = torch.log(wide(decay)) if isinstance(decay, Tensor) else math.log(decay) if decay > 0 else -math.inf
+    return -torch.expm1(wide(count) * log)
 
 
 def div_by_root(tree: Tree, moments: Tree, eps: Scalar, eps_root: Scalar = 0.0) -> Tree:
@@ -143,6 +141,8 @@ def _wider(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lerp(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
+    if (x.dtype, y.dtype) == (torch.float32, torch.float64):
+        return y * weight + x * (1 - weight)  # as optax: the decay in the dtype of the moment, the sum in the wider
     y, x = _wider(y, x)
     # lerp wants a tensor weight in the dtype of the leaf.
     return torch.lerp(x, y, cast_leaf(weight, x.dtype) if isinstance(weight, Tensor) else weight)

@@ -143,6 +143,12 @@ RULES = {
         0.1, 2, 0.7, 0, False, 0.5, 0.9, np.float64 if lib.__name__ == "optax" else None, 0.01, 1e-8, True, MASK
     ),
     "adafactor_without_rate": lambda lib: lib.adafactor(clipping_threshold=None, factored=False, eps=1e-8),
+    "adafactor_with_narrow_momentum": lambda lib: lib.adafactor(_warmup(lib), 3, momentum=0.9, eps=1e-8),
+    "adafactor_begun": lambda lib: lib.adafactor(0.1, 3, decay_offset=-4, eps=1e-8),
+    "radam_never_rectified": lambda lib: lib.radam(0.01, b2=0.5),
+    "lion_modes": lambda lib: lib.chain(
+        lib.scale_by_lion(0.5, 0.8, mode="smooth", smooth_beta=3.0), lib.scale_by_lion(mode="refined")
+    ),
     "nadam": lambda lib: lib.nadam(_warmup(lib), b1=0.8),
     "nadamw": lambda lib: lib.nadamw(0.01, weight_decay=0.1, mask=MASK),
     "normalize_by_update_norm": lambda lib: lib.normalize_by_update_norm(0.5, 1e-3),
