@@ -221,6 +221,31 @@ def flat_adam(learning_rate):
 
 
 @of.factory
+def stack_of_one(inner, **arguments):
+    """`stacked` for a single model, since the laws do not stack."""
+    own = {name: torch.tensor([value], dtype=torch.float64) for name, value in arguments.items()}
+    stack = of.stacked(inner, **own)
+
+    def add_axis(tree):
+        return of.tree.map(lambda x: x.unsqueeze(0), tree)
+
+    def init(params):
+        return stack.init(add_axis(params))
+
+    def update(updates, state, params=None, **extra):
+        updates, state = stack.update(add_axis(updates), state, add_axis(params), **extra)
+        return of.tree.map(lambda x: x.squeeze(0), updates), state
+
+    return of.GradientTransformation(init, update)
+
+
+@of.factory
+def stack_of_adam(learning_rate):
+    """A stack of a transformation."""
+    return stack_of_one(of.adam(learning_rate))
+
+
+@of.factory
 def lookahead_in_state(learning_rate, slow_step_size, **kwargs):
     """`lookahead` of momentum, with the slow parameters in the state, since the laws know one copy only."""
     inner = of.lookahead(of.sgd(learning_rate, momentum=0.9), 3, slow_step_size, **kwargs)
@@ -817,6 +842,23 @@ CASES = (
         covers=("flatten",),
         skips={"alone": "one vector has one dtype, that of all leaves together"},
         bad=(BAD_RATE,),
+    ),
+    Case(
+        "stacked",
+        stack_of_adam,
+        {"learning_rate": 1e-2},
+        oracle=leafwise(lambda _: Adam(1e-2)),
+        live=("learning_rate",),
+        covers=("stacked",),
+        bad=(BAD_RATE,),
+    ),
+    Case(
+        "stacked_factory",
+        stack_of_one,
+        {"inner": of.adamw, "learning_rate": 1e-2, "weight_decay": 0.1},
+        oracle=leafwise(lambda _: Adam(1e-2, weight_decay=0.1)),
+        needs_params=True,
+        bad=(({"nu_dtype": 1.0}, TypeError, "nu_dtype must be the same for all members"),),
     ),
     Case(
         "lookahead",

@@ -233,6 +233,26 @@ def test_every_live_hyperparameter_can_differ_between_stacked_models(case: Case,
         assert_trees_equal(_member(together, i), alone, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@cases("vmap")
+def test_members_of_a_stack_go_their_own_ways(case: Case, dtype):
+    factors = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64)
+    batched = {name: value * factors for name, value in case.tensors().items()}
+    tx = of.stacked(case.make, **{**case.kwargs, **batched}) if batched else of.stacked(case.plain())
+    models = _stack([plain_params(dtype) for _ in factors])
+    gradients = [like(models) for _ in range(4)]
+    state = tx.init(models)
+    if batched:
+        assert set(state.hyperparams) == set(batched)
+    assert of.tree.structure(state) == of.tree.structure(tx.update(gradients[0], state, models, **case.extra)[1])
+    together = follow(tx, models, gradients, **case.extra)[-1]
+    tolerance = case.batched if dtype == torch.float64 else max(case.batched, 1e-4)  # as above
+    for i in range(len(factors)):
+        tx = case.tx(**{name: float(value[i]) for name, value in batched.items()})
+        alone = follow(tx, _member(models, i), [_member(grads, i) for grads in gradients])[-1]
+        assert_trees_equal(_member(together, i), alone, rtol=tolerance, atol=tolerance)
+
+
 # 5. torch.compile, and live tensors
 
 
