@@ -221,10 +221,10 @@ def flat_adam(learning_rate):
 
 
 @of.factory
-def stack_of_one(inner, **arguments):
+def stack_of_one(member, **arguments):
     """`stacked` for a single model, since the laws do not stack."""
     own = {name: torch.tensor([value], dtype=torch.float64) for name, value in arguments.items()}
-    stack = of.stacked(inner, **own)
+    stack = of.stacked(member, **own)
 
     def add_axis(tree):
         return of.tree.map(lambda x: x.unsqueeze(0), tree)
@@ -855,7 +855,7 @@ CASES = (
     Case(
         "stacked_factory",
         stack_of_one,
-        {"inner": of.adamw, "learning_rate": 1e-2, "weight_decay": 0.1},
+        {"member": of.adamw, "learning_rate": 1e-2, "weight_decay": 0.1},
         oracle=leafwise(lambda _: Adam(1e-2, weight_decay=0.1)),
         needs_params=True,
         bad=(({"nu_dtype": 1.0}, TypeError, "nu_dtype must be the same for all members"),),

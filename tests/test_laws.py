@@ -368,6 +368,22 @@ def test_fused_steps_take_ragged_trees(case: Case):
         params, state = want
 
 
+@cases("vmap")
+def test_fused_steps_of_stacks_equal_eager_steps(case: Case):
+    if "fused" in case.skips:
+        pytest.skip(case.skips["fused"])
+    tx = of.stacked(case.make, **{**case.kwargs, **{name: value.expand(3) for name, value in case.tensors().items()}})
+    fused, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+    params = _stack([wide_params() for _ in range(3)])
+    state = tx.init(params)
+    for grads in rough_gradients(params, 3):
+        want = eager(params, state, grads, **case.extra)
+        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)], **case.extra)
+        got = fused(*of.tree.map(torch.clone, (params, state)), grads, **case.extra)
+        assert_fused_equals_eager(fused, got, want, accurate)
+        params, state = want
+
+
 # 9. Oracle
 
 
