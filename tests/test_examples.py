@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,4 +59,11 @@ def test_train_digits(tmp_path, monkeypatch):
     picture = tmp_path / "digits.png"
     results = example("train_digits.py")["main"](["--epochs", "1", "--out", str(picture)])
     assert len(results) == 3
+    assert picture.stat().st_size > 1000
+
+
+def test_population(tmp_path):
+    picture = tmp_path / "population.png"
+    together, one_by_one = example("population.py")["main"](members=3, epochs=1, out=picture)
+    torch.testing.assert_close(together[:2], one_by_one[:2], atol=0.01, rtol=0)  # the largest rate diverges
     assert picture.stat().st_size > 1000
