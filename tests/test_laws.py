@@ -293,24 +293,53 @@ def test_a_hyperparameter_tensor_is_read_at_every_step(case: Case):
 # 6. Differentiable
 
 
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
+
+
+def _three_updates(case: Case):
+    """The parameters after three updates as a function of parameters, gradients and every float; and these inputs."""
+    torch.set_default_dtype(torch.float64)  # which a scalar in a state follows
+    params = {"w": torch.randn(2, 2), "b": torch.randn(2)}
+    fields = [(like(params), like(params)) for _ in range(3)]
+    # A difference quotient takes steps of 1e-6: nothing to an eps of 0.1, far to one of 1e-8.
+    floats = {name: value if abs(value) >= 1e-3 else 0.1 for name, value in case.floats().items()}
+
+    def run(w, b, kick, *values):
+        tx, params = case.tx(**dict(zip(floats, values, strict=True))), {"w": w, "b": b}
+        state = tx.init(params)
+        for slope, offset in fields:
+            grads = of.tree.map(lambda p, a, c: a * torch.sin(p) + c + kick, params, slope, offset)
+            updates, state = tx.update(grads, state, params)
+            params = of.apply_updates(params, updates)
+        return params["w"], params["b"]
+
+    return run, (params["w"], params["b"], torch.zeros(2), *map(torch.tensor, floats.values()))
+
+
+@FORWARD_MODE
 @cases("differentiable")
 def test_gradients_flow_through_three_updates(case: Case):
-    params = {"w": torch.randn(2, 2, dtype=torch.float64), "b": torch.randn(2, dtype=torch.float64)}
-    gradients = [like(params) for _ in range(3)]
-    hyper = case.tensors()
+    run, inputs = _three_updates(case)
+    inputs = tuple(x.requires_grad_() for x in inputs)
+    assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-6, check_forward_ad=True)
 
-    def run(w, b, scale, *values):
-        tx = case.tx(**dict(zip(hyper, values, strict=True)))
-        scaled = [of.tree.scale(scale, grads) for grads in gradients]
-        return tuple(of.tree.leaves(follow(tx, {"w": w, "b": b}, scaled)[-1]))
 
-    inputs = (params["w"], params["b"], torch.tensor(1.1, dtype=torch.float64), *hyper.values())
-    inputs = tuple(x.detach().requires_grad_() for x in inputs)
-    # Steps of 1e-6 would leave the domain of an eps of 1e-8, so small hyperparameters are not perturbed.
-    inputs = tuple(x.detach() if x.ndim == 0 and x.item() < 1e-5 else x for x in inputs)
-    assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
-    jacobian = torch.func.jacrev(run, argnums=2)(*[x.detach() for x in inputs])
-    assert all(torch.isfinite(j).all() for j in jacobian)
+@FORWARD_MODE
+@cases("differentiable")
+def test_torch_func_finds_the_gradients_that_autograd_finds(case: Case):
+    run, inputs = _three_updates(case)
+    want = torch.autograd.functional.jacobian(run, inputs)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        got = jacobian(run, argnums=tuple(range(len(inputs))))(*inputs)
+        assert_trees_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+@cases("sensitive")
+def test_the_parameters_feel_a_small_change_of_a_gradient(case: Case):
+    if "differentiable" in case.skips:
+        pytest.skip(case.skips["differentiable"])
+    run, inputs = _three_updates(case)
+    assert any((j != 0).any() for j in torch.func.jacrev(run, argnums=2)(*inputs))
 
 
 # 7. No host read
