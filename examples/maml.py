@@ -52,7 +52,7 @@ def plot(curve, params, x, y, out):
     grid = torch.linspace(-5, 5, 200).unsqueeze(1)
     for steps in (0, 1, 10):
         fit = functional_call(model, adapt(params, x[:10], y[:10], steps), grid)
-        right.plot(grid, fit.detach(), label=f"after {steps} steps")
+        right.plot(grid, fit.detach(), label=f"steps: {steps}")
     right.plot(x[:10], y[:10], "k^", label="what is seen")
     right.legend()
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def main(iterations=15_000, tests=600, out="outputs/maml.png"):
         if iteration % max(1, iterations // 30) == 0:
             curve.append((iteration, meta_loss(params, x, y).item()))
         params, state = step(params, state, grad(meta_loss)(params, *sample(25, 20)))
-    plot(curve, params, x[0], y[0], out)
+    plot(curve, params, x[1], y[1], out)
     print(f"mean squared error on {tests} new tasks, after one step: {curve[-1][1]:.3f}")
     return curve
 
