@@ -1,6 +1,8 @@
 """What a case of the table is."""
 
 import functools
+import inspect
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +44,14 @@ class Case:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The live arguments as 0-dim float64 tensors."""
         return {name: torch.tensor(self.kwargs[name], dtype=torch.float64) for name in self.live}
+
+    def floats(self) -> dict[str, float]:
+        """Every argument that is a float and may be a 0-dim tensor, whether it was given or not."""
+        signature = inspect.signature(self.make)
+        bound = signature.bind(**self.kwargs)
+        bound.apply_defaults()
+        may = {n for n, p in signature.parameters.items() if torch.Tensor in typing.get_args(p.annotation)}
+        return {n: v for n, v in bound.arguments.items() if isinstance(v, float) and n in may.union(self.live)}
 
 
 @dataclass(frozen=True)

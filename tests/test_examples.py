@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,6 +24,7 @@ def frameworks(page):
     return sorted(FRAMEWORKS.intersection(imported))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's forward mode
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -59,3 +61,28 @@ def test_train_digits(tmp_path, monkeypatch):
     results = example("train_digits.py")["main"](["--epochs", "1", "--out", str(picture)])
     assert len(results) == 3
     assert picture.stat().st_size > 1000
+
+
+def test_population(tmp_path):
+    picture = tmp_path / "population.png"
+    together, one_by_one = example("population.py")["main"](members=3, epochs=1, out=picture)
+    torch.testing.assert_close(together[:2], one_by_one[:2], atol=0.01, rtol=0)  # the largest rate diverges
+    assert picture.stat().st_size > 1000
+
+
+def test_maml(tmp_path):
+    picture = tmp_path / "maml.png"
+    curve = example("maml.py")["main"](iterations=30, tests=20, out=picture)
+    assert curve[-1][1] < curve[0][1]
+    assert picture.stat().st_size > 1000
+
+
+def test_learned_rates():
+    losses, _ = example("learned_rates.py")["main"](iterations=5)
+    assert losses[-1] < losses[0]
+
+
+def test_learned_decay(capsys):
+    slope, quotient, _ = example("learned_decay.py")["main"](iterations=1)
+    assert slope == pytest.approx(quotient, rel=1e-6)
+    assert "by differentiation" in capsys.readouterr().out

@@ -233,6 +233,26 @@ def test_every_live_hyperparameter_can_differ_between_stacked_models(case: Case,
         assert_trees_equal(_member(together, i), alone, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@cases("vmap")
+def test_members_of_a_stack_go_their_own_ways(case: Case, dtype):
+    factors = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64)
+    batched = {name: value * factors for name, value in case.tensors().items()}
+    tx = of.stacked(case.make, **{**case.kwargs, **batched}) if batched else of.stacked(case.plain())
+    models = _stack([plain_params(dtype) for _ in factors])
+    gradients = [like(models) for _ in range(4)]
+    state = tx.init(models)
+    if batched:
+        assert set(state.hyperparams) == set(batched)
+    assert of.tree.structure(state) == of.tree.structure(tx.update(gradients[0], state, models, **case.extra)[1])
+    together = follow(tx, models, gradients, **case.extra)[-1]
+    tolerance = case.batched if dtype == torch.float64 else max(case.batched, 1e-4)  # as above
+    for i in range(len(factors)):
+        tx = case.tx(**{name: float(value[i]) for name, value in batched.items()})
+        alone = follow(tx, _member(models, i), [_member(grads, i) for grads in gradients])[-1]
+        assert_trees_equal(_member(together, i), alone, rtol=tolerance, atol=tolerance)
+
+
 # 5. torch.compile, and live tensors
 
 
@@ -273,24 +293,53 @@ def test_a_hyperparameter_tensor_is_read_at_every_step(case: Case):
 # 6. Differentiable
 
 
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
+
+
+def _three_updates(case: Case):
+    """The parameters after three updates as a function of parameters, gradients and every float; and these inputs."""
+    torch.set_default_dtype(torch.float64)  # which a scalar in a state follows
+    params = {"w": torch.randn(2, 2), "b": torch.randn(2)}
+    fields = [(like(params), like(params)) for _ in range(3)]
+    # A difference quotient takes steps of 1e-6: nothing to an eps of 0.1, far to one of 1e-8.
+    floats = {name: value if abs(value) >= 1e-3 else 0.1 for name, value in case.floats().items()}
+
+    def run(w, b, kick, *values):
+        tx, params = case.tx(**dict(zip(floats, values, strict=True))), {"w": w, "b": b}
+        state = tx.init(params)
+        for slope, offset in fields:
+            grads = of.tree.map(lambda p, a, c: a * torch.sin(p) + c + kick, params, slope, offset)
+            updates, state = tx.update(grads, state, params)
+            params = of.apply_updates(params, updates)
+        return params["w"], params["b"]
+
+    return run, (params["w"], params["b"], torch.zeros(2), *map(torch.tensor, floats.values()))
+
+
+@FORWARD_MODE
 @cases("differentiable")
 def test_gradients_flow_through_three_updates(case: Case):
-    params = {"w": torch.randn(2, 2, dtype=torch.float64), "b": torch.randn(2, dtype=torch.float64)}
-    gradients = [like(params) for _ in range(3)]
-    hyper = case.tensors()
+    run, inputs = _three_updates(case)
+    inputs = tuple(x.requires_grad_() for x in inputs)
+    assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-6, check_forward_ad=True)
 
-    def run(w, b, scale, *values):
-        tx = case.tx(**dict(zip(hyper, values, strict=True)))
-        scaled = [of.tree.scale(scale, grads) for grads in gradients]
-        return tuple(of.tree.leaves(follow(tx, {"w": w, "b": b}, scaled)[-1]))
 
-    inputs = (params["w"], params["b"], torch.tensor(1.1, dtype=torch.float64), *hyper.values())
-    inputs = tuple(x.detach().requires_grad_() for x in inputs)
-    # Steps of 1e-6 would leave the domain of an eps of 1e-8, so small hyperparameters are not perturbed.
-    inputs = tuple(x.detach() if x.ndim == 0 and x.item() < 1e-5 else x for x in inputs)
-    assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
-    jacobian = torch.func.jacrev(run, argnums=2)(*[x.detach() for x in inputs])
-    assert all(torch.isfinite(j).all() for j in jacobian)
+@FORWARD_MODE
+@cases("differentiable")
+def test_torch_func_finds_the_gradients_that_autograd_finds(case: Case):
+    run, inputs = _three_updates(case)
+    want = torch.autograd.functional.jacobian(run, inputs)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        got = jacobian(run, argnums=tuple(range(len(inputs))))(*inputs)
+        assert_trees_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+@cases("sensitive")
+def test_the_parameters_feel_a_small_change_of_a_gradient(case: Case):
+    if "differentiable" in case.skips:
+        pytest.skip(case.skips["differentiable"])
+    run, inputs = _three_updates(case)
+    assert any((j != 0).any() for j in torch.func.jacrev(run, argnums=2)(*inputs))
 
 
 # 7. No host read
@@ -345,6 +394,22 @@ def test_fused_steps_take_ragged_trees(case: Case):
         grads = like(params)
         want = eager(params, state, grads)
         assert_trees_equal(fused(params, state, grads), want, rtol=1e-12, atol=1e-12)
+        params, state = want
+
+
+@cases("vmap")
+def test_fused_steps_of_stacks_equal_eager_steps(case: Case):
+    if "fused" in case.skips:
+        pytest.skip(case.skips["fused"])
+    tx = of.stacked(case.make, **{**case.kwargs, **{name: value.expand(3) for name, value in case.tensors().items()}})
+    fused, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+    params = _stack([wide_params() for _ in range(3)])
+    state = tx.init(params)
+    for grads in rough_gradients(params, 3):
+        want = eager(params, state, grads, **case.extra)
+        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)], **case.extra)
+        got = fused(*of.tree.map(torch.clone, (params, state)), grads, **case.extra)
+        assert_fused_equals_eager(fused, got, want, accurate)
         params, state = want
 
 

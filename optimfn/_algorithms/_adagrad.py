@@ -21,7 +21,7 @@ class ScaleByRssState(NamedTuple):
 
 @factory
 def scale_by_rss(
-    initial_accumulator_value: float = 0.1, eps: Scalar = 1e-7, *, eps_in_sqrt: bool = True
+    initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7, *, eps_in_sqrt: bool = True
 ) -> GradientTransformation:
     """Divide the updates by the root of the sum of the squares of all updates so far.
 
@@ -70,7 +70,7 @@ def scale_by_rss(
 @factory
 def adagrad(
     learning_rate: ScalarOrSchedule,
-    initial_accumulator_value: float = 0.1,
+    initial_accumulator_value: Scalar = 0.1,
     eps: Scalar = 1e-7,
     *,
     eps_in_sqrt: bool = True,

@@ -30,7 +30,7 @@ class ScaleByRStdDevState(NamedTuple):
 def scale_by_rms(
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> GradientTransformation:
@@ -86,7 +86,7 @@ def scale_by_rms(
 def scale_by_stddev(
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     bias_correction: bool = False,
 ) -> GradientTransformation:
@@ -151,7 +151,7 @@ def rmsprop(
     learning_rate: ScalarOrSchedule,
     decay: Scalar = 0.9,
     eps: Scalar = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: Scalar = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
     momentum: Scalar | None = None,
@@ -200,7 +200,7 @@ def rmsprop(
     )
 
 
-def _start(params: Params, initial_scale: float) -> Updates:
+def _start(params: Params, initial_scale: Scalar) -> Updates:
     return tree.full_like(tree.init_moment(params, real=True), initial_scale)
 
 

@@ -20,7 +20,7 @@ def scale_by_yogi(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-3,
     eps_root: Scalar = 0.0,
-    initial_accumulator_value: float = 1e-6,
+    initial_accumulator_value: Scalar = 1e-6,
 ) -> GradientTransformation:
     """Scale the updates as Adam does, with a second moment that moves by the square of the update only.
 

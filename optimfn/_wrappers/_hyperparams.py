@@ -79,8 +79,8 @@ def inject_hyperparams(
         TypeError, ValueError: at construction, naming the argument and its value.
 
     Shapes:
-        state: count () int64; hyperparams a dict of () float64 (whole numbers where the signature says nothing: int64);
-            hyperparams_states that of each stateful schedule; inner_state that of the transformation.
+        state: count () int64; hyperparams a dict of () float64 (int64 for whole numbers where the signature has no
+            `float`); hyperparams_states that of each stateful schedule; inner_state that of the transformation.
 
     Differs from: optax, where masks and other functions must be named in `static_args`, and where the values take the
         dtype of the parameters, so that with bfloat16 a `b2` of 0.999 becomes 1 (google-deepmind/optax#1414).
@@ -108,13 +108,13 @@ def inject_hyperparams(
         live = {
             name: value
             for name, value in bound.arguments.items()
-            if name not in static and _is_live(value) and _lets_tensors_in(signature.parameters[name])
+            if name not in static and _is_live(value) and lets_tensors_in(signature.parameters[name])
         }
         stateful = {name: value for name, value in live.items() if isinstance(value, StatefulSchedule)}
         scheduled = {name: value for name, value in live.items() if callable(value) and name not in stateful}
 
         def tensor(name: str, value: Any, count: Tensor) -> Tensor:
-            whole = isinstance(value, int) and signature.parameters[name].annotation is inspect.Parameter.empty
+            whole = isinstance(value, int) and _wants_whole_numbers(signature.parameters[name])
             if whole or (isinstance(value, Tensor) and not value.is_floating_point()):
                 return torch.add(count * 0, value)
             return tree.cast_leaf(torch.add(tree.wide(count) * 0, value), hyperparam_dtype)
@@ -161,12 +161,18 @@ def _is_live(value: Any) -> bool:
     return not isinstance(value, bool) and (callable(value) or isinstance(value, int | float | Tensor))
 
 
-def _lets_tensors_in(parameter: inspect.Parameter) -> bool:
+def lets_tensors_in(parameter: inspect.Parameter) -> bool:
     """Whether an argument may be a number that is no whole one, as far as its annotation says."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return False
     said = parameter.annotation
     return said is parameter.empty or isinstance(said, str) or bool({float, Tensor} & _alternatives(said))
+
+
+def _wants_whole_numbers(parameter: inspect.Parameter) -> bool:
+    """Whether a number given for an argument stays whole: where the annotation has no `float`, or there is none."""
+    said = parameter.annotation
+    return said is parameter.empty or not (isinstance(said, str) or float in _alternatives(said))
 
 
 def _alternatives(annotation: Any) -> set[Any]:

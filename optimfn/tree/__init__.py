@@ -45,6 +45,8 @@ from ._core import structure as structure
 from ._core import unflatten as unflatten
 from ._core import walk as walk
 from ._core import wide as wide
+from ._grad import checkpoint as checkpoint
+from ._grad import stop_gradient as stop_gradient
 from ._grad import value_and_grad as value_and_grad
 from ._loop import while_loop as while_loop
 from ._moments import abs_sq as abs_sq
