@@ -148,6 +148,11 @@ from ._schedules._warmup import warmup_constant_schedule as warmup_constant_sche
 from ._schedules._warmup import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from ._schedules._warmup import warmup_inverse_sqrt_schedule as warmup_inverse_sqrt_schedule
 from ._schedules._warmup import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from ._second_order import empirical_fisher_diagonal as empirical_fisher_diagonal
+from ._second_order import fisher_diagonal as fisher_diagonal
+from ._second_order import gauss_newton_bartlett_diagonal as gauss_newton_bartlett_diagonal
+from ._second_order import hutchinson_diagonal as hutchinson_diagonal
+from ._second_order import hvp as hvp
 from ._state_dict import load_state_dict as load_state_dict
 from ._state_dict import state_dict as state_dict
 from ._transforms._apply_every import ApplyEvery as ApplyEvery

@@ -27,6 +27,7 @@ LEVELS = {
     "_linear_algebra": 3,
     "_numerics": 3,
     "_projections": 3,
+    "_second_order": 3,
     "_state_dict": 3,
     "_transforms": 4,
     "_wrappers": 4,
