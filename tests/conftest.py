@@ -14,6 +14,8 @@ if "OPTIMFN_CACHE" not in os.environ:  # one for the whole session: xdist's work
     os.environ["OPTIMFN_CACHE"] = tempfile.mkdtemp(prefix="optimfn-tests-")
     atexit.register(shutil.rmtree, os.environ["OPTIMFN_CACHE"], ignore_errors=True)
 
+os.environ.setdefault("MPLBACKEND", "Agg")  # pictures without a window
+
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")
 

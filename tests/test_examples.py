@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FRAMEWORKS = {"accelerate", "lightning", "safetensors", "transformers"}  # the extra "clients"; not everyone has them
 BLOCK = re.compile(r"^```python.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(r'^```text title="Output"\n(.*?)^```', re.MULTILINE | re.DOTALL)  # docs/_record.py writes it
 
 
 def blocks(page):
@@ -24,7 +25,7 @@ def frameworks(page):
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
+def test_code_on_the_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in frameworks(page):
         warnings.simplefilter("ignore")  # frameworks warn of much that is not ours to mend
@@ -32,6 +33,8 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     namespace = {"__name__": "page"}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert all(output in printed for output in OUTPUT.findall(page.read_text()))
 
 
 def example(name):
