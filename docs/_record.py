@@ -23,7 +23,10 @@ EXAMPLE = re.compile(r'--8<-- "examples/(\w+\.py)"')
 
 
 def run_example(name: str) -> str:
-    command, environment = [sys.executable, ROOT / "examples" / name], {**os.environ, "PYTHONPATH": str(ROOT)}
+    command, environment = (
+        [sys.executable, ROOT / "examples" / name],
+        {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

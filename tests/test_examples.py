@@ -46,6 +46,13 @@ def test_every_example_is_run_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
 
 
+def test_every_example_is_short_and_in_the_gallery():
+    shown = "\n".join(page.read_text() for page in (ROOT / "docs" / "gallery").glob("*.md"))
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 80, path.name
+        assert f'--8<-- "examples/{path.name}"' in shown, f"no page of docs/gallery shows {path.name}"
+
+
 def test_functional_loop(capsys):
     example("functional_loop.py")["main"](steps=3)
     assert capsys.readouterr().out
@@ -56,9 +63,43 @@ def test_custom_transform(capsys):
     assert capsys.readouterr().out
 
 
+def test_digits_pure(capsys):
+    accuracy = example("digits_pure.py")["main"](epochs=1)
+    assert accuracy > 0.5
+    assert f"test accuracy {accuracy:.2%}" in capsys.readouterr().out
+
+
+def test_digits_stateful():
+    module = example("digits_stateful.py")
+    assert module["main"](epochs=1, train=module["train"]) > 0.5
+
+
 def test_train_digits(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_digits.py"])
     picture = tmp_path / "digits.png"
     results = example("train_digits.py")["main"](["--epochs", "1", "--out", str(picture)])
     assert len(results) == 3
     assert picture.stat().st_size > 1000
+
+
+def test_gpt(capsys):
+    assert example("gpt.py")["main"](steps=2) < 8.5
+    assert capsys.readouterr().out.count("bits per byte") == 3
+
+
+def test_accumulation_is_a_larger_batch():
+    assert example("accumulation.py")["main"](steps=3, k=4) < 1e-5
+
+
+def test_ema_evaluation(capsys):
+    assert len(example("ema_evaluation.py")["main"](epochs=1)) == 2
+    assert capsys.readouterr().out
+
+
+def test_minmax():
+    plain, optimistic = example("minmax.py")["main"](steps=200)
+    assert optimistic < 1 < plain
+
+
+def test_logistic_regression_ends_where_another_solver_does():
+    assert abs(example("logistic_regression.py")["main"]()) < 1e-9
