@@ -17,7 +17,7 @@ from ._typing import Params, Tree
 
 
 def hvp(f: Callable[..., Any], params: Params, v: Tree, *args: Any, has_aux: bool = False) -> Tree:
-    """Multiply a vector by the Hessian of a function: `H v`, for the time of about two gradients.
+    """Multiply a vector by the Hessian of a function: `H v`, for the work of three gradients.
 
     The derivative of the gradient along `v`, forward over reverse. Custom operators need a forward derivative, and
     attention its plain implementation: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
