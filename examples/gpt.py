@@ -3,6 +3,7 @@
 `of.partition` gives each parameter to the rule of its label; the clipping before it sees all of them as one.
 """
 
+import math
 import sysconfig
 from pathlib import Path
 
@@ -57,23 +58,21 @@ def loss_of(model: GPT, text: Tensor, generator: torch.Generator) -> Tensor:
 
 def main(steps: int = 500) -> float:
     torch.manual_seed(0)
-    train, valid = load_text()
-    model, generator = GPT(), torch.Generator().manual_seed(0)
+    model, generator, (train, valid) = GPT(), torch.Generator().manual_seed(0), load_text()
     rate = of.warmup_stable_decay_schedule(0.0, 1.0, steps // 20, steps // 2, steps // 2 - steps // 20)
     rules = {"matrices": of.muon(0.02, weight_decay=0.01), "rest": of.adamw(3e-3, b2=0.95, weight_decay=0.01)}
     labels = of.tree.label_by_path({r"^blocks\..*(qkv|out|up|down)\.weight$": "matrices"}, default="rest")
-    tx = of.chain(of.clip_by_global_norm(1.0), of.partition(rules, labels), of.scale_by_schedule(rate))
-    optimizer = of.Optimizer(model, tx)
+    parts = of.clip_by_global_norm(1.0), of.partition(rules, labels), of.scale_by_schedule(rate)
+    optimizer = of.Optimizer(model, of.chain(*parts))
     for step in range(steps + 1):
         if step % max(1, steps // 5) == 0:
-            with torch.no_grad():
-                fixed = torch.Generator().manual_seed(1)
-                loss = torch.stack([loss_of(model, valid, fixed) for _ in range(10)]).mean().item()
-            print(f"step {step:3}: {loss / 0.6931:.3f} bits per byte of text it has not seen", flush=True)
+            fixed = torch.Generator().manual_seed(1)
+            bits = sum(loss_of(model, valid, fixed).item() for _ in range(10)) / 10 / math.log(2)
+            print(f"step {step:3}: {bits:.3f} bits per byte of text it has not seen", flush=True)
         optimizer.zero_grad()
         loss_of(model, train, generator).backward()
         optimizer.step()
-    return loss
+    return bits
 
 
 if __name__ == "__main__":
