@@ -203,11 +203,11 @@ def _call(recipe: Recipe) -> str:
     for name, value in bound.arguments.items():
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            parts += map(_show, value)
+            parts += map(show, value)
         elif kind is inspect.Parameter.VAR_KEYWORD:
-            parts += [f"{key}={_show(member)}" for key, member in value.items()]
+            parts += [f"{key}={show(member)}" for key, member in value.items()]
         else:
-            parts.append(f"{name}={_show(value)}")
+            parts.append(f"{name}={show(value)}")
     line = f"{recipe.factory.__name__}({', '.join(parts)})"
     nested = any(isinstance(value, Recorded) for value in (*recipe.args, *recipe.kwargs.values()))
     if not nested or len(line) <= _LINE:
@@ -216,7 +216,8 @@ def _call(recipe: Recipe) -> str:
     return f"{recipe.factory.__name__}(\n{body},\n)"
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """An argument as a `repr` has it: functions and classes by their names."""
     if inspect.isfunction(value) or inspect.isclass(value):
         return value.__qualname__
     return repr(value)

@@ -19,6 +19,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # every test of fused steps runs 
 
     triton_on_cpu.install()
 
+os.environ.setdefault("MPLBACKEND", "Agg")  # pictures without a window
+
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")
 

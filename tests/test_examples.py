@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FRAMEWORKS = {"accelerate", "lightning", "safetensors", "transformers"}  # the extra "clients"; not everyone has them
 BLOCK = re.compile(r"^```python.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(r'^```text title="Output"\n(.*?)^```', re.MULTILINE | re.DOTALL)  # docs/_record.py writes it
 
 
 def blocks(page):
@@ -26,7 +27,7 @@ def frameworks(page):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's forward mode
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(ROOT)))
-def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
+def test_code_on_the_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in frameworks(page):
         warnings.simplefilter("ignore")  # frameworks warn of much that is not ours to mend
@@ -34,6 +35,8 @@ def test_code_on_the_page_runs(page, tmp_path, monkeypatch):
     namespace = {"__name__": "page"}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert all(output in printed for output in OUTPUT.findall(page.read_text()))
 
 
 def example(name):
@@ -45,6 +48,13 @@ def test_every_example_is_run_here():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
 
 
+def test_every_example_is_short_and_in_the_gallery():
+    shown = "\n".join(page.read_text() for page in (ROOT / "docs" / "gallery").glob("*.md"))
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 80, path.name
+        assert f'--8<-- "examples/{path.name}"' in shown, f"no page of docs/gallery shows {path.name}"
+
+
 def test_functional_loop(capsys):
     example("functional_loop.py")["main"](steps=3)
     assert capsys.readouterr().out
@@ -53,6 +63,17 @@ def test_functional_loop(capsys):
 def test_custom_transform(capsys):
     example("custom_transform.py")["main"](steps=3)
     assert capsys.readouterr().out
+
+
+def test_digits_pure(capsys):
+    accuracy = example("digits_pure.py")["main"](epochs=1)
+    assert accuracy > 0.5
+    assert f"test accuracy {accuracy:.2%}" in capsys.readouterr().out
+
+
+def test_digits_stateful():
+    module = example("digits_stateful.py")
+    assert module["main"](epochs=1, train=module["train"]) > 0.5
 
 
 def test_train_digits(tmp_path, monkeypatch):
@@ -86,3 +107,26 @@ def test_learned_decay(capsys):
     slope, quotient, _ = example("learned_decay.py")["main"](iterations=1)
     assert slope == pytest.approx(quotient, rel=1e-6)
     assert "by differentiation" in capsys.readouterr().out
+
+
+def test_gpt(capsys):
+    assert example("gpt.py")["main"](steps=2) < 8.5
+    assert capsys.readouterr().out.count("bits per byte") == 3
+
+
+def test_accumulation_is_a_larger_batch():
+    assert example("accumulation.py")["main"](steps=3, k=4) < 1e-5
+
+
+def test_ema_evaluation(capsys):
+    assert len(example("ema_evaluation.py")["main"](epochs=1)) == 2
+    assert capsys.readouterr().out
+
+
+def test_minmax():
+    plain, optimistic = example("minmax.py")["main"](steps=200)
+    assert optimistic < 1 < plain
+
+
+def test_logistic_regression_ends_where_another_solver_does():
+    assert abs(example("logistic_regression.py")["main"]()) < 1e-9

@@ -74,6 +74,7 @@ from ._query import map_params as map_params
 from ._query import set as set
 from ._random import fold_in as fold_in
 from ._random import normal as normal
+from ._random import rademacher as rademacher
 from ._random import random_like as random_like
 from ._random import split_key_like as split_key_like
 from ._random import uniform as uniform

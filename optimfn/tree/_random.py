@@ -55,6 +55,11 @@ def normal(key: Key, like: Tensor) -> Tensor:
     return radius * torch.cos(2 * math.pi * uniform(fold_in(key, 1), like))
 
 
+def rademacher(key: Key, like: Tensor) -> Tensor:
+    """Numbers that are -1 or 1 with equal odds in the shape and on the device of a tensor, in float64."""
+    return torch.where(uniform(key, like) < 0.5, -1.0, 1.0).to(torch.float64)
+
+
 def random_like(
     key: Key,
     tree: Tree,
@@ -69,8 +74,8 @@ def random_like(
     Args:
         key: An int or a 0-dim int64 tensor.
         tree: The tree to mirror.
-        sampler: `f(key, leaf) -> numbers` for a real leaf, such as `normal` or `uniform`. A complex leaf gets two
-            independent parts, each over the root of 2.
+        sampler: `f(key, leaf) -> numbers` for a real leaf, such as `normal`, `uniform` or `rademacher`. A complex leaf
+            gets two independent parts, each over the root of 2.
         dtype: Dtype of the result.
 
     Example:
