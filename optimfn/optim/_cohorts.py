@@ -152,19 +152,21 @@ class Joint(Bound):
             and list(map(Tensor.data_ptr, self._viewed)) == self._addresses
         )
 
-    def gradients(self) -> dict[ParamKey, Tensor | None] | None:
+    def same_gradients(self) -> dict[ParamKey, Tensor] | None:
         """The gradients as they are; `None` if other parameters have one than before, or other ones are sparse."""
         grads = list(map(_grad, self.params.values()))
-        if type(None) in set(map(type, grads)) or not all(map(is_, map(_grad, self._idle), repeat(None))):
+        try:
+            are_sparse = list(map(_is_sparse, grads))
+        except AttributeError:  # one is `None`
             return None
-        if list(map(_is_sparse, grads)) != self._sparse:
+        if are_sparse != self._sparse or not all(map(is_, map(_grad, self._idle), repeat(None))):
             return None
         return dict(zip(self.params, grads, strict=True))
 
     def count(self) -> None:
         """After a step, bring the numbers that are shown up to date."""
         self._taken += 1
-        if not self._is_counted:
+        if self._shown and not self._is_counted:
             for cohort, state in zip(self.cohorts, self.states, strict=True):
                 _advance(cohort, state)
         self._versions = versions(self._shown)

@@ -131,7 +131,7 @@ class DropIn(KeepsDtypes):
         rules = [self._rule(group) for group in self.param_groups]
         joint, grads = self._joint, None
         if joint is not None and same(rules, joint.rules) and joint.fits(self.param_groups, self.state):
-            grads = joint.gradients()
+            grads = joint.same_gradients()
         if grads is None:
             if is_capturing(self.param_groups):
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
