@@ -243,7 +243,12 @@ class DropIn(KeepsDtypes):
 
     def _rule(self: Any, group: dict[str, Any]) -> Rule:
         rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
-        options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+        # Lists, which checkpoints make of tuples, may change in place.
+        options = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in group.items()
+            if key not in _NOT_OPTIONS
+        }
         rate = group["lr"]
         if isinstance(rate, Tensor):
             options["lr"] = rate
