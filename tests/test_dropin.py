@@ -422,6 +422,24 @@ def test_what_nobody_changes_is_bound_once_and_stays_where_it_is(name, monkeypat
 
 
 @every_class
+def test_numbers_that_change_at_every_step_are_not_traced_at_every_step(name, monkeypatch):
+    made = []
+    rule = OURS[name].rule
+    monkeypatch.setattr(OURS[name], "rule", staticmethod(lambda group: made.append(1) or rule(group)))
+    kwargs = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    own, optimizer, theirs, reference = make_pair(name, torch.float64, kwargs)
+    for step in range(8):
+        for group in (optimizer.param_groups[0], reference.param_groups[0]):
+            for key in {"lr", "momentum", "weight_decay"} & group.keys():
+                group[key] = 0.1 / (step + 1)
+            if "betas" in group:
+                group["betas"] = (0.9 / (step + 1), 0.999 - 0.01 * step)
+        train(own, optimizer, theirs, reference, steps=1, absent=0.1)
+        assert_same(own, optimizer, theirs, reference)
+    assert len(made) <= 2
+
+
+@every_class
 def test_default_dtype_float64_gives_float64_counts(name):
     torch.set_default_dtype(torch.float64)
     own, optimizer, theirs, reference = make_pair(name, torch.float64, {})

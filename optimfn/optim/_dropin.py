@@ -6,7 +6,6 @@ gives to the fields of its state. Everything else is here.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,20 +24,9 @@ from ._contract import is_capturing, refuse_absent, report_step
 from ._layout import Entries, Layout, ParamKey
 from ._load import KeepsDtypes
 from ._pipeline import Run, pipeline
+from ._rule import Rule
 
-_NOT_OPTIONS = ("params", "param_names", "lr")
 _KEPT_LAYOUTS = 64  # one for every set of parameters that have had gradients together
-
-
-@dataclass
-class Rule:
-    """A transformation made from the options of a group, and the layouts of its states."""
-
-    tx: GradientTransformation
-    options: dict[str, Any]
-    live: Tensor | None  # the learning rate of this step, unless the group holds a tensor
-    is_complex: bool  # whether there are complex parameters
-    layouts: dict[tuple[ParamKey, ...], Layout] = field(default_factory=dict)
 
 
 class DropIn(KeepsDtypes):
@@ -151,7 +139,7 @@ class DropIn(KeepsDtypes):
         self._known = {p: known[p] for p in every if p in known}  # also of those that stay behind
         cohorts, start = [], 0
         for number, group in enumerate(self.param_groups):
-            if rules[number].is_complex != _is_complex(group):
+            if rules[number].is_complex != any(p.is_complex() for p in group["params"]):
                 del self._rules[id(group)]
                 rules[number] = self._rule(group)
             cohorts += self._cohorts(group, rules[number], start)
@@ -243,24 +231,11 @@ class DropIn(KeepsDtypes):
 
     def _rule(self: Any, group: dict[str, Any]) -> Rule:
         rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
-        # Lists, which checkpoints make of tuples, may change in place.
-        options = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in group.items()
-            if key not in _NOT_OPTIONS
-        }
-        rate = group["lr"]
-        if isinstance(rate, Tensor):
-            options["lr"] = rate
         rule = rules.get(id(group))
-        if rule is None or not _same(rule.options, options):
-            live = None if "lr" in options else tree.wide(tree.count(group["params"]))
-            made = _directed(type(self).rule, {**group, "lr": rate.reshape(()) if live is None else live})
-            if _is_complex(group):
-                made = split_real_and_imaginary(made)
-            rule = rules[id(group)] = Rule(made, options, live, _is_complex(group))
-        if rule.live is not None and not is_capturing(self.param_groups):
-            rule.live.fill_(rate)
+        if rule is None or not rule.fits(group):
+            rule = rules[id(group)] = Rule(lambda options: _directed(type(self).rule, options), group, rule)
+        if not is_capturing(self.param_groups):
+            rule.write(group)
         return rule
 
     def _key(self, path: str) -> str:
@@ -327,18 +302,6 @@ def _directed(
 ) -> GradientTransformation:
     made = rule(group)
     return chain(scale(-1.0), made) if group.get("maximize") else made
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(x is b[key] or (not _has_tensor(x) and x == b[key]) for key, x in a.items())
-
-
-def _has_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value))
-
-
-def _is_complex(group: Mapping[str, Any]) -> bool:
-    return any(p.is_complex() for p in group["params"])
 
 
 def _init_like(tx: GradientTransformation, members: dict[ParamKey, Tensor]) -> State:
