@@ -51,8 +51,11 @@ class Bound:
     def gradients(self) -> dict[ParamKey, Tensor | None]:
         """The gradient of each parameter, made dense."""
         grads = list(map(_grad, self.params.values()))
-        present = [g for g in grads if g is not None] if type(None) in set(map(type, grads)) else grads
-        if any(map(_is_sparse, present)):
+        try:
+            are_dense = not any(map(_is_sparse, grads))
+        except AttributeError:  # one is `None`
+            are_dense = False
+        if not are_dense:
             grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         return dict(zip(self.params, grads, strict=True))
 
