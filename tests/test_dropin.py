@@ -304,6 +304,141 @@ def test_state_edited_by_hand_is_followed(name):
     assert_same(own, optimizer, theirs, reference)
 
 
+def replace_entries(optimizer, params):
+    for p in params:
+        optimizer.state.get(p, {}).update({k: v.clone() for k, v in optimizer.state.get(p, {}).items()})
+
+
+def load_own_checkpoint(optimizer, _):
+    if type(optimizer) in OURS.values():  # torch would cast its scalars
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def set_data_of_entries(optimizer, params):
+    for p in params:
+        for key, value in optimizer.state.get(p, {}).items():
+            if key not in ("step", "mu_product", "eta", "mu"):
+                value.data = value.data * 0.5
+
+
+def set_data_of_parameters(_, params):
+    for p in params:
+        p.data = p.data * 2
+
+
+def replace_parameter(optimizer, params):
+    new = params[0].detach().clone().requires_grad_()
+    if params[0] in optimizer.state:
+        optimizer.state[new] = optimizer.state.pop(params[0])
+    params[0] = optimizer.param_groups[0]["params"][0] = new
+
+
+def edit_scalars(optimizer, params):
+    for key in ("mu_product", "eta", "mu"):
+        if key in optimizer.state.get(params[1], {}):
+            optimizer.state[params[1]][key].mul_(0.5)
+
+
+def swap_entries(optimizer, params):
+    """Two parameters exchange their dicts, which stay in their places and hold the same tensors."""
+    a, b = (optimizer.state.get(p) for p in params[:2])
+    if a and b and params[0].shape == params[1].shape:
+        optimizer.state[params[0]], optimizer.state[params[1]] = b, a
+
+
+def change_list(optimizer, _):
+    for group in optimizer.param_groups:
+        if "betas" in group:
+            group["betas"] = list(group["betas"])
+            group["betas"][0] *= 0.5
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimizer, _: optimizer.state.clear(),
+        lambda optimizer, params: optimizer.state.pop(params[0], None),
+        lambda _, params: params[0].requires_grad_(False),
+        load_own_checkpoint,
+        replace_entries,
+        set_data_of_entries,
+        set_data_of_parameters,
+        replace_parameter,
+        edit_scalars,
+        swap_entries,
+        change_list,
+    ],
+    ids=["clear", "pop", "freeze", "load", "replace", "data", "parameters", "parameter", "scalars", "swap", "list"],
+)
+def test_what_changes_behind_its_back_is_noticed(name, dtype, change):
+    if dtype.is_complex and not INFOS[name].supports_complex:
+        pytest.skip("real only")
+    own, optimizer, theirs, reference = make_pair(name, dtype, {})
+    if change is swap_entries:
+        for params, side in ((own, optimizer), (theirs, reference)):
+            params[1] = params[0].detach().clone().requires_grad_()
+            side.param_groups[0]["params"][1] = params[1]
+            side.state.clear()
+            side.__init__(params)
+    for _ in range(3):
+        train(own, optimizer, theirs, reference, steps=3)
+        change(optimizer, own)
+        change(reference, theirs)
+        train(own, optimizer, theirs, reference, steps=1)
+        assert_same(own, optimizer, theirs, reference)
+
+
+@every_class
+def test_a_step_of_a_python_number_becomes_a_tensor(name):
+    own, optimizer, theirs, reference = make_pair(name, torch.float64, {})
+    train(own, optimizer, theirs, reference, steps=2)
+    if "step" not in optimizer.state[own[0]]:
+        pytest.skip("counts no steps")
+    for p in own:
+        optimizer.state[p]["step"] = optimizer.state[p]["step"].item()
+    train(own, optimizer, theirs, reference, steps=2)
+    assert_same(own, optimizer, theirs, reference)
+
+
+@every_class
+def test_what_nobody_changes_is_bound_once_and_stays_where_it_is(name, monkeypatch):
+    joins = []
+    join = OURS[name]._join
+    monkeypatch.setattr(OURS[name], "_join", lambda self, rules: joins.append(1) or join(self, rules))
+    own, optimizer, theirs, reference = make_pair(name, torch.float64, {})
+    train(own, optimizer, theirs, reference, steps=1)
+    before = [x for entries in optimizer.state.values() for x in entries.values()]
+    for step in range(5):
+        for side in (optimizer, reference):
+            side.param_groups[0]["lr"] = 0.1 / (step + 1)
+        train(own, optimizer, theirs, reference, steps=1)
+    assert_same(own, optimizer, theirs, reference)
+    after = [x for entries in optimizer.state.values() for x in entries.values()]
+    assert len(before) == len(after)
+    assert all(x is y for x, y in zip(before, after, strict=True))
+    assert len(joins) == 1
+
+
+@every_class
+def test_numbers_that_change_at_every_step_are_not_traced_at_every_step(name, monkeypatch):
+    made = []
+    rule = OURS[name].rule
+    monkeypatch.setattr(OURS[name], "rule", staticmethod(lambda group: made.append(1) or rule(group)))
+    kwargs = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    own, optimizer, theirs, reference = make_pair(name, torch.float64, kwargs)
+    for step in range(8):
+        for group in (optimizer.param_groups[0], reference.param_groups[0]):
+            for key in {"lr", "momentum", "weight_decay"} & group.keys():
+                group[key] = 0.1 / (step + 1)
+            if "betas" in group:
+                group["betas"] = (0.9 / (step + 1), 0.999 - 0.01 * step)
+        train(own, optimizer, theirs, reference, steps=1, absent=0.1)
+        assert_same(own, optimizer, theirs, reference)
+    assert len(made) <= 2
+
+
 @every_class
 def test_default_dtype_float64_gives_float64_counts(name):
     torch.set_default_dtype(torch.float64)

@@ -6,63 +6,27 @@ gives to the fields of its state. Everything else is here.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates, chain
+from .._base import GradientTransformation, chain
 from .._recipe import factory
 from .._transforms._rate import scale
 from .._typing import State
 from .._wrappers._complex import split_real_and_imaginary
 from ..fused import Step, make_step
+from ._bound import same
+from ._cohorts import Cohort, Joint, Past, can_be_counted, counted
 from ._contract import is_capturing, refuse_absent, report_step
 from ._layout import Entries, Layout, ParamKey
 from ._load import KeepsDtypes
-from ._pipeline import PipelineState, Run, pipeline
+from ._pipeline import Run, pipeline
+from ._rule import Rule
 
-_NOT_OPTIONS = ("params", "param_names", "lr")
 _KEPT_LAYOUTS = 64  # one for every set of parameters that have had gradients together
-
-
-class Shared(NamedTuple):
-    """What one parameter knows of the leaves of a state that have no parameter, such as counts.
-
-    Parameters with the same past form a cohort and step as one tree. A parameter that misses a gradient falls
-    behind, into another cohort; so each has the step count that it has in torch.
-    """
-
-    cohort: Hashable
-    values: dict[str, Tensor]
-    step: Tensor | int | None  # what torch shows, and its version when these values were true
-    version: int
-    size: int = 0  # how many parameters share these very values
-
-
-@dataclass
-class Part:
-    """One cohort of a group in one step."""
-
-    group: dict[str, Any]
-    rule: "Rule"
-    layout: Layout
-    members: dict[ParamKey, Tensor]
-    shared: Shared
-    grads: dict[ParamKey, Tensor]
-    state: State
-
-
-@dataclass
-class Rule:
-    """A transformation made from the options of a group, and the layouts of its states."""
-
-    tx: GradientTransformation
-    options: dict[str, Any]
-    live: Tensor | None  # the learning rate of this step, unless the group holds a tensor
-    layouts: dict[tuple[ParamKey, ...], Layout] = field(default_factory=dict)
 
 
 class DropIn(KeepsDtypes):
@@ -88,6 +52,8 @@ class DropIn(KeepsDtypes):
 
     scalars: ClassVar[Sequence[str]] = ()
     """Torch's names of further scalars, shared among parameters in the pure state."""
+
+    _joint: Joint | None = None
 
     # GradScaler is to unscale and skip by itself, also where torch's class has set this for its fused kernel.
     _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
@@ -139,43 +105,63 @@ class DropIn(KeepsDtypes):
         """Take the step of all cohorts, in one call of what `make_step` makes of their rules."""
         if is_capturing(self.param_groups):
             self._check_capturable()
-        parts, start = [], 0
-        for group in self.param_groups:
-            parts += self._cohorts(group, start)
-            start += len(group["params"])
-        if self.defaults.get("differentiable", False):
-            for part in parts:
-                # Writing in place must not change what autograd has kept of the parameters.
-                params = {name: p.clone() for name, p in part.members.items()}
-                updates, part.state = part.rule.tx.update(part.grads, part.state, params)
-                for name, new in apply_updates(params, updates).items():
-                    part.members[name].copy_(new)
-        elif parts:
-            step = self._joint_step(parts)
-            params = {name: p for part in parts for name, p in part.members.items()}
-            grads = {name: g for part in parts for name, g in part.grads.items()}
-            step(params, PipelineState(tuple(part.state for part in parts), {}), grads)
-        for part in parts:
-            self._show(part)
+        differentiable = self.defaults.get("differentiable", False)
+        joint, grads = self._ready()
+        if grads:
+            (joint.take_differentiable if differentiable else joint.take)(grads)
+            joint.count()
+            if differentiable or self.step_is_int or not joint.is_shown:
+                self._show(joint)
         report_step(self)
 
-    def _joint_step(self: Any, parts: list[Part]) -> Step:
-        """One donating step for these cohorts; the same one whenever the same parameters step together."""
-        steps: dict[Any, tuple[Step, list[Rule]]] = self.__dict__.setdefault("_steps", {})
-        key = tuple((id(part.rule), tuple(part.members)) for part in parts)
-        if key not in steps:
+    def _ready(self: Any) -> tuple[Joint, Mapping[ParamKey, Tensor]]:
+        """The step of all parameters that have gradients, and those."""
+        rules = [self._rule(group) for group in self.param_groups]
+        joint, grads = self._joint, None
+        if joint is not None and same(rules, joint.rules) and joint.fits(self.param_groups, self.state):
+            grads = joint.same_gradients()
+        if grads is None:
             if is_capturing(self.param_groups):
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
+            joint = self._joint = self._join(rules)
+        elif not joint.any_sparse:
+            return joint, grads
+        return joint, {
+            name: self._gradient(p, cohort.group) for cohort in joint.cohorts for name, p in cohort.members.items()
+        }
+
+    def _join(self: Any, rules: list[Rule]) -> Joint:
+        """Bind all parameters that have gradients, with their state, to one donating step."""
+        known: dict[Tensor, Past] = self.__dict__.get("_known", {})
+        if self._joint is not None:
+            known.update(self._joint.pasts())
+        every = [p for group in self.param_groups for p in group["params"]]
+        self._known = {p: known[p] for p in every if p in known}  # also of those that stay behind
+        cohorts, start = [], 0
+        for number, group in enumerate(self.param_groups):
+            if rules[number].is_complex != any(p.is_complex() for p in group["params"]):
+                del self._rules[id(group)]
+                rules[number] = self._rule(group)
+            cohorts += self._cohorts(group, rules[number], start)
+            start += len(group["params"])
+        joint = Joint(cohorts, rules, *self._step_of(cohorts))
+        joint.watch([group["params"] for group in self.param_groups], self.state)
+        return joint
+
+    def _step_of(self: Any, cohorts: list[Cohort]) -> tuple[GradientTransformation, Step, bool]:
+        """One donating step for these cohorts; the same one whenever the same parameters step together."""
+        steps: dict[Any, tuple[GradientTransformation, Step, bool]] = self.__dict__.setdefault("_steps", {})
+        backend = "eager" if self.defaults.get("fused") is False else "auto"
+        differentiable = self.defaults.get("differentiable", False)
+        is_counted = backend == "auto" and not differentiable and all(map(can_be_counted, cohorts))
+        key = (is_counted, *((id(cohort.run.tx), cohort.run.names) for cohort in cohorts))
+        if key not in steps:
             if len(steps) >= _KEPT_LAYOUTS:
                 steps.clear()
-            runs = [Run(type(self).__name__, part.rule.tx, tuple(part.members), part.layout) for part in parts]
-            backend = "eager" if self.defaults.get("fused") is False else "auto"
-            # The rules are kept so that no other can get the identity of one.
-            steps[key] = (
-                make_step(pipeline(runs, {}), donate=True, backend=backend),
-                [part.rule for part in parts],
-            )
-        return steps[key][0]
+            runs = [cohort.run for cohort in cohorts]
+            tx = counted(runs) if is_counted else pipeline(runs, {})
+            steps[key] = tx, make_step(tx, donate=True, backend=backend), is_counted
+        return steps[key]
 
     def write_hyperparameters(self: Any) -> None:
         """Put the learning rates of the groups where the rule reads them; for CUDA graphs, as `Optimizer` says."""
@@ -186,7 +172,7 @@ class DropIn(KeepsDtypes):
         """What a captured graph holds on to: rules, parameters, state."""
         held = [p for group in self.param_groups for p in group["params"]]
         held += [x for entries in self.state.values() for x in entries.values() if isinstance(x, Tensor)]
-        held += [x for shared in self.__dict__.get("_known", {}).values() for x in shared.values.values()]
+        held += [] if self._joint is None else tree.leaves(self._joint.state)
         return (*(id(self._rule(group)) for group in self.param_groups), *(x.data_ptr() for x in held))
 
     def _check_capturable(self: Any) -> None:
@@ -198,58 +184,58 @@ class DropIn(KeepsDtypes):
                 )
             refuse_absent(dict(enumerate(group["params"])))
 
-    def _cohorts(self: Any, group: dict[str, Any], start: int) -> list[Part]:
+    def _cohorts(self: Any, group: dict[str, Any], rule: Rule, start: int) -> list[Cohort]:
         """The parameters of a group that have gradients, those with the same past together."""
-        cohorts: dict[Hashable, tuple[Shared, dict[ParamKey, Tensor], list[bool]]] = {}
+        cohorts: dict[Hashable, tuple[Past, dict[ParamKey, Tensor]]] = {}
         for number, p in enumerate(group["params"], start):
             if p.grad is not None:
-                shared = self._recall(p)
-                first, members, alike = cohorts.setdefault(shared.cohort, (shared, {}, []))
-                members[ParamKey(number)] = p
-                alike.append(shared.values is first.values)
-        rule = self._rule(group) if cohorts else None
-        parts = []
-        for shared, members, alike in cohorts.values():
-            if sum(alike) < shared.size:  # some of them stay behind, and keep these values
-                shared = shared._replace(values={key: value.clone() for key, value in shared.values.items()})
-            parts.append(self._part(group, rule, shared, members))
-        return parts
+                past = self._recall(p)
+                cohorts.setdefault(past.cohort, (past, {}))[1][ParamKey(number)] = p
+        return [self._cohort(group, rule, past, members) for past, members in cohorts.values()]
 
-    def _part(self: Any, group: dict[str, Any], rule: Rule, shared: Shared, members: dict[ParamKey, Tensor]) -> Part:
-        names = tuple(members)
+    def _cohort(self: Any, group: dict[str, Any], rule: Rule, past: Past, members: dict[ParamKey, Tensor]) -> Cohort:
+        names, first = tuple(members), next(iter(members.values()))
+        grads = {name: self._gradient(p, group) for name, p in members.items()}
         layout = rule.layouts.get(names)
         if layout is None:
             if len(rule.layouts) >= _KEPT_LAYOUTS:
                 rule.layouts.clear()
             layout = rule.layouts[names] = Layout.of(rule.tx, members, self._key)
-        first = next(iter(members.values()))
         if self.state.get(first):
             stored = {name: self.state[p] for name, p in members.items()}
-            if self.optional or rule.options["complex"]:
+            if self.optional or rule.is_complex:
                 empty = {key: first.new_empty(0) for key in self.optional}
                 stored = {name: {**empty, **_as_reals(entries)} for name, entries in stored.items()}
-            state = layout.gather(stored, self._shared_values(shared, first))
+            # Others may share these values, and stay behind.
+            state = layout.gather(stored, {key: value.clone() for key, value in past.values.items()})
         else:
             state = _init_like(rule.tx, members)
-        grads = {name: self._gradient(p, group) for name, p in members.items()}
-        return Part(group, rule, layout, members, shared, grads, state)
+        _, values = layout.scatter(state)
+        shown = {name: self._numbers(group, p, values) for name, p in members.items()}
+        return Cohort(
+            group, Run(type(self).__name__, rule.tx, names, layout), past.cohort, members, grads, state, shown
+        )
+
+    def _numbers(self: Any, group: dict[str, Any], p: Tensor, values: Mapping[str, Tensor]) -> Entries:
+        """The numbers that torch shows with a parameter: those in its entries, or new ones."""
+        entries, numbers = self.state.get(p, {}), {}
+        if self.counts_steps:
+            step = entries.get("step", 0)
+            if not (self.step_is_int or isinstance(step, Tensor)):
+                step = self._zero_step(group, p).fill_(step)
+            numbers["step"] = step
+        for key in self.scalars:
+            near = p.device if self.step_on_device else numbers["step"].device
+            numbers[key] = entries[key] if key in entries else torch.empty_like(values[key], device=near)
+        return numbers
 
     def _rule(self: Any, group: dict[str, Any]) -> Rule:
         rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
-        options = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
-        options["complex"] = any(p.is_complex() for p in group["params"])
-        rate = group["lr"]
-        if isinstance(rate, Tensor):
-            options["lr"] = rate
         rule = rules.get(id(group))
-        if rule is None or not _same(rule.options, options):
-            live = None if "lr" in options else tree.wide(tree.count(group["params"]))
-            made = _directed(type(self).rule, {**group, "lr": rate.reshape(()) if live is None else live})
-            if options["complex"]:
-                made = split_real_and_imaginary(made)
-            rule = rules[id(group)] = Rule(made, options, live)
-        if rule.live is not None and not is_capturing(self.param_groups):
-            rule.live.fill_(rate)
+        if rule is None or not rule.fits(group):
+            rule = rules[id(group)] = Rule(lambda options: _directed(type(self).rule, options), group, rule)
+        if not is_capturing(self.param_groups):
+            rule.write(group)
         return rule
 
     def _key(self, path: str) -> str:
@@ -257,56 +243,37 @@ class DropIn(KeepsDtypes):
         last = path.rsplit(".", 1)[-1]
         return self.fields.get(last, last)
 
-    def _recall(self: Any, p: Tensor) -> Shared:
+    def _recall(self: Any, p: Tensor) -> Past:
         """What is known of a parameter; read from its entries if they were loaded, or edited by hand."""
-        known: dict[Tensor, Shared] = self.__dict__.setdefault("_known", {})
         entries = self.state.get(p)
         if not entries:
-            return Shared("new", {}, None, 0)
-        step, shared = entries.get("step"), known.get(p)
-        if shared is None or shared.step is not step or shared.version != _version(step):
-            count = 1 if step is None else int(step)
-            scalars = [float(entries[key]) for key in self.scalars]
-            shared = known[p] = Shared((count, *scalars), {}, step, _version(step))
-        return shared
+            return Past("new", {})
+        past: Past | None = self._known.get(p)
+        shown = [entries[key] for key in (*(["step"] if self.counts_steps else []), *self.scalars)]
+        if past is not None and past.holds(shown):
+            return past
+        count = int(entries["step"]) if self.counts_steps else 1
+        values = {key: entries[key].to(p.device) for key in self.scalars}
+        values["count"] = torch.full((), count, dtype=torch.int64, device=p.device)
+        return Past((count, *map(float, (entries[key] for key in self.scalars))), values)
 
-    def _shared_values(self: Any, shared: Shared, p: Tensor) -> dict[str, Tensor]:
-        """The shared leaves of a cohort, from what one of its parameters was loaded with if they are not known."""
-        if shared.values or not isinstance(shared.cohort, tuple):
-            return shared.values
-        count = torch.full((), shared.cohort[0], dtype=torch.int64, device=p.device)
-        return {"count": count, **{key: self.state[p][key].to(p.device, copy=True) for key in self.scalars}}
+    def _show(self: Any, joint: Joint) -> None:
+        """Put entries where torch keeps them, in its order."""
+        for cohort, state in zip(joint.cohorts, joint.states, strict=True):
+            stored, _ = cohort.run.layout.scatter(state)
+            for name, p in cohort.members.items():
+                numbers, shown = cohort.shown[name], stored.get(name, {})
+                if not numbers and not shown:
+                    continue
+                entries = self.state[p]
+                is_new = not entries or torch.is_grad_enabled()  # else what there is has been written in place
+                entries.update(numbers)
+                if is_new:
+                    self._fill(entries, p, _as_torch(shown, p))
+        joint.watch([group["params"] for group in self.param_groups], self.state)
+        joint.is_shown = True
 
-    def _show(self: Any, part: Part) -> None:
-        """Put entries, already written, where torch keeps them, and take a step in the counts."""
-        stored, values = part.layout.scatter(part.state)
-        cohort: Hashable = object()  # members of a cohort stay together
-        if not self.scalars:  # then all that count as much are in one cohort
-            cohort = (part.shared.cohort[0] + 1 if isinstance(part.shared.cohort, tuple) else 1,)
-        if not stored and not self.counts_steps:
-            return
-        for name, p in part.members.items():
-            entries = self.state[p]
-            if not entries or torch.is_grad_enabled():  # else the entries there are have been written in place
-                self._fill(entries, part.group, values, p, _as_torch(stored.get(name, {}), p))
-            for key in self.scalars:
-                entries[key].copy_(values[key])
-        if self.step_is_int:
-            for p in part.members.values():
-                self.state[p]["step"] += 1
-        elif self.counts_steps:
-            torch._foreach_add_([self.state[p]["step"] for p in part.members.values()], 1)
-        for p in part.members.values():
-            step = self.state[p].get("step")
-            self._known[p] = Shared(cohort, values, step, _version(step), len(part.members))
-
-    def _fill(self, entries: Entries, group: dict[str, Any], values: Entries, p: Tensor, shown: Entries) -> None:
-        """Make the entries of a parameter, in torch's order."""
-        if self.counts_steps and "step" not in entries:
-            entries["step"] = 0 if self.step_is_int else self._zero_step(group, p)
-        for key in self.scalars:
-            near = p.device if self.step_on_device else entries["step"].device
-            entries.setdefault(key, torch.empty_like(values[key], device=near))
+    def _fill(self, entries: Entries, p: Tensor, shown: Entries) -> None:
         order = [key for key in self.fields.values() if key in shown]
         for key in order + [key for key in shown if key not in order]:
             if key not in self.optional or shown[key].shape != (0,) or p.shape == (0,):
@@ -318,9 +285,8 @@ class DropIn(KeepsDtypes):
         return torch.zeros((), dtype=dtype, device=p.device if near else "cpu")
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
-        self.__dict__.pop("_rules", None)
-        self.__dict__.pop("_steps", None)
-        self.__dict__.pop("_known", None)
+        for name in ("_rules", "_steps", "_known", "_joint"):
+            self.__dict__.pop(name, None)
         super().__setstate__(state)
 
 
@@ -336,18 +302,6 @@ def _directed(
 ) -> GradientTransformation:
     made = rule(group)
     return chain(scale(-1.0), made) if group.get("maximize") else made
-
-
-def _version(step: Tensor | int | None) -> int:
-    return step._version if isinstance(step, Tensor) else 0
-
-
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(x is b[key] or (not _has_tensor(x) and x == b[key]) for key, x in a.items())
-
-
-def _has_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(isinstance(x, Tensor) for x in value))
 
 
 def _init_like(tx: GradientTransformation, members: dict[ParamKey, Tensor]) -> State:

@@ -236,13 +236,13 @@ class Optimizer(FiresHooksOnce):
         program = self._prepare()
         if program is None:
             return
-        grads = {name: _dense(p.grad) for name, p in program.params.items()}
+        grads = program.gradients()
         if closure is not None:
             extra = {**extras_of(closure, loss, program.params), **extra}
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
         if self.defaults["differentiable"]:
-            program.take_differentiable(grads, extra)
+            program.take_differentiable(grads, **extra)
         else:
             program.take(grads, **extra)
         self._finish(program)
@@ -367,10 +367,6 @@ def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
     if made.recipe is None:
         raise TypeError(f"{make!r} keeps no record of its arguments; decorate it with optimfn.factory")
     return made
-
-
-def _dense(grad: Tensor | None) -> Tensor | None:
-    return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
 
 def _rates(group: dict[str, Any]) -> tuple[Any, Any, Any]:

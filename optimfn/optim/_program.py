@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain as concatenated
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._base import GradientTransformation, apply_updates
+from .._base import GradientTransformation
 from ..fused import make_step
 from ._amp import skip_overflow
+from ._bound import Bound
 from ._hyperparameters import Found, Hyperparameter, Live, Shown, make_members, uses
 from ._layout import ParamKey
 from ._members import Route, members
@@ -29,8 +28,8 @@ class Group(NamedTuple):
     maximize: bool
 
 
-class Program:
-    """All groups of an optimizer as one transformation, its state, and where that stands in the optimizer.
+class Program(Bound):
+    """All groups of an optimizer as one transformation, bound to its state, and where that stands in the optimizer.
 
     Args:
         tx: The transformation of the optimizer.
@@ -54,8 +53,7 @@ class Program:
         differentiable: bool = False,
         backend: str = "auto",
     ) -> None:
-        self.params = {name: p for group in groups for name, p in zip(group.names, group.params, strict=True)}
-        self._groups = [list(group.params) for group in groups]
+        params = {name: p for group in groups for name, p in zip(group.names, group.params, strict=True)}
         self.schedules = _schedules(groups, rates)
         tensors, made = [], []
         for number, group in enumerate(groups):
@@ -75,61 +73,42 @@ class Program:
             untouched = originals[number].get(member.place) is member.tx
             return frozenset() if untouched else uses(member.tx, tensors[number])
 
-        self.runs = merge(made, used, self.params, stored)
+        self.runs = merge(made, used, params, stored)
         # The recipe is for messages: it prints as the transformation that the user has made.
-        self.tx = replace(skip_overflow(pipeline(self.runs, self.schedules)), recipe=tx.recipe)
-        self.state = PipelineState(gather(self.runs, self.params, stored), dict(rates))
-        self.take = make_step(self.tx, donate=True, backend=backend).bind(self.params, self.state)
-        self._versions = self._seen()
-        self._shown: tuple[list[Any], list[Tensor]] | None = None
-        if any(stored.get(p) for p in self.params.values()):
+        tx = replace(skip_overflow(pipeline(self.runs, self.schedules)), recipe=tx.recipe)
+        state = PipelineState(gather(self.runs, params, stored), dict(rates))
+        super().__init__(tx, make_step(tx, donate=True, backend=backend), params, state)
+        self._versions, self._published = self._seen(), False
+        self.watch([group.params for group in groups], stored)
+        if any(stored.get(p) for p in params.values()):
             self.publish(stored)
-
-    def fits(self, groups: Sequence[Mapping[str, Any]], stored: Stored) -> bool:
-        """Whether parameters and state are still those of the program."""
-        if len(groups) != len(self._groups):
-            return False
-        for group, params in zip(groups, self._groups, strict=True):
-            if len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
-                return False
-        if self._shown is None:
-            return not stored
-        dicts, leaves = self._shown
-        if len(dicts) != len(stored) or not all(map(is_, dicts, stored.values())):
-            return False
-        now = list(concatenated.from_iterable(map(dict.values, dicts)))
-        return len(now) == len(leaves) and all(map(is_, now, leaves))
 
     def was_overruled(self, label: str, value: Any) -> bool:
         """Whether the learning rate that a group shows was changed, in the group or in place."""
         shown = self.state.rates[label]
         return value is not shown or self._versions[label] != shown._version
 
-    def take_differentiable(self, grads: Mapping[ParamKey, Tensor | None], extra: Mapping[str, Any]) -> None:
+    def take_differentiable(self, grads: Mapping[ParamKey, Tensor | None], **extra: Any) -> None:
         """A step through which gradients flow."""
-        # Writing in place must not change what autograd has kept of the parameters.
-        params = {name: p.clone() for name, p in self.params.items()}
-        updates, state = self.tx.update(grads, self.state, params, **extra)
-        new = apply_updates(params, updates)
-        for name, p in self.params.items():
-            p.copy_(new[name])
+        rates = self.state.rates
+        super().take_differentiable(grads, **extra)
         with torch.no_grad():
-            for label, rate in state.rates.items():
-                self.state.rates[label].copy_(rate)
-        self.state = PipelineState(state.runs, self.state.rates)
-        self._shown = None
+            for label, rate in self.state.rates.items():
+                rates[label].copy_(rate)
+        self.state = PipelineState(self.state.runs, rates)
+        self._published = False
 
     def publish(self, stored: Stored) -> None:
         """Show the state in the dicts of the parameters, if it is not there already."""
         self._versions = self._seen()
-        if self._shown is not None:
+        if self._published:
             return
         for name, entries in scatter(self.runs, self.state.runs).items():
             own = stored[self.params[name]]
             own.clear()
             own.update(entries)
-        dicts = list(stored.values())
-        self._shown = dicts, [leaf for entries in dicts for leaf in entries.values()]
+        self.watch(self._groups, stored)
+        self._published = True
 
     def _seen(self) -> dict[str, int]:
         return {label: shown._version for label, shown in self.state.rates.items()}
