@@ -354,3 +354,17 @@ def test_repr_and_zero_grad():
     optimizer.zero_grad()
     assert all(p.grad is None for p in net.parameters())
     optimizer.step()  # no gradients: a step of nothing
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch makes sparse tensors on the way
+@pytest.mark.parametrize("options", [{}, {"fused": False}], ids=str)
+def test_sparse_gradients_are_made_dense(options):
+    models = [torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2)]
+    ours = [of.Optimizer([p], of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)), **options) for p in models]
+    for step in range(4):
+        dense = torch.zeros(4, 3).index_fill(0, torch.tensor([step]), 2.0)
+        for p, grad in zip(models, (dense, dense.to_sparse() if step % 2 else dense), strict=True):
+            p.grad = grad
+        for optimizer in ours:
+            optimizer.step()
+        torch.testing.assert_close(models[1], models[0], rtol=0, atol=0)

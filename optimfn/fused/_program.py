@@ -105,6 +105,7 @@ class Program:
         self._fixed_kinds, self._captured_kinds = Kinds(tensors[:fixed]), Kinds(graph.captured)
         self._other_kinds = Kinds(tensors[fixed:])
         self._last: list[Tensor] | None = None
+        self._token: object = None
         self._staged = {
             i: Layout.dense(x).empty(self._device)
             for i, x in enumerate(inputs)
@@ -128,8 +129,12 @@ class Program:
         """The files in which its kernels can be read."""
         return self._machine.sources
 
-    def __call__(self, tensors: list[Tensor]) -> list[Any]:
+    def __call__(self, tensors: list[Tensor], token: object = None) -> list[Any]:
         """The leaves of the result; none if they were written over the inputs.
+
+        Args:
+            tensors: The inputs.
+            token: Stands for those that are fixed: they are the same wherever it is the same.
 
         Raises:
             Misfit: if a tensor is of another kind than the program was made for.
@@ -137,7 +142,7 @@ class Program:
         """
         inputs = tensors + self._captured if self._captured else tensors
         with self.lock:
-            self._look_up(inputs)
+            self._look_up(inputs, token)
             for i, dense in self._staged.items():
                 self._buffers[i] = dense.copy_(inputs[i].detach()).data_ptr()
             new = {}
@@ -158,14 +163,17 @@ class Program:
                 outputs.append(values[value] if kind == "opaque" else value)
         return outputs
 
-    def _look_up(self, inputs: list[Tensor]) -> None:
+    def _look_up(self, inputs: list[Tensor], token: object) -> None:
         """Fill in the addresses of the inputs, after a check that they are what kernels expect.
 
         The tensors that a donating step knows from its last call are checked again only when an address has
         changed: `.data` was set, or one was resized.
         """
         fixed, others = inputs[: self._fixed], inputs[self._fixed : self._given]
-        known = self._last is not None and all(map(operator.is_, fixed, self._last))
+        known = self._last is not None and (
+            (token is not None and token is self._token) or all(map(operator.is_, fixed, self._last))
+        )
+        self._token = token if known else None
         if not (known or self._fixed_kinds.match(fixed)) or not self._other_kinds.match(others):
             raise Misfit
         if not self._written and torch.is_grad_enabled() and any(map(_requires_grad, inputs)):

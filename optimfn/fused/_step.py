@@ -64,7 +64,8 @@ class Step:
         """Prepare to step these very trees again and again, each time with new gradients.
 
         The trees are taken apart once, so they must keep their structure and their tensors from then on; the
-        values, and the memory behind the tensors, may change. For `Optimizer` and the like.
+        values, and the memory behind the tensors, may change. Sparse gradients are made dense. For `Optimizer` and
+        the like.
 
         Raises:
             ValueError: if the step does not donate: its results are new trees each time.
@@ -93,7 +94,7 @@ class Step:
             overwrite((params, state), self._pure(params, state, grads, extra))
         return params, state
 
-    def _run(self, known: "_Known", leaves: list[Any]) -> Any:
+    def _run(self, known: "_Known", leaves: list[Any], token: object = None) -> Any:
         """The new trees, or `True` if they were written; `None` if the rule itself must run."""
         traced = known.last
         if traced is None or not traced.agrees(leaves):
@@ -104,7 +105,7 @@ class Step:
                     raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
                 return None
             try:
-                outputs = traced.program(traced.pick(leaves))
+                outputs = traced.program(traced.pick(leaves), token)
             except StepAside:
                 return None
             except Misfit:
@@ -209,6 +210,7 @@ class BoundStep:
     def __init__(self, step: Step, params: Params, state: State) -> None:
         self._step, self._params, self._state = step, params, state
         self._leaves = tree_leaves(params, state)
+        self._token = object()  # stands for these leaves, where a comparison one by one would take longer
         self._known: _Known | None = None
         self._grads: Structure | None = None
 
@@ -216,7 +218,7 @@ class BoundStep:
         """Take one optimizer step."""
         step = self._step
         if extra or step._backend == "eager" or _must_step_aside():
-            step(self._params, self._state, grads, **extra)
+            step(self._params, self._state, made_dense(grads), **extra)
             return
         flat = None if self._grads is None else self._grads.flatten(grads)
         if flat is None:
@@ -225,8 +227,8 @@ class BoundStep:
             flat = self._grads.flatten(grads)
         assert flat is not None
         assert self._known is not None
-        if step._run(self._known, self._leaves + flat) is None:
-            step._eager(self._params, self._state, grads, {})
+        if step._run(self._known, self._leaves + flat, self._token) is None:
+            step._eager(self._params, self._state, made_dense(grads), {})
 
 
 class _Known:
@@ -315,6 +317,11 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
         backend = os.environ.get("OPTIMFN_BACKEND") or "auto"
         check_choice("OPTIMFN_BACKEND", backend, BACKENDS)
     return Step(tx, donate=donate, backend=backend)
+
+
+def made_dense(grads: Updates) -> Updates:
+    """Gradients for rules and kernels, which take no sparse ones."""
+    return tree.map(lambda g: g.to_dense() if g.is_sparse else g, grads)
 
 
 def tree_leaves(*trees: Any) -> list[Any]:

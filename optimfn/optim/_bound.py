@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from .._base import GradientTransformation, apply_updates
-from ..fused import Step
+from ..fused import Step, made_dense
 from ._layout import ParamKey
 from ._pipeline import Stored
 
-_params, _grad, _is_sparse = itemgetter("params"), attrgetter("grad"), attrgetter("is_sparse")
+_params, _grad = itemgetter("params"), attrgetter("grad")
 
 
 class Bound:
@@ -49,21 +49,14 @@ class Bound:
         )
 
     def gradients(self) -> dict[ParamKey, Tensor | None]:
-        """The gradient of each parameter, made dense."""
-        grads = list(map(_grad, self.params.values()))
-        try:
-            are_dense = not any(map(_is_sparse, grads))
-        except AttributeError:  # one is `None`
-            are_dense = False
-        if not are_dense:
-            grads = [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
-        return dict(zip(self.params, grads, strict=True))
+        """The gradient of each parameter, which may be sparse."""
+        return dict(zip(self.params, map(_grad, self.params.values()), strict=True))
 
     def take_differentiable(self, grads: Mapping[ParamKey, Tensor | None], **extra: Any) -> None:
         """A step through which gradients flow; its state is a new one."""
         # Writing in place must not change what autograd has kept of the parameters.
         params = {name: p.clone() for name, p in self.params.items()}
-        updates, self.state = self.tx.update(grads, self.state, params, **extra)
+        updates, self.state = self.tx.update(made_dense(grads), self.state, params, **extra)
         for name, new in apply_updates(params, updates).items():
             self.params[name].copy_(new)
 
