@@ -203,8 +203,8 @@ def torchopt_adamw(params: list[torch.nn.Parameter]) -> Step:
     return run
 
 
-# AdamW elsewhere, for `--peers`: what must be installed, and the step.
-PEERS = {"torch": compiled_adamw, "heavyball": heavyball_adamw, "torchopt": torchopt_adamw}
+# AdamW elsewhere, for `--peers`; a name begins with what must be installed.
+PEERS = {"torch.compile": compiled_adamw, "heavyball": heavyball_adamw, "torchopt": torchopt_adamw}
 
 
 class Ours:
@@ -242,7 +242,9 @@ def contenders(chain: Chain, peers: bool = False) -> dict[str, Callable[[list[to
         "class": chain.stateful or (lambda params: of.Optimizer(params, tx).step),
         "pure": lambda params: Ours(tx, params).pure(),
     }
-    return made | ({name: peer for name, peer in PEERS.items() if importlib.util.find_spec(name)} if peers else {})
+    return made | (
+        {name: peer for name, peer in PEERS.items() if importlib.util.find_spec(name.split(".")[0])} if peers else {}
+    )
 
 
 def time_of_others() -> float:
@@ -323,7 +325,7 @@ def report(
     print(f"{line}{first:9.2f}{second:6.2f}  {dropped}", flush=True)
     for who in PEERS.keys() & times.keys():
         low, middle, high = statistics.quantiles(ratios(who), n=4)
-        print(f"  {PEERS[who].__name__:27}{middle:7.2f}{low:7.2f}{high:6.2f}", flush=True)
+        print(f"  {who:27}{middle:7.2f}{low:7.2f}{high:6.2f}", flush=True)
 
 
 def peaks(workload: str, drop_in: bool, name: str, who: str, dtype: torch.dtype) -> list[float]:

@@ -99,10 +99,18 @@ class Node:
         for value in self.kwargs.values():
             yield from _nodes_in(value)
 
-    def may_alias(self) -> bool:
-        """Whether it may share memory with its first argument, as a view does."""
+    def borrows_memory(self) -> bool:
+        """Whether it may be a view of an input, or of a value that kernels have stored."""
+        node: Any = self
+        while node.kind == "opaque" and node.is_view:
+            node = node.args[0]
+        return node.kind not in ("opaque", "item")
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it may share memory with its first argument."""
         returns = getattr(getattr(self.op, "_schema", None), "returns", ())
-        return self.kind == "opaque" and any(value.alias_info is not None for value in returns)
+        return any(value.alias_info is not None for value in returns)
 
 
 def _nodes_in(value: Any) -> Iterator[Node]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _ops
 from ._graph import Layout, Node, NoShapes, Untraceable
+from ._shapes import contiguous_stride
 
 _RULES_DO_NOT_LIVE_IN = (
     str(Path(torch.__file__).parent),
@@ -38,7 +39,7 @@ def _run_without_values(
     func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bool, list[Layout], torch.dtype]:
     large = [x for x in args if isinstance(x, Node) and not x.is_scalar]
-    alike = name in _ops.POINTWISE and len({x.layout[::2] for x in large}) <= 1
+    alike = name in _ops.POINTWISE and len({x.layout.shape for x in large}) <= 1
 
     def example(x: Any) -> Any:
         if isinstance(x, Node):
@@ -69,8 +70,12 @@ def _run_without_values(
         "isinf",
     ):
         compute = torch.result_type(examples[-2], examples[-1]) if len(examples) > 1 else examples[0].dtype
-    if alike and large:
-        layouts = [Layout(large[0].layout.shape, layouts[0].dtype, large[0].layout.stride)]
+    shapes, strides = {x.layout.shape for x in large}, {x.layout.stride for x in large}
+    if name in _ops.POINTWISE and len(shapes) == 1:
+        # Of several orders of memory the usual one: it is that of most others, and of the parameters.
+        (shape,) = shapes
+        stride = contiguous_stride(shape) if len(strides) > 1 else strides.pop()
+        layouts = [Layout(shape, layouts[0].dtype, stride)]
     return multiple, layouts, compute
 
 

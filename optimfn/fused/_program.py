@@ -222,7 +222,7 @@ class Program:
         else:
             result = node.op(*map(value, node.args), **{key: value(x) for key, x in node.kwargs.items()})
         if node in self.plan.solid and isinstance(result, Tensor):
-            if node.may_alias() or dense_stride(result) != node.layout.stride:
+            if node.borrows_memory() or dense_stride(result) != node.layout.stride:
                 result = node.layout.empty(self._device).copy_(result)
             self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
         return result

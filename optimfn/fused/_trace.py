@@ -36,6 +36,7 @@ _FILLED: dict[str, float | None] = {  # the number, or None for that in the argu
 }
 _REDUCTIONS = {"sum": "sum", "amax": "max", "amin": "min", "max": "max", "min": "min", "mean": "mean"}
 _VIEWS = {"view", "_unsafe_view", "unsqueeze", "squeeze"}
+_TRANSPOSES = {"transpose", "t", "permute"}
 _TRUTH_REDUCTIONS = {"all": "min", "any": "max"}
 
 
@@ -247,6 +248,9 @@ class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # to
             if name == "expand" and layout.shape != ():
                 layout = Layout(layout.shape, layout.dtype, contiguous_stride(layout.shape))
             return self._add("pointwise", "copy", args[:1], {}, layout) if layout.dtype in _ops.DTYPES else None
+        if name in _TRANSPOSES and args[0].kind in ("pointwise", "fold") and not args[0].is_scalar:
+            # Kernels go through memory in its own order, which stays as it is.
+            return None if self._foreign(args[0]) else self._add("pointwise", "copy", args[:1], {}, layout)
         if name in _VIEWS and args[0].kind in ("pointwise", "fold") and () not in (args[0].layout.shape, layout.shape):
             # Kernels count elements, so another shape is the same.
             in_order = args[0].layout.stride == contiguous_stride(args[0].layout.shape)
