@@ -6,7 +6,7 @@ import operator
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,6 +114,7 @@ class Program:
         self._temporary = {node: node.layout.empty(self._device) for node in (*plan.temporary, *plan.folds)}
         self._new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
         self._opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
+        self._released = _last_uses([node for _, nodes in self._opaque_stages for node in nodes], plan.solid)
         self._pointers: list[int] = []
         self._given = len(tensors)
         self._pack = struct.Struct(f"{self._count - fixed}q")
@@ -211,6 +212,8 @@ class Program:
             with torch.no_grad():
                 for node in nodes:
                     values[node] = self._evaluate(node, inputs, values)
+                    for parent in self._released.get(node, ()):
+                        del values[parent]
         self._machine.run(first, self._machine.stages)
         return values
 
@@ -246,6 +249,16 @@ class Program:
             for node, target in self.plan.copies:
                 inputs[target].copy_(values[node])
         increment_version(self._changing)
+
+
+def _last_uses(nodes: Sequence[Node], kept: Set[Node]) -> dict[Node, list[Node]]:
+    """Which opaque values nobody needs any more after each opaque node has run."""
+    last = {parent: node for node in nodes for parent in node.parents() if parent.kind in ("opaque", "item")}
+    released: dict[Node, list[Node]] = {}
+    for parent, node in last.items():
+        if parent not in kept:
+            released.setdefault(node, []).append(parent)
+    return released
 
 
 def _spans(tensors: Iterable[Tensor]) -> Iterable[tuple[int, int]]:
