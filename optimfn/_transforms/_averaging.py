@@ -150,4 +150,4 @@ def params_swa(start: int = 0, every: int = 1) -> GradientTransformation:
 
 
 def _copy(params: Params) -> Params:
-    return tree.map(lambda zeros, p: zeros + p.detach(), tree.init_moment(params), params)
+    return tree.map(lambda p: tree.init_moment(p) + p.detach(), params)  # leaf by leaf: zeros for all are a tree more
