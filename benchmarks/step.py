@@ -176,7 +176,7 @@ def compiled_adamw(params: list[torch.nn.Parameter]) -> Step:
 def heavyball_adamw(params: list[torch.nn.Parameter]) -> Step:
     import heavyball
 
-    optimizer = heavyball.ForeachAdamW(params, lr=1e-3, weight_decay=0.1, warmup_steps=0)
+    optimizer = heavyball.AdamW(params, lr=1e-3, weight_decay=0.1, warmup_steps=0)
     grads = [p.grad for p in params]
 
     def run() -> None:
