@@ -64,8 +64,7 @@ class Step:
         """Prepare to step these very trees again and again, each time with new gradients.
 
         The trees are taken apart once, so they must keep their structure and their tensors from then on; the
-        values, and the memory behind the tensors, may change. Sparse gradients are made dense. For `Optimizer` and
-        the like.
+        values, and the memory behind the tensors, may change. For `Optimizer` and the like.
 
         Raises:
             ValueError: if the step does not donate: its results are new trees each time.
@@ -218,7 +217,7 @@ class BoundStep:
         """Take one optimizer step."""
         step = self._step
         if extra or step._backend == "eager" or _must_step_aside():
-            step(self._params, self._state, made_dense(grads), **extra)
+            step(self._params, self._state, grads, **extra)
             return
         flat = None if self._grads is None else self._grads.flatten(grads)
         if flat is None:
@@ -228,7 +227,7 @@ class BoundStep:
         assert flat is not None
         assert self._known is not None
         if step._run(self._known, self._leaves + flat, self._token) is None:
-            step._eager(self._params, self._state, made_dense(grads), {})
+            step._eager(self._params, self._state, grads, {})
 
 
 class _Known:
@@ -317,11 +316,6 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
         backend = os.environ.get("OPTIMFN_BACKEND") or "auto"
         check_choice("OPTIMFN_BACKEND", backend, BACKENDS)
     return Step(tx, donate=donate, backend=backend)
-
-
-def made_dense(grads: Updates) -> Updates:
-    """Gradients for rules and kernels, which take no sparse ones."""
-    return tree.map(lambda g: g.to_dense() if g.is_sparse else g, grads)
 
 
 def tree_leaves(*trees: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._base import GradientTransformation, apply_updates
-from ..fused import Step, made_dense
+from ..fused import Step
 from ._layout import ParamKey
 from ._pipeline import Stored
 
@@ -56,7 +56,7 @@ class Bound:
         """A step through which gradients flow; its state is a new one."""
         # Writing in place must not change what autograd has kept of the parameters.
         params = {name: p.clone() for name, p in self.params.items()}
-        updates, self.state = self.tx.update(made_dense(grads), self.state, params, **extra)
+        updates, self.state = self.tx.update(grads, self.state, params, **extra)
         for name, new in apply_updates(params, updates).items():
             self.params[name].copy_(new)
 

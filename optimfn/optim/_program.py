@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tree
 from .._base import GradientTransformation
+from .._typing import Params, State, Updates
 from ..fused import make_step
 from ._amp import skip_overflow
 from ._bound import Bound
@@ -75,7 +77,7 @@ class Program(Bound):
 
         self.runs = merge(made, used, params, stored)
         # The recipe is for messages: it prints as the transformation that the user has made.
-        tx = replace(skip_overflow(pipeline(self.runs, self.schedules)), recipe=tx.recipe)
+        tx = replace(_takes_sparse(skip_overflow(pipeline(self.runs, self.schedules))), recipe=tx.recipe)
         state = PipelineState(gather(self.runs, params, stored), dict(rates))
         super().__init__(tx, make_step(tx, donate=True, backend=backend), params, state)
         self._versions, self._published = self._seen(), False
@@ -122,3 +124,13 @@ def _schedules(groups: Sequence[Group], rates: Mapping[str, Tensor]) -> dict[str
         for _, value in group.found.values()
         if callable(value)
     }
+
+
+def _takes_sparse(tx: GradientTransformation) -> GradientTransformation:
+    """Make sparse gradients dense. Kernels refuse them, so this is only asked where the rule itself runs."""
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        dense = tree.map(lambda g: g.to_dense() if g.is_sparse else g, updates)
+        return tx.update(dense, state, params, **extra)
+
+    return replace(tx, update=update)
