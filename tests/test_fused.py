@@ -56,6 +56,12 @@ class TestAgreement:
             accurate = eager(*of.tree.map(lambda x: x.double() if x.is_floating_point() else x, (params, state, grads)))
             assert_fused_equals_eager(fused, fused(params, state, grads), want, accurate)
 
+    def test_a_view_in_another_dtype_keeps_the_bits(self):
+        tx = of.stateless(lambda updates, params: (updates * 2).view(torch.int32).bitwise_and(0xFFFF).float())
+        fused, eager = both(tx)
+        params, grads = torch.zeros(8), torch.randn(8)
+        assert_trees_equal(fused(params, tx.init(params), grads), eager(params, tx.init(params), grads))
+
     def test_of_nothing_any_is_false_and_all_is_true(self):
         def update(updates, state, params, **extra):
             seen = of.tree.map(lambda u: torch.stack([torch.isfinite(u).all(), torch.isnan(u).any()]), updates)

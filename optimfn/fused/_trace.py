@@ -254,7 +254,8 @@ class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # to
         if name in _VIEWS and args[0].kind in ("pointwise", "fold") and () not in (args[0].layout.shape, layout.shape):
             # Kernels count elements, so another shape is the same.
             in_order = args[0].layout.stride == contiguous_stride(args[0].layout.shape)
-            own = in_order and not self._foreign(args[0]) and layout.stride == contiguous_stride(layout.shape)
+            same_bits = args[0].dtype == layout.dtype and not self._foreign(args[0])  # else another dtype is asked for
+            own = in_order and same_bits and layout.stride == contiguous_stride(layout.shape)
             return self._add("pointwise", "copy", args[:1], {}, layout) if own else None
         if name not in _ops.POINTWISE or set(kwargs) - {"alpha", "value"} or layout.dtype not in _ops.DTYPES:
             return None
