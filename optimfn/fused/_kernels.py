@@ -60,6 +60,11 @@ class Form(NamedTuple):
     dtype: torch.dtype
     compute: torch.dtype
 
+    @property
+    def operands(self) -> list[torch.dtype]:
+        """The dtypes of the values that it takes."""
+        return [x for x in self.args if not isinstance(x, Constant)]
+
 
 class Link(NamedTuple):
     """One value of a chain; the operands are earlier links, or `None` for one that a slot holds."""

@@ -10,12 +10,12 @@ name that the header of each printer defines.
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from ._kernels import Constant
+from ._kernels import Constant, Entry, Form
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 DTYPES = frozenset(
@@ -206,7 +206,22 @@ class Language(Protocol):
         """What is appended to the names of functions on this dtype."""
 
 
-def expression(
+def entry_expression(language: Language, entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:
+    """What a leaf program computes for an entry, of the earlier ones by their names."""
+    operands = ["" if isinstance(x, Constant) else names[x] for x in entry.args]
+    dtypes = [None if isinstance(x, Constant) else entries[x].dtype for x in entry.args]
+    return _expression(language, entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
+
+
+def form_expression(language: Language, form: Form, names: Iterable[str]) -> str:
+    """What a form computes of 0-dim values with these names."""
+    given = iter(names)
+    operands = ["" if isinstance(x, Constant) else next(given) for x in form.args]
+    dtypes = [None if isinstance(x, Constant) else x for x in form.args]
+    return _expression(language, form.op, form.args, operands, dtypes, form.dtype, form.compute)
+
+
+def _expression(
     language: Language,
     op: str,
     args: Sequence[Any],

@@ -13,7 +13,7 @@ import torch
 
 from . import _ops
 from ._driver import DRIVER, HEADER
-from ._kernels import Constant, Entry, Form, Kernel
+from ._kernels import Form, Kernel
 from ._print import Function, comment
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double
@@ -66,7 +66,7 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
                 runs.append(f"const {memory} *{name}_at = {name}_of + {first};")
                 body.append(f"const {kind} {name} = {_load(entry.dtype, f'{name}_at[i - from]')};")
         else:
-            text = _expression(entry, kernel.entries, names)
+            text = _ops.entry_expression(_C, entry, kernel.entries, names)
             body.append(f"const {kind} {name} = {text};{comment('//', lines_of_rule[number])}")
     halves = any(e.kind == "buffer" and e.dtype in (torch.float16, torch.bfloat16) for e in kernel.entries)
     totals: list[_Total] = []
@@ -82,7 +82,7 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
         totals.append(_Total(f"{result.kind}{number}", "sum" if result.kind == "mean" else result.kind, value, kind))
         if kernel.loop in ("rows", "columns"):
             loads.append(f"{_MEMORY[result.dtype]} *to = {_pointer(_MEMORY[result.dtype], next(buffers))};")
-            loads.append(f"const double share = {'1.0 / times' if result.kind == 'mean' else '1'};")
+            loads.append(f"const double among = {'times' if result.kind == 'mean' else '1'};")
         else:
             ends.append(f"plan->partials[chunk->partial + {len(ends)} * chunk->partial_step] = {totals[-1].name}_all;")
     stem = "_".join(dict.fromkeys(result.name for result in kernel.results))
@@ -116,7 +116,7 @@ def _loop(loop: str, runs: Sequence[str], body: Sequence[str], totals: Sequence[
     starts = [f"double {total.name}_all = {total.empty};" for total in totals]
     if loop == "rows":
         inner = _loop_over_blocks("out * times", "(out + 1) * times", "", [], body, totals)
-        inner = [*starts, *inner, f"to[out] = {totals[0].name}_all * share;"]
+        inner = [*starts, *inner, f"to[out] = {totals[0].name}_all / among;"]
         return ["for (int64_t out = start; out < start + n; out++) {", *(f"  {line}" for line in inner), "}"]
     if loop == "runs":
         runs = ["const int64_t place = start + from;", *runs]
@@ -174,7 +174,7 @@ def _loop_over_columns(body: Sequence[str], total: _Total) -> list[str]:
         f"    {total.add('all[i - from]')}",
         "  }",
         "}",
-        "for (int64_t c = 0; c < n; c++) to[start + c] = all[c] * share;",
+        "for (int64_t c = 0; c < n; c++) to[start + c] = all[c] / among;",
     ]
 
 
@@ -190,13 +190,8 @@ def print_form(form: Form) -> Function:
     elif form.kind == "reduce":
         return _print_reduce(form, stem)
     else:
-        names = []
-        width = 1
-        for x in form.args:
-            names.append("" if isinstance(x, Constant) else f"v[row[{width}]].{_field(x)}")
-            width += not isinstance(x, Constant)
-        entries = [None if isinstance(x, Constant) else x for x in form.args]
-        text = _ops.expression(_C, form.op, form.args, names, entries, dtype, form.compute)
+        names = [f"v[row[{k}]].{_field(own)}" for k, own in enumerate(form.operands, 1)]
+        width, text = 1 + len(names), _ops.form_expression(_C, form, names)
         line = f"v[row[0]].{member} = {text};"
     text = f"""RARELY void $(const Plan *plan, const int64_t *row, int64_t n) {{
   Value *v = plan->values;
@@ -230,12 +225,6 @@ def print_unit(functions: Iterable[Function]) -> str:
 
 def _pointer(memory: str, position: int) -> str:
     return f"({memory} *)plan->buffers[plan->table[chunk->buffers + {position}]]"
-
-
-def _expression(entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:
-    operands = ["" if isinstance(x, Constant) else names[x] for x in entry.args]
-    dtypes = [None if isinstance(x, Constant) else entries[x].dtype for x in entry.args]
-    return _ops.expression(_C, entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
 
 
 class _Language:

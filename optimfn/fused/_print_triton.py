@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from . import _ops
-from ._kernels import Chain, Constant, Entry, Form, Kernel
+from ._kernels import Chain, Form, Kernel
 from ._print import Function, comment
 from ._vocabulary import HEADER
 
@@ -66,7 +66,8 @@ def print_kernel(kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
             place = f"place // {name}_times" if entry.op == "row" else place
             body.append(f"{name} = {_load(entry.dtype, f'tl.load({name}_of + {place}, mask=mask)')}")
         else:
-            body.append(f"{name} = {_expression(entry, kernel.entries, names)}{comment('#', lines_of_rule[number])}")
+            text = _TRITON.cast(_ops.entry_expression(_TRITON, entry, kernel.entries, names), entry.dtype)
+            body.append(f"{name} = {text}{comment('#', lines_of_rule[number])}")
     for number, result in enumerate(kernel.results):
         value = names[result.entry]
         if result.kind == "store":
@@ -167,10 +168,10 @@ def print_form(form: Form) -> Function:
         lines = [f"value = {_from_slot(form.dtype, 0)}", address]
         lines.append(f"tl.store(at, {_store(form.dtype, 'value')}, mask=mask)")
     else:
-        dtypes = _operand_dtypes(form)
-        width = 1 + len(dtypes)
-        lines = [f"a{k} = {_from_slot(dtype, k)}" for k, dtype in enumerate(dtypes, 1)]
-        lines.append(f"value = {_computed(form, [f'a{k}' for k in range(1, width)])}")
+        width = 1 + len(form.operands)
+        lines = [f"a{k} = {_from_slot(dtype, k)}" for k, dtype in enumerate(form.operands, 1)]
+        text = _ops.form_expression(_TRITON, form, [f"a{k}" for k in range(1, width)])
+        lines.append(f"value = {_TRITON.cast(text, form.dtype)}")
         lines.append(f"tl.store({slots} + tl.load(row, mask=mask), {_kept(form.dtype, 'value')}, mask=mask)")
     head = [f"row = first + {width} * lane"]
     return Function.named(stem, _FORM + _LOOP.format(0) + "".join(f"        {line}\n" for line in head + lines))
@@ -186,19 +187,6 @@ _LOOP = """    for start in range({}, count, LANES):
         lane = start + tl.arange(0, LANES)
         mask = lane < count
 """
-
-
-def _computed(form: Form, operands: Sequence[str]) -> str:
-    """A form applied to operands."""
-    given = iter(operands)
-    names = ["" if isinstance(x, Constant) else next(given) for x in form.args]
-    dtypes = [None if isinstance(x, Constant) else x for x in form.args]
-    text = _ops.expression(_TRITON, form.op, form.args, names, dtypes, form.dtype, form.compute)
-    return _TRITON.cast(text, form.dtype)
-
-
-def _operand_dtypes(form: Form) -> list[torch.dtype]:
-    return [x for x in form.args if not isinstance(x, Constant)]
 
 
 def _print_reduce(form: Form, stem: str) -> Function:
@@ -228,7 +216,7 @@ def print_chain(chain: Chain) -> Function:
         name, own = f"{form.op or form.kind}{number}", field
         names.append(name)
         field += 1 + (len(operands) if form.kind == "compute" else 1)
-        dtypes = [form.dtype] if form.kind == "store" else _operand_dtypes(form)
+        dtypes = [form.dtype] if form.kind == "store" else form.operands
         given = []
         for k, (operand, dtype) in enumerate(zip(operands, dtypes, strict=True)):
             if operand is None:
@@ -244,7 +232,8 @@ def print_chain(chain: Chain) -> Function:
         if form.kind == "load":
             loads.append(f"{name} = {_load(form.dtype, f'tl.load({name}_at)')}")
         else:
-            body.append(f"{name} = {_computed(form, given)}")
+            text = _ops.form_expression(_TRITON, form, given)
+            body.append(f"{name} = {_TRITON.cast(text, form.dtype)}")
         loads.append(f"{name}_slot = tl.load(row + {own})")
         ends.append(f"tl.store({_slots(form.dtype)} + {name}_slot, {_kept(form.dtype, name)})")
     head = "\n@triton.jit\ndef $(buffers, rows, call, values, whole):\n    row = rows + tl.load(call + 1)\n"
@@ -289,13 +278,6 @@ class _Language:
 
 
 _TRITON = _Language()
-
-
-def _expression(entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:
-    operands = ["" if isinstance(x, Constant) else names[x] for x in entry.args]
-    dtypes = [None if isinstance(x, Constant) else entries[x].dtype for x in entry.args]
-    text = _ops.expression(_TRITON, entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
-    return _TRITON.cast(text, entry.dtype)
 
 
 def _pointer(dtype: torch.dtype, position: int) -> str:
