@@ -14,8 +14,8 @@ from cases import CASES
 from helpers import assert_fused_equals_eager, assert_trees_equal, follow, like, plain_params, wide_params
 
 import optimfn as of
-from optimfn.fused._graph import SeveralDevices
-from optimfn.fused._step import _device
+from optimfn.fused.ir._graph import SeveralDevices
+from optimfn.fused.run._step import _device
 
 
 def both(tx, donate=False):

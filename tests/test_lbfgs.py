@@ -13,7 +13,7 @@ from helpers import assert_trees_equal, params_tree
 
 import optimfn as of
 from optimfn import optim
-from optimfn._algorithms._strong_wolfe import Trial, strong_wolfe
+from optimfn._algorithms.quasi_newton._strong_wolfe import Trial, strong_wolfe
 
 INFO = next(info for info in database.optim_db if info.optim_cls is torch.optim.LBFGS)
 

@@ -11,8 +11,8 @@ from cases import CASES
 from helpers import like, wide_params
 
 import optimfn as of
-from optimfn.fused import _program
-from optimfn.fused._cuda import Cuda
+from optimfn.fused.run import _program
+from optimfn.fused.run._cuda import Cuda
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: scripts/triton")
 if os.environ.get("TRITON_INTERPRET") == "1":

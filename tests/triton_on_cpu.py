@@ -10,8 +10,8 @@ import triton.language as tl
 from triton.language.extra import libdevice
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from optimfn.fused import _program
-from optimfn.fused._cuda import Cuda
+from optimfn.fused.run import _program
+from optimfn.fused.run._cuda import Cuda
 
 _FUNCTIONS = {
     "atan2": np.arctan2,

@@ -1,5 +1,5 @@
 """Whole optimizer steps, and the ways to run them."""
 
-from ._step import Step as Step
-from ._step import make_step as make_step
-from ._write import overwrite as overwrite
+from .run._step import Step as Step
+from .run._step import make_step as make_step
+from .run._write import overwrite as overwrite

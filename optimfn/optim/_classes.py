@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 import torch
 
 from .. import tree
-from .._algorithms._adadelta import scale_by_adadelta
-from .._algorithms._adafactor import scale_by_row_col_rms
-from .._algorithms._adagrad import scale_by_rss
-from .._algorithms._adam import scale_by_adam
-from .._algorithms._adamax import scale_by_adamax
-from .._algorithms._amsgrad import scale_by_amsgrad
-from .._algorithms._asgd import asgd
-from .._algorithms._muon import orthogonalize, shape_factor
-from .._algorithms._nadam import scale_by_nadam
-from .._algorithms._radam import scale_by_radam
-from .._algorithms._rmsprop import scale_by_rms, scale_by_stddev
-from .._algorithms._rprop import scale_by_rprop
-from .._algorithms._sparse_adam import scale_by_sparse_adam
+from .._algorithms.adagrad._adadelta import scale_by_adadelta
+from .._algorithms.adagrad._adafactor import scale_by_row_col_rms
+from .._algorithms.adagrad._adagrad import scale_by_rss
+from .._algorithms.adagrad._rmsprop import scale_by_rms, scale_by_stddev
+from .._algorithms.adam._adam import scale_by_adam
+from .._algorithms.adam._adamax import scale_by_adamax
+from .._algorithms.adam._amsgrad import scale_by_amsgrad
+from .._algorithms.adam._nadam import scale_by_nadam
+from .._algorithms.adam._radam import scale_by_radam
+from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
+from .._algorithms.matrix._muon import orthogonalize, shape_factor
+from .._algorithms.momentum._asgd import asgd
+from .._algorithms.sign._rprop import scale_by_rprop
 from .._base import GradientTransformation, chain, identity, stateless_with_tree_map
 from .._transforms._block import scale_by_param_block_rms
 from .._transforms._clipping import clip_by_block_rms

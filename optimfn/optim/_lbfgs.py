@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._algorithms._lbfgs import Memory, Settings, flatten, iterate, minimize_by_lbfgs, number, on_host
+from .._algorithms.quasi_newton._lbfgs import Memory, Settings, flatten, iterate, minimize_by_lbfgs, number, on_host
 from .._base import GradientTransformation
 from ._layout import Entries
 from ._load import KeepsDtypes

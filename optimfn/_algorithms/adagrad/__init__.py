@@ -1,0 +1,1 @@
+"""Rules that divide by a root of squared gradients."""

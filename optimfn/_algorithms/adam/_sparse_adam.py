@@ -1,0 +1,90 @@
+"""Adam for gradients that touch few rows at a time."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ..._base import GradientTransformation
+from ..._checks import check_decay, check_nonnegative
+from ..._recipe import factory
+from ..._typing import Params, Scalar, Updates
+from ._adam import ScaleByAdamState
+
+
+@factory
+def scale_by_sparse_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> GradientTransformation:
+    """Adam that leaves the moments of the rows that have no gradient as they are.
+
+    For embeddings: a row that is not looked up neither moves nor forgets. A dense leaf is one whose rows
+    all have a gradient.
+
+    Maths:
+        mu <- mu + (1 - b1) (g - mu)       in the rows of g, else mu
+        nu <- nu + (1 - b2) (g^2 - nu)     in the rows of g, else nu
+        update <- sqrt(1 - b2^t) / (1 - b1^t) mu / (sqrt(nu) + eps)    in the rows of g, else 0
+
+    Args:
+        b1: Decay of `mu`, no unit, in [0, 1).
+        b2: Decay of `nu`, no unit, in [0, 1).
+        eps: Added outside the root, before the bias is corrected, in the unit of `|g|`, >= 0.
+
+    Shapes:
+        updates: real leaves, sparse in COO layout or dense; the result has the same layout.
+        state: count () int64; mu, nu like params, dense. Memory: 2 x params.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Differs from: `scale_by_adam`, where moments decay everywhere and `eps` is added after the correction.
+
+    Source: torch.optim.SparseAdam, after Kingma and Ba, 2015, arXiv:1412.6980.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> rows = torch.sparse_coo_tensor([[1]], [5.0], (3,), check_invariants=True)
+        >>> tx = of.scale_by_sparse_adam()
+        >>> tx.update(rows, tx.init(torch.ones(3)))[0].to_dense()
+        tensor([0.0000, 1.0000, 0.0000])
+    """
+    check_decay(b1=b1, b2=b2)
+    check_nonnegative(eps=eps)
+
+    def init(params: Params) -> ScaleByAdamState:
+        return ScaleByAdamState(tree.count(params), tree.init_moment(params), tree.init_moment(params))
+
+    def update(
+        updates: Updates, state: ScaleByAdamState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, ScaleByAdamState]:
+        count = state.count + 1
+        updates = tree.map(lambda g: g.coalesce() if g.is_sparse else g, updates)
+        g = tree.map(lambda g: g.values() if g.is_sparse else g, updates)
+        mu = tree.update_moment(g, tree.map(_rows, updates, state.mu), b1, 1)
+        nu = tree.update_moment(g, tree.map(_rows, updates, state.nu), b2, 2)
+        correction = tree.one_minus_power(b2, count).sqrt() / tree.one_minus_power(b1, count)
+        direction = tree.scale(correction, tree.div_by_root(mu, nu, eps))
+        return tree.map(_spread, updates, tree.cast_like(direction, g)), ScaleByAdamState(
+            count,
+            tree.carry(tree.map(_replace, updates, state.mu, mu), state.mu),
+            tree.carry(tree.map(_replace, updates, state.nu, nu), state.nu),
+        )
+
+    return GradientTransformation(init, update)
+
+
+def _rows(g: Tensor, moment: Tensor) -> Tensor:
+    """What of a moment belongs to the entries of a gradient."""
+    return moment[tuple(g.indices())] if g.is_sparse else moment
+
+
+def _replace(g: Tensor, moment: Tensor, rows: Tensor) -> Tensor:
+    """A moment with new values in the entries of a gradient."""
+    return moment.index_put(tuple(g.indices()), rows.to(moment.dtype)) if g.is_sparse else rows
+
+
+def _spread(g: Tensor, rows: Tensor) -> Tensor:
+    """Values laid out as a gradient is."""
+    if not g.is_sparse:
+        return rows
+    return torch.sparse_coo_tensor(g.indices(), rows, g.shape, is_coalesced=True, check_invariants=False)

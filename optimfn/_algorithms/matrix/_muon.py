@@ -1,0 +1,184 @@
+"""Muon: orthogonalised momentum, scaled to the shape of the matrix."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ..._base import GradientTransformation, chain, stateless
+from ..._checks import check_choice, check_nonnegative, check_number, check_steps
+from ..._recipe import factory
+from ..._transforms._decay import add_decayed_weights
+from ..._transforms._momentum import ema
+from ..._transforms._rate import scale_by_learning_rate
+from ..._typing import Mask, Scalar, ScalarOrSchedule
+
+
+@factory
+def orthogonalize(
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315), ns_steps: int = 5, eps: Scalar = 1e-7
+) -> GradientTransformation:
+    """Replace every matrix by a near orthogonal one with the same singular vectors.
+
+    A polynomial, applied again and again, drives the singular values towards one. It is made for speed, not
+    accuracy: with the defaults, those above a hundredth of the norm end up between about 0.6 and 1.2. Leaves
+    that are no matrices are errors; give them to another rule, with `masked` for example.
+
+    The iteration magnifies the rounding of bfloat16: another order of the sums, as under `vmap` or on another
+    device, can change an element by up to a tenth.
+
+    Maths:
+        X = g / max(|g|, eps),  transposed if it has more rows than columns
+        A = X X^T
+        X <- a X + (b A + c A A) X,  ns_steps times
+        update <- X, transposed back
+
+    Args:
+        ns_coeffs: `(a, b, c)`, the coefficients of the polynomial, no unit.
+        ns_steps: Number of iterations, >= 1.
+        eps: Least norm to divide by, in the unit of `|g|`, >= 0.
+
+    Shapes:
+        updates: real matrices, computed in bfloat16 whatever their dtype. state: empty.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+        ValueError: in `update` if a leaf has not two axes or is complex.
+
+    Source: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> u = of.orthogonalize(ns_steps=10).update(torch.diag(torch.tensor([3.0, 4.0])), of.EmptyState())[0]
+        >>> u.diag() > 0.6, u[0, 1]
+        (tensor([True, True]), tensor(0.))
+    """
+    check_number(**{f"ns_coeffs[{i}]": value for i, value in enumerate(ns_coeffs)})
+    check_steps(ns_steps=ns_steps, at_least=1)
+    check_nonnegative(eps=eps)
+    a, b, c = ns_coeffs
+
+    def leaf(g: Tensor) -> Tensor:
+        rows, cols = _sides("orthogonalize", g)
+        if g.is_complex():
+            raise ValueError(f"orthogonalize takes real leaves only, got one of {g.dtype}")
+        x = g.bfloat16().mT if rows > cols else g.bfloat16()
+        x = x / tree.clip(x.norm(), min_value=eps)
+        for _ in range(ns_steps):
+            gram = x @ x.mT
+            polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.addmm(x, polynomial, x, beta=a)
+        return tree.cast_leaf(x.mT if rows > cols else x, g.dtype)
+
+    return stateless(lambda updates, params: tree.map(leaf, updates))
+
+
+@factory
+def scale_by_matrix_shape(mode: str = "original") -> GradientTransformation:
+    """Multiply every matrix by a factor for its shape, so that one learning rate serves all shapes.
+
+    Maths:
+        update <- sqrt(max(1, rows / cols)) g     with mode "original"
+                  0.2 sqrt(max(rows, cols)) g     with mode "match_rms_adamw"
+
+    Args:
+        mode: "original", for an orthogonal update that changes the output of a layer alike whatever its
+            width; "match_rms_adamw", for one whose elements are about as large as Adam's, so that its
+            learning rate and weight decay serve.
+
+    Shapes:
+        updates: matrices, outputs by inputs as in `torch.nn.Linear`. state: empty.
+
+    Raises:
+        ValueError: at construction, naming the argument and its value.
+        ValueError: in `update` if a leaf has not two axes.
+
+    Source: Jordan et al., 2024 ("original"); Liu et al., 2025, arXiv:2502.16982 ("match_rms_adamw").
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.scale_by_matrix_shape().update(torch.ones(4, 1), of.EmptyState())[0].T
+        tensor([[2., 2., 2., 2.]])
+    """
+    check_choice("mode", mode, ("original", "match_rms_adamw"))
+
+    return stateless(lambda updates, params: tree.map(lambda g: shape_factor(mode, g) * g, updates))
+
+
+@factory
+def muon(
+    learning_rate: ScalarOrSchedule,
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    ns_steps: int = 5,
+    beta: Scalar = 0.95,
+    eps: Scalar = 1e-7,
+    weight_decay: ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask | None = None,
+    *,
+    nesterov: bool = True,
+    mode: str = "original",
+) -> GradientTransformation:
+    """Move the matrices of hidden layers by their momentum made orthogonal: `orthogonalize` and what goes with it.
+
+    It takes matrices only. Give embeddings, output layers, biases and gains to another rule, with `partition`.
+
+    Maths:
+        mu <- beta mu + (1 - beta) g
+        u <- orthogonalize(mu), or with nesterov orthogonalize(beta mu + (1 - beta) g)
+        update <- -learning_rate (shape factor u + weight_decay p)
+
+    Args:
+        learning_rate: Spectral norm of a step, roughly, >= 0; a number, a 0-dim tensor or a schedule.
+        ns_coeffs: `(a, b, c)`, the coefficients of `orthogonalize`, no unit.
+        ns_steps: Iterations of `orthogonalize`, >= 1.
+        beta: Decay of the momentum, no unit, in [0, 1).
+        eps: Least norm to divide by, in the unit of `|g|`, >= 0.
+        weight_decay: Decay per unit of learning rate, >= 0; a number, a 0-dim tensor or a schedule.
+        weight_decay_mask: Which leaves decay: a tree of bools, a prefix of one, or a function of the parameters.
+        nesterov: Look one step ahead with the momentum.
+        mode: How the factor depends on the shape, see `scale_by_matrix_shape`.
+
+    Shapes:
+        params: needed. state: that of `ema`. Memory: 1 x params.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+        ValueError: in `update` if a leaf has not two axes, or no parameters are given.
+
+    Differs from: torch.optim.Muon in the names and the default of `weight_decay` (0.1 there); and
+        optax.contrib.muon, which corrects the bias of the momentum, holds its matrices the other way round and
+        brings an AdamW for the other leaves.
+
+    Source: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> hidden = of.tree.label_by(lambda p: "muon" if p.ndim == 2 else "adamw")
+        >>> tx = of.partition({"muon": of.muon(0.02), "adamw": of.adamw(3e-4)}, hidden)
+        >>> params = {"weight": torch.eye(2), "bias": torch.ones(2)}
+        >>> tx.update(params, tx.init(params), params)[0]["bias"]
+        tensor([-0.0003, -0.0003])
+    """
+    return chain(
+        ema(beta, debias=False, nesterov=nesterov),
+        orthogonalize(ns_coeffs, ns_steps, eps),
+        scale_by_matrix_shape(mode),
+        add_decayed_weights(weight_decay, weight_decay_mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def shape_factor(mode: str, g: Tensor) -> float:
+    """The factor of `scale_by_matrix_shape` for one matrix."""
+    rows, cols = _sides("scale_by_matrix_shape", g)
+    if mode == "original":
+        return math.sqrt(max(1.0, rows / max(cols, 1)))
+    return 0.2 * math.sqrt(max(rows, cols))
+
+
+def _sides(rule: str, g: Tensor) -> tuple[int, int]:
+    """Rows and columns of a matrix."""
+    if g.ndim != 2:
+        raise ValueError(f"{rule} takes matrices only, got a leaf of shape {tuple(g.shape)}; mask it out")
+    return g.shape[0], g.shape[1]

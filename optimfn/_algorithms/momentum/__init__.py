@@ -1,0 +1,1 @@
+"""Gradient descent with and without momentum."""

@@ -1,0 +1,1 @@
+"""Numerics that stand by themselves."""

@@ -1,0 +1,1 @@
+"""Looking at what a transformation is and does."""

@@ -1,0 +1,1 @@
+"""What is traced: graphs, shapes, operators, kernels."""

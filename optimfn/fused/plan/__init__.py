@@ -1,0 +1,1 @@
+"""From a graph to stages of kernels, and their tables."""

@@ -1,0 +1,140 @@
+"""Compile C once per distinct source, and load it.
+
+The name of an entry in the cache is a digest of the source, the compiler and its version, the flags and the
+processor.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..emit._print import Function, without_comments
+from ..emit._print_c import print_unit
+from . import _cache
+from ._cache import CannotBuild
+
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-w",
+)
+
+
+class _Loaded:
+    """The functions that this process has loaded, by name."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.addresses: dict[str, int] = {}
+        self.source: dict[str, Path] = {}
+        self.libraries: list[ctypes.CDLL] = []
+
+
+_loaded = _Loaded()
+os.register_at_fork(after_in_child=lambda: setattr(_loaded, "lock", threading.Lock()))
+
+
+def load(functions: Sequence[Function]) -> dict[str, int]:
+    """The address of each function, and of `run` and `clash`, the driver.
+
+    Only those that this process has not loaded yet are looked for in the cache, and compiled if they are not
+    there.
+
+    Raises:
+        CannotBuild: if there is no compiler, no directory to write to, or the compiler fails.
+    """
+    with _loaded.lock:
+        missing = {function.name: function for function in functions if function.name not in _loaded.addresses}
+        if missing or not _loaded.libraries:
+            library, source = _library(print_unit(missing.values()))
+            _loaded.libraries.append(library)
+            for name in (*missing, "run", "clash"):
+                _loaded.addresses[name] = _address(library, name)
+                _loaded.source[name] = source
+        return {name: _loaded.addresses[name] for name in (*(f.name for f in functions), "run", "clash")}
+
+
+def sources(names: Sequence[str]) -> list[Path]:
+    """The files in which loaded functions can be read."""
+    return sorted({_loaded.source[name] for name in names})
+
+
+def _library(source: str) -> tuple[ctypes.CDLL, Path]:
+    compiler = _compiler()
+    directory = _cache.writable_directory()
+    key = "\0".join([without_comments(source), *compiler[0], compiler[1], *FLAGS, _processor()])
+    stem = hashlib.sha256(key.encode()).hexdigest()[:32]
+    library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
+    if not _cache.is_intact(library, check):
+        _compile(source, compiler[0], directory, (library, text, check))
+    try:
+        return ctypes.CDLL(str(library)), text
+    except OSError as error:
+        raise CannotBuild(f"the compiled kernel {library} does not load: {error}") from error
+
+
+def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[Path, Path, Path]) -> None:
+    library, text, check = targets
+    with tempfile.TemporaryDirectory(dir=directory) as private:
+        made, written = (Path(private) / path.name for path in (library, text))
+        written.write_text(source)
+        command = [*compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise CannotBuild(f"the C compiler {compiler[0]} does not run: {error}") from error
+        if done.returncode:
+            kept = shutil.copy(written, directory / f"failed-{written.name}")
+            raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{done.stderr[-2000:]}")
+        _cache.publish([(written, text), (made, library)], check)
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def _compiler() -> tuple[list[str], str]:
+    """The command of the C compiler, and what it says of its version."""
+    wanted = shlex.split(os.environ.get("CC", ""))
+    for name, *arguments in [wanted] if wanted else [["cc"], ["gcc"], ["clang"]]:
+        path = shutil.which(name)
+        if path:
+            return [path, *arguments], _version(path, Path(path).stat().st_mtime_ns)
+    raise CannotBuild(f"no C compiler was found: looked for {wanted[0] if wanted else 'cc, gcc and clang'}")
+
+
+@functools.cache
+def _version(path: str, changed: int) -> str:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotBuild(f"the C compiler {path} does not run: {error}") from error
+    return done.stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """The model and the features of the processor, since `-march=native` compiles for them alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        told = [line for line in text.splitlines() if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    except OSError:
+        told = []
+    return "\n".join([platform.machine(), platform.processor(), *told])

@@ -1,0 +1,117 @@
+"""Take trees apart and put them together, for one structure known beforehand.
+
+A step meets the same trees again and again. Functions made for their structure take the leaves out in a few
+microseconds for hundreds of leaves, where a general flattening sorts every dict again; and they notice when the
+structure has changed.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from ... import tree
+from ..._typing import Tree
+
+Read = Callable[[Any, list[Any]], bool]
+Build = Callable[[Iterator[Any]], Any]
+
+
+class Structure:
+    """The structure of a tree; `None` is a leaf, dict keys stay in their order.
+
+    Args:
+        example: A tree of this structure.
+    """
+
+    def __init__(self, example: Tree) -> None:
+        self._read, self._build = _functions(example)
+
+    def flatten(self, other: Tree) -> list[Any] | None:
+        """The leaves of a tree, or `None` if it has another structure."""
+        leaves: list[Any] = []
+        return leaves if self._read(other, leaves) else None
+
+    def unflatten(self, leaves: list[Any]) -> Tree:
+        """A tree of this structure with these leaves."""
+        return self._build(iter(leaves))
+
+
+def _is_leaf(node: Any) -> bool:
+    return node is None or isinstance(node, Tensor) or tree.is_leaf(node)
+
+
+def _functions(example: Any) -> tuple[Read, Build]:
+    if _is_leaf(example):
+        return _read_leaf, next
+    if type(example) is dict:
+        return _dict_functions(example)
+    if type(example) in (list, tuple) or (isinstance(example, tuple) and hasattr(example, "_fields")):
+        return _sequence_functions(example)
+    return _general_functions(example)
+
+
+def _read_leaf(node: Any, leaves: list[Any]) -> bool:
+    leaves.append(node)
+    return True
+
+
+def _dict_functions(example: dict[Any, Any]) -> tuple[Read, Build]:
+    keys, size = list(example), len(example)
+    if all(map(_is_leaf, example.values())):
+
+        def read(node: Any, leaves: list[Any]) -> bool:
+            if type(node) is not dict or list(node) != keys:
+                return False
+            leaves += node.values()
+            return True
+
+        return read, lambda leaves: dict(zip(keys, islice(leaves, size), strict=True))
+
+    readers, builders = zip(*map(_functions, example.values()), strict=True)
+
+    def read_nested(node: Any, leaves: list[Any]) -> bool:
+        if type(node) is not dict or list(node) != keys:
+            return False
+        return all(reader(child, leaves) for reader, child in zip(readers, node.values(), strict=True))
+
+    def build_nested(leaves: Iterator[Any]) -> Any:
+        return {key: build(leaves) for key, build in zip(keys, builders, strict=True)}
+
+    return read_nested, build_nested
+
+
+def _sequence_functions(example: Any) -> tuple[Read, Build]:
+    kind, size = type(example), len(example)
+    make: Callable[[Any], Any] = getattr(kind, "_make", kind)
+    if all(map(_is_leaf, example)):
+
+        def read(node: Any, leaves: list[Any]) -> bool:
+            if type(node) is not kind or len(node) != size:
+                return False
+            leaves += node
+            return True
+
+        return read, lambda leaves: make(list(islice(leaves, size)))
+
+    readers, builders = zip(*map(_functions, example), strict=True)
+
+    def read_nested(node: Any, leaves: list[Any]) -> bool:
+        if type(node) is not kind or len(node) != size:
+            return False
+        return all(reader(child, leaves) for reader, child in zip(readers, node, strict=True))
+
+    return read_nested, lambda leaves: make([build(leaves) for build in builders])
+
+
+def _general_functions(example: Any) -> tuple[Read, Build]:
+    """For ordered dicts, deques and the nodes that others have registered."""
+    first, structure = tree.flatten(example)
+
+    def read(node: Any, leaves: list[Any]) -> bool:
+        own, other = tree.flatten(node)
+        leaves += own
+        return bool(other == structure)
+
+    return read, lambda leaves: structure.unflatten(islice(leaves, len(first)))

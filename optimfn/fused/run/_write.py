@@ -1,0 +1,76 @@
+"""Write the leaves of one tree into those of another, all or nothing."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from ... import tree
+from ..._typing import Tree
+
+
+def overwrite(old: Tree, new: Tree) -> None:
+    """Copy every leaf of `new` into the leaf of `old` in its place.
+
+    Everything that can be wrong is found before the first write. A new leaf that shares memory with an old
+    one, as when a state keeps the previous parameters, is set aside first.
+
+    Raises:
+        ValueError: if the trees differ in structure, or a leaf in shape or dtype; or if the memory of two
+            old leaves overlaps, in which case one could not keep its value.
+    """
+    if tree.structure(old) != tree.structure(new):
+        raise ValueError(f"the new tree has another structure: {tree.structure(new)} instead of {tree.structure(old)}")
+    targets, values = tree.leaves(old), tree.leaves(new)
+    for position, (target, value) in enumerate(zip(targets, values, strict=True)):
+        if target.shape != value.shape or target.dtype != value.dtype:
+            raise ValueError(f"{_name(old, position)} would change from {_kind(target)} to {_kind(value)}")
+    safe = _set_aside(old, targets, values)
+    with torch.no_grad():
+        for target, value in zip(targets, safe, strict=True):
+            if value is not target:
+                target.copy_(value)
+
+
+def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The values, copied where writing a target would change them."""
+    if torch.compiler.is_compiling():  # memory has no addresses yet; the compiler drops needless copies
+        return [value.clone() for value in values]
+    spans = sorted((*_span(target), position) for position, target in enumerate(targets))
+    spans = [span for span in spans if span[0] < span[1]]
+    for (_, end, position), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise ValueError(f"{_name(old, position)} and {_name(old, other)} share memory, so only one could be kept")
+    starts, ends = [span[0] for span in spans], [span[1] for span in spans]
+
+    def shares(value: Tensor) -> bool:
+        start, end = _span(value)
+        after = bisect_right(starts, start)
+        return (after > 0 and start < ends[after - 1]) or (after < len(starts) and starts[after] < end)
+
+    pairs = zip(targets, values, strict=True)
+    return [value.clone() if value is not target and shares(value) else value for target, value in pairs]
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """The addresses from the first to after the last element; empty if there is no memory of its own."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    start = 0 if x.is_meta else x.data_ptr()
+    if start == 0:
+        return 0, 0
+    if x.is_contiguous():
+        return start, start + x.nbytes
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return start, start + (last + 1) * x.itemsize
+
+
+def _kind(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)}"
+
+
+def _name(old: Tree, position: int) -> str:
+    return tree.join_path(tree.leaves_with_path(old)[position][0])

@@ -1,0 +1,140 @@
+"""Put nodes together: casts, reductions, and what spreads along axes."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ir import _ops
+from ..ir._graph import Kind, Layout, Node
+from ..ir._shapes import axes_between, contiguous_stride, without
+from ._infer import key, line_of_rule
+
+_MANY = 2**31  # elements; indices of kernels that spread and fold are 32 bits on some devices
+
+
+class Builder:
+    """A graph under construction. Equal calls give one node, so that shared work is done once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._inputs: list[Node] = []
+        self._known: dict[Any, Node] = {}
+
+    def input(self, layout: Layout, name: str) -> Node:
+        """One more tensor that is given."""
+        self._inputs.append(self._new("input", "input", (), {}, layout, layout.dtype, name))
+        return self._inputs[-1]
+
+    def _reduce(self, kind: str, x: Node) -> Node:
+        if x.is_scalar:
+            return x
+        return self._add("reduce", kind, x.args if x.kind == "stack" else (x,), {}, Layout((), x.dtype, ()))
+
+    def _norm(self, x: Node, order: Any, dtype: torch.dtype | None, axes: Any) -> Node | None:
+        """A norm of the whole tensor, or if `axes` are given with the choice to keep them, along these."""
+        if order not in (1, 2, math.inf) or not x.dtype.is_floating_point:
+            return None
+        if axes is not None and (x.kind == "stack" or not self._can_fold(x, *axes)):
+            return None
+        result = dtype or x.dtype
+        wide = self._cast(x, wide_dtype(result))
+        size = self._apply("square" if order == 2 else "abs", wide.dtype, wide)
+        kind = "max" if order == math.inf else "sum"
+        total = self._reduce(kind, size) if axes is None else self._fold(kind, size, *axes)
+        assert total is not None
+        return self._cast(self._apply("sqrt", total.dtype, total) if order == 2 else total, result)
+
+    def _can_fold(self, x: Node, axes: Any, keepdim: bool) -> bool:
+        shape = x.layout.shape
+        kept = without(shape, axes, keepdim=True)
+        regular = x.layout.stride == contiguous_stride(shape) and 0 < x.numel < _MANY
+        whole = shape if keepdim else without(shape, axes, keepdim=False)
+        return regular and () not in (shape, whole) and axes_between(kept, shape) is not None and not x.spreads
+
+    def _fold(self, kind: str, x: Node, axes: Any, keepdim: bool) -> Node | None:
+        """A reduction along some axes; `None` if kernels cannot."""
+        if x.kind == "stack" or not self._can_fold(x, axes, keepdim):
+            return None
+        shape = x.layout.shape
+        extents = axes_between(without(shape, axes, keepdim=True), shape)
+        assert extents is not None
+        result = without(shape, axes, keepdim=keepdim)
+        wide = self._cast(x, wide_dtype(x.dtype))
+        layout = Layout(result, wide.dtype, contiguous_stride(result))
+        return self._cast(self._add("fold", kind, (wide, *extents), {}, layout), x.dtype)
+
+    def _spread(self, x: Node, layout: Layout) -> Node | None:
+        """A tensor repeated to make a shape; `None` if kernels cannot."""
+        shape = layout.shape
+        regular = layout.stride == contiguous_stride(shape) and 0 < math.prod(shape) < _MANY
+        extents = axes_between(x.layout.shape, shape)
+        if not regular or extents is None or x.layout.stride != contiguous_stride(x.layout.shape):
+            return None
+        return self._add("pointwise", "spread", (x, *extents), {}, Layout(shape, x.dtype, layout.stride))
+
+    def _laid_out(self, x: Node, layout: Layout) -> Node:
+        """The same values in the order of memory that the result has."""
+        if x.is_scalar or x.layout.stride == layout.stride:
+            return x
+        return self._add("opaque", _rearrange, (x, layout.stride), {}, layout._replace(dtype=x.dtype))
+
+    def _cast(self, x: Node, dtype: torch.dtype) -> Node:
+        if x.dtype == dtype:
+            return x
+        if x.kind == "stack":
+            return self._apply("copy", dtype, x)
+        return self._add("pointwise", "copy", (x,), {}, x.layout._replace(dtype=dtype))
+
+    def _apply(self, op: str, dtype: torch.dtype, x: Node, *more: float) -> Node:
+        """An operator on one node and numbers; on each member of a stack."""
+        if x.kind == "stack":
+            members = tuple(self._apply(op, dtype, member, *more) for member in x.args)
+            return self._add("stack", "stack", members, {}, x.layout._replace(dtype=dtype))
+        return self._add("pointwise", op, (x, *more), {}, x.layout._replace(dtype=dtype))
+
+    def _add(
+        self,
+        kind: Kind,
+        op: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        layout: Layout,
+        compute: torch.dtype | None = None,
+    ) -> Node:
+        """The node of a call: the one there is already if the same was computed before."""
+        call: Any = (kind, op, key(args), key(kwargs), layout)
+        if kind == "opaque" and torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+            call = object()
+        node = self._known.get(call)
+        if node is None:
+            name = op if isinstance(op, str) else str(getattr(op, "__name__", "item")).split(".")[0]
+            node = self._known[call] = self._new(kind, op, args, kwargs, layout, compute or layout.dtype, name)
+        return node
+
+    def _new(
+        self,
+        kind: Kind,
+        op: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        layout: Layout,
+        compute: torch.dtype,
+        name: str,
+    ) -> Node:
+        line = "" if kind == "input" else line_of_rule()
+        numel = math.prod(layout.shape)
+        node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, op == "spread")
+        node.spreads |= kind == "pointwise" and any(parent.spreads for parent in node.parents())
+        self.nodes.append(node)
+        return node
+
+
+def _rearrange(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    return torch.empty_strided(x.shape, stride, dtype=x.dtype).copy_(x)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of a dtype are reduced in."""
+    return torch.float32 if dtype in _ops.LOW_PRECISION else dtype

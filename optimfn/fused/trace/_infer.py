@@ -1,0 +1,98 @@
+"""What operators return: the layouts of their results, found without values and remembered for all traces."""
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ir import _ops
+from ..ir._graph import Layout, Node, NoShapes, Untraceable
+from ..ir._shapes import contiguous_stride
+
+_RULES_DO_NOT_LIVE_IN = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parents[1]),  # all of fused
+    str(Path(__file__).parents[2] / "tree"),
+    str(Path(__file__).parents[2] / "_base.py"),
+    str(Path(__file__).parents[2] / "_recipe.py"),
+)
+
+# Running operators on the meta device is most of the cost of a trace, and models repeat their shapes.
+_inferred: dict[Any, tuple[bool, list[Layout], torch.dtype]] = {}
+
+
+def infer(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[bool, list[Layout], torch.dtype]:
+    """Whether an operator returns several tensors, their layouts, and the dtype it computes in."""
+    call = (func, key(args, layouts=True), key(kwargs, layouts=True), torch.get_default_dtype())
+    known = _inferred.get(call)
+    if known is None:
+        known = _inferred[call] = _run_without_values(func, name, args, kwargs)
+    return known
+
+
+def _run_without_values(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[bool, list[Layout], torch.dtype]:
+    large = [x for x in args if isinstance(x, Node) and not x.is_scalar]
+    alike = name in _ops.POINTWISE and len({x.layout.shape for x in large}) <= 1
+
+    def example(x: Any) -> Any:
+        if isinstance(x, Node):
+            # One element tells the dtype, and spares the first use of a meta kernel, which may take a second.
+            return torch.ones((1,) * len(x.layout.shape), dtype=x.dtype) if alike else x.layout.empty("meta")
+        if isinstance(x, tuple):
+            return [example(member) for member in x]
+        return torch.device("meta") if isinstance(x, torch.device) else x
+
+    examples = [example(x) for x in args]
+    try:
+        result = func(*examples, **{key: example(x) for key, x in kwargs.items() if key != "generator"})
+    except Exception as error:
+        raise NoShapes(f"{func} has no rule for shapes ({error}), {line_of_rule('in ')}") from error
+    multiple = isinstance(result, tuple | list)
+    results = result if multiple else [result]
+    if not all(isinstance(x, Tensor) for x in results):
+        raise Untraceable(f"{func} returns a Python value, {line_of_rule('in ')}")
+    layouts = [Layout.dense(x) for x in results]
+    compute = layouts[0].dtype
+    if name in _ops.COMPARISONS or name in (
+        "where",
+        "logical_not",
+        "logical_and",
+        "logical_or",
+        "isnan",
+        "isfinite",
+        "isinf",
+    ):
+        compute = torch.result_type(examples[-2], examples[-1]) if len(examples) > 1 else examples[0].dtype
+    shapes, strides = {x.layout.shape for x in large}, {x.layout.stride for x in large}
+    if name in _ops.POINTWISE and len(shapes) == 1:
+        # Of several orders of memory the usual one: it is that of most others, and of the parameters.
+        (shape,) = shapes
+        stride = contiguous_stride(shape) if len(strides) > 1 else strides.pop()
+        layouts = [Layout(shape, layouts[0].dtype, stride)]
+    return multiple, layouts, compute
+
+
+def key(x: Any, layouts: bool = False) -> Any:
+    """A hashable value that tells arguments apart: -0.0 from 0.0, True from 1, NaN equal to itself."""
+    if isinstance(x, Node):
+        return x.layout if layouts else x.number
+    if isinstance(x, tuple):
+        return tuple([key(member, layouts) for member in x])
+    if isinstance(x, dict):
+        return tuple([(name, key(member, layouts)) for name, member in x.items()])
+    return (float, x.hex()) if type(x) is float else (type(x), x)
+
+
+def line_of_rule(prefix: str = "") -> str:
+    """The innermost line of the rule that is running, as `file.py:12`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_RULES_DO_NOT_LIVE_IN):
+        frame = frame.f_back
+    return f"{prefix}{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else ""
