@@ -38,7 +38,13 @@ def replayed(optimizer: torch.optim.Optimizer) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         optimizer.step()
-    return graph.replay
+
+    def step() -> None:
+        graph.replay()
+        # What the graph writes to must live as long as it: freed, it becomes the memory of the next contender.
+        assert optimizer.state
+
+    return step
 
 
 def composed(params: list[torch.nn.Parameter]) -> Step:
