@@ -5,8 +5,7 @@ import inspect
 import io
 import pickle
 
-import cases as own_cases
-import optax_cases
+import cases as table
 import pytest
 import torch
 import torch._dynamo.testing
@@ -483,7 +482,7 @@ def test_repr_names_every_argument_and_makes_an_equal_value(case: Case):
 
 
 def _functions():
-    return [value for table in (own_cases, optax_cases) for value in vars(table).values() if inspect.isfunction(value)]
+    return [value for family in table.FAMILIES for value in vars(family).values() if inspect.isfunction(value)]
 
 
 @cases("recorded")

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases.quasi_newton import CASES
 from helpers import assert_trees_equal, like, params_tree, plain_params
-from optax_cases import CASES
 from versus_optax.specs import rosenbrock
 
 import optimfn as of
 
-SEARCHING = [case for case in CASES if "linesearch" in case.name or "lbfgs" in case.name]
+SEARCHING = [case for case in CASES if case.name.endswith(("linesearch", "lbfgs")) and "minimize" not in case.name]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

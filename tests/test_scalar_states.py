@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import nadam_as_torch
+from cases.adam import nadam_as_torch
 from helpers import assert_close_to, follow, plain_params, rough_gradients
 from oracles.blocks import torch_optimizer
 

@@ -1,0 +1,23 @@
+"""The table: a case for every public transformation and schedule, by family. Every law runs over every case."""
+
+from . import (
+    adagrad,
+    adam,
+    averages,
+    common,
+    core,
+    matrix,
+    momentum,
+    quasi_newton,
+    rate_free,
+    schedules,
+    sign,
+    torch_schedules,
+    transforms,
+    wrappers,
+)
+
+TRANSFORMATIONS = (core, transforms, averages, adam, adagrad, momentum, sign, rate_free, matrix, quasi_newton, wrappers)
+CASES = tuple(case for family in TRANSFORMATIONS for case in family.CASES)
+SCHEDULES = (*schedules.SCHEDULES, *torch_schedules.SCHEDULES)
+FAMILIES = (common, *TRANSFORMATIONS, schedules, torch_schedules)

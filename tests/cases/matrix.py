@@ -1,0 +1,115 @@
+"""Cases of the rules for whole matrices."""
+
+import torch
+from case import NEGATIVE, Case
+from oracles.blocks import Each, leafwise, torch_optimizer
+
+import optimfn as of
+
+from .common import BAD_RATE, has_two_axes
+
+
+@of.factory
+def muon_as_torch(
+    learning_rate,
+    momentum,
+    weight_decay,
+    nesterov=True,
+    mode="original",
+    ns_coeffs=(3.4445, -4.775, 2.0315),
+    ns_steps=5,
+    eps=1e-7,
+):
+    """torch.optim.Muon on the matrices, nothing on the rest."""
+    muon = of.chain(
+        of.ema(momentum, debias=False, nesterov=nesterov),
+        of.orthogonalize(ns_coeffs, ns_steps, eps),
+        of.scale_by_matrix_shape(mode),
+        of.add_decayed_weights(weight_decay),
+        of.scale_by_learning_rate(learning_rate),
+    )
+    return of.masked(muon, of.tree.mask_by(has_two_axes))
+
+
+@of.factory
+def muon_on_matrices(learning_rate, beta, weight_decay, mode="original"):
+    """The whole optimizer, on the matrices."""
+    muon = of.muon(learning_rate, beta=beta, weight_decay=weight_decay, mode=mode)
+    return of.masked(muon, of.tree.mask_by(has_two_axes))
+
+
+def muon_oracle(**kwargs):
+    """Only `a` is a matrix; `b` and `c` are masked out, so their raw gradients are added."""
+    muon = torch_optimizer(lambda ps: torch.optim.Muon(ps, **kwargs))
+    raw = leafwise(lambda _: Each(lambda g, p, t: g))
+
+    def run(params, gradients):
+        def only(names):
+            return {n: params[n] for n in names}, [{n: grads[n] for n in names} for grads in gradients]
+
+        for matrix, rest in zip(muon(*only("a")), raw(*only("bc")), strict=True):
+            yield {**matrix, **rest}
+
+    return run
+
+
+BFLOAT16 = "computed in bfloat16, where difference quotients see only the rounding"
+NO_COMPLEX = "bfloat16 has no complex counterpart; complex leaves are an error"
+CASES = (
+    Case(
+        "muon_as_torch",
+        muon_as_torch,
+        {"learning_rate": 1e-2, "momentum": 0.95, "weight_decay": 0.1},
+        oracle=muon_oracle(lr=1e-2),
+        live=("learning_rate", "momentum", "weight_decay"),
+        covers=("orthogonalize",),
+        needs_params=True,
+        batched=5e-3,  # under vmap an addmm is three operations, and each rounds to bfloat16
+        skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
+        bad=(
+            ({"ns_steps": 0}, ValueError, "ns_steps must be >= 1, got 0"),
+            ({"ns_coeffs": (1.0, "2", 3.0)}, TypeError, r"ns_coeffs\[1\] must be a number or a 0-dim tensor, got '2'"),
+            ({"eps": -1.0}, ValueError, f"eps {NEGATIVE}"),
+        ),
+    ),
+    Case(
+        "muon",
+        muon_on_matrices,
+        {"learning_rate": 1e-2, "beta": 0.95, "weight_decay": 0.1},
+        oracle=muon_oracle(lr=1e-2),
+        live=("learning_rate", "beta", "weight_decay"),
+        covers=("muon",),
+        needs_params=True,
+        batched=5e-3,  # as above
+        skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
+        bad=(BAD_RATE, ({"mode": "none"}, ValueError, "mode must be one of 'original', 'match_rms_adamw', got 'none'")),
+    ),
+    Case(
+        "muon_as_torch_changed",
+        muon_as_torch,
+        {
+            "learning_rate": 0.1,
+            "momentum": 0.8,
+            "weight_decay": 0.2,
+            "nesterov": False,
+            "mode": "match_rms_adamw",
+            "ns_coeffs": (2.0, -1.5, 0.5),
+            "ns_steps": 8,
+            "eps": 10.0,
+        },
+        oracle=muon_oracle(
+            lr=0.1,
+            momentum=0.8,
+            weight_decay=0.2,
+            nesterov=False,
+            adjust_lr_fn="match_rms_adamw",
+            ns_coefficients=(2.0, -1.5, 0.5),
+            ns_steps=8,
+            eps=10.0,
+        ),
+        live=("learning_rate", "momentum", "weight_decay", "eps"),
+        needs_params=True,
+        batched=5e-3,  # under vmap an addmm is three operations, and each rounds to bfloat16
+        skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
+    ),
+)
