@@ -464,6 +464,7 @@ class TestKernels:
             for x, y in zip(of.tree.leaves((params, state)), of.tree.leaves(want), strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
     def test_nothing_waits_for_the_device(self):
         params = parameters("cuda")
         optimizer = of.Optimizer(params, of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)), fused=True)

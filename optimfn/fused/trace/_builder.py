@@ -132,7 +132,7 @@ class Builder:
 
 
 def _rearrange(x: Tensor, stride: tuple[int, ...]) -> Tensor:
-    return torch.empty_strided(x.shape, stride, dtype=x.dtype).copy_(x)
+    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
