@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from ..emit._print import Function, without_comments
 from ..emit._print_c import print_unit
 from . import _cache
 from ._cache import CannotBuild
+from ._process import Process
 
 FLAGS = (
     "-O3",
@@ -33,20 +35,22 @@ FLAGS = (
     "-fPIC",
     "-w",
 )
+_LIMIT = 120.0  # seconds that a compiler may take; it needs a hundredth of them
 
 
 class _Loaded:
     """The functions that this process has loaded, by name."""
 
+    lock: threading.Lock
+
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        Process.give_lock(self)
         self.addresses: dict[str, int] = {}
         self.source: dict[str, Path] = {}
         self.libraries: list[ctypes.CDLL] = []
 
 
 _loaded = _Loaded()
-os.register_at_fork(after_in_child=lambda: setattr(_loaded, "lock", threading.Lock()))
 
 
 def load(functions: Sequence[Function]) -> dict[str, int]:
@@ -80,28 +84,59 @@ def _library(source: str) -> tuple[ctypes.CDLL, Path]:
     key = "\0".join([without_comments(source), *compiler[0], compiler[1], *FLAGS, _processor()])
     stem = hashlib.sha256(key.encode()).hexdigest()[:32]
     library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
-    if not _cache.is_intact(library, check):
-        _compile(source, compiler[0], directory, (library, text, check))
+    opened = _cache.open_intact(library, check)
+    if opened is None:
+        opened = _compile(source, compiler[0], directory, (library, text, check))
     try:
-        return ctypes.CDLL(str(library)), text
+        # The file stays open: the loader takes the same path for the same library.
+        return ctypes.CDLL(_cache.path_of(opened, library)), text
     except OSError as error:
+        os.close(opened)
         raise CannotBuild(f"the compiled kernel {library} does not load: {error}") from error
 
 
-def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[Path, Path, Path]) -> None:
+def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[Path, Path, Path]) -> int:
+    """Make an entry of the cache; returns a descriptor of the library."""
     library, text, check = targets
-    with tempfile.TemporaryDirectory(dir=directory) as private:
-        made, written = (Path(private) / path.name for path in (library, text))
-        written.write_text(source)
-        command = [*compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
+    try:
+        with tempfile.TemporaryDirectory(dir=directory) as private:
+            made, written = (Path(private) / path.name for path in (library, text))
+            written.write_text(source)
+            command = [*compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
+            status, _, errors = _run(command)
+            if status:
+                kept = shutil.copy(written, directory / f"failed-{written.name}")
+                raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{errors[-2000:]}")
+            opened = _cache.publish([(written, text), (made, library)], check)
+        _cache.prune_once(directory)
+    except OSError as error:
+        raise CannotBuild(f"kernels cannot be written to {directory}: {error}") from error
+    return opened
+
+
+def _run(command: Sequence[str]) -> tuple[int, str, str]:
+    """The status, output and errors of a compiler, which is stopped with all that it started if it takes too long."""
+    try:
+        started = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise CannotBuild(f"the C compiler {command[0]} does not run: {error}") from error
+    with started:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise CannotBuild(f"the C compiler {compiler[0]} does not run: {error}") from error
-        if done.returncode:
-            kept = shutil.copy(written, directory / f"failed-{written.name}")
-            raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{done.stderr[-2000:]}")
-        _cache.publish([(written, text), (made, library)], check)
+            output, errors = started.communicate(timeout=_LIMIT)
+        except BaseException as problem:
+            os.killpg(started.pid, signal.SIGKILL)
+            if isinstance(problem, subprocess.TimeoutExpired):
+                raise CannotBuild(f"{command[0]} took more than {_LIMIT:g} seconds") from problem
+            raise
+    return started.returncode, output, errors
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
@@ -122,11 +157,7 @@ def _compiler() -> tuple[list[str], str]:
 
 @functools.cache
 def _version(path: str, changed: int) -> str:
-    try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise CannotBuild(f"the C compiler {path} does not run: {error}") from error
-    return done.stdout
+    return _run([path, "--version"])[1]
 
 
 @functools.cache

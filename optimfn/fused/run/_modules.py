@@ -7,6 +7,8 @@ of a function from the file it came from, so a module must be one.
 import functools
 import hashlib
 import importlib.util
+import linecache
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ def load(source: str) -> dict[str, Any]:
     if importlib.util.find_spec("triton") is None:
         raise CannotBuild("Triton was not found, which compiles kernels for CUDA devices")
     path = _kept(source)
+    # Triton reads the lines of what runs, whatever becomes of the file.
+    linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
     names: dict[str, Any] = {"__name__": f"optimfn_{path.stem}", "__file__": str(path)}
     exec(compile(source, path, "exec"), names)
     return names
@@ -35,9 +39,15 @@ def _kept(source: str) -> Path:
     directory = _cache.writable_directory()
     stem = hashlib.sha256(source.encode()).hexdigest()[:32]
     path, check = directory / f"{stem}.py", directory / f"{stem}.sha256"
-    if not _cache.is_intact(path, check):
-        with tempfile.TemporaryDirectory(dir=directory) as private:
-            written = Path(private) / path.name
-            written.write_text(source)
-            _cache.publish([(written, path)], check)
+    opened = _cache.open_intact(path, check)
+    if opened is None:
+        try:
+            with tempfile.TemporaryDirectory(dir=directory) as private:
+                written = Path(private) / path.name
+                written.write_text(source)
+                opened = _cache.publish([(written, path)], check)
+            _cache.prune_once(directory)
+        except OSError as error:
+            raise CannotBuild(f"kernels cannot be written to {directory}: {error}") from error
+    os.close(opened)
     return path

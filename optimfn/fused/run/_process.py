@@ -1,4 +1,4 @@
-"""What a fork changes."""
+"""What a fork changes, where there are forks."""
 
 import os
 import threading
@@ -26,4 +26,5 @@ class Process:
             owner.lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=Process.after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Process.after_fork)
