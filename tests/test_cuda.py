@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import CASES
 from graphs import NoHostReads, pretend
-from helpers import assert_fused_equals_eager, like, rough_gradients, wide_params
+from helpers import as_reals, assert_fused_equals_eager, like, rough_gradients, wide_params
 from torch import nn
 
 import optimfn as of
@@ -433,6 +433,21 @@ def test_every_rule_makes_its_step_on_the_meta_device(case):
     optimizer.step(**case.extra)
 
 
+def assert_as_close_as(eager, got, accurate):
+    """Within twice the error of the eager step.
+
+    On a CUDA device torch rounds 0-dim tensors to the dtype of the leaf that they meet, and joins products and sums;
+    kernels do neither, so steps in half precision cannot be compared bit for bit as on the CPU.
+    """
+    for (path, x), y, z in zip(of.tree.leaves_with_path(got), *map(of.tree.leaves, (eager, accurate)), strict=True):
+        if x.is_floating_point() or x.is_complex():
+            own, allowed = (as_reals(value) - as_reals(z) for value in (x, y))
+            assert own.numel() == 0 or own.abs().nan_to_num().max() <= 2 * allowed.abs().nan_to_num().max(), path
+            assert torch.equal(x.isnan(), y.isnan()), path
+        else:
+            assert torch.equal(x, y), path
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestKernels:
     """What the interpreter cannot show: kernels on a device, and how they get there."""
@@ -447,7 +462,11 @@ class TestKernels:
         for grads in rough_gradients(params, 4):
             want = eager(params, state, grads)
             double = of.tree.map(lambda x: x.double() if x.is_floating_point() else x, (params, state, grads))
-            assert_fused_equals_eager(fused, fused(params, state, grads), want, eager(*double))
+            got, accurate = fused(params, state, grads), eager(*double)
+            if dtype == torch.bfloat16:
+                assert_as_close_as(want, got, accurate)
+            else:
+                assert_fused_equals_eager(fused, got, want, accurate)
             params, state = want
 
     def test_leaves_of_many_chunks_with_gradients_in_new_memory_each_time(self):

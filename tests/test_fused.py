@@ -16,6 +16,7 @@ from helpers import assert_fused_equals_eager, assert_trees_equal, follow, like,
 import optimfn as of
 from optimfn.fused.ir._graph import SeveralDevices
 from optimfn.fused.run._step import _device
+from optimfn.fused.trace._builder import _rearrange
 
 
 def both(tx, donate=False):
@@ -647,3 +648,10 @@ class TestValue:
         for grads in gradients:
             step(own, state, grads)
         assert_trees_equal(own, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_of_strides_stays_on_its_device():
+    """Made on the default device, it handed a kernel on a CUDA device an address on the host."""
+    transposed = _rearrange(torch.empty(2, 3, device="meta"), (1, 2))
+    assert transposed.is_meta
+    assert transposed.stride() == (1, 2)
