@@ -518,6 +518,25 @@ def test_state_survives_a_weights_only_file(case: Case):
     assert_trees_equal(tx.update(grads, loaded, params), tx.update(grads, state, params))
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_parts_of_a_state_that_mirror_the_parameters_are_found(case: Case):
+    tx, params = case.tx(), plain_params()
+    state = tx.init(params)
+    tags = {name: number for number, name in enumerate(params)}
+    marked = of.tree.map_params(
+        tx,
+        lambda leaf, tag, p: torch.full_like(leaf, tag),
+        state,
+        tags,
+        params,
+        transform_non_params=lambda leaf: torch.full_like(leaf, 7),
+    )
+    assert of.tree.structure(marked) == of.tree.structure(state)
+    for path, leaf in of.tree.leaves_with_path(marked):
+        tag = next((tags[name] for name in reversed(path) if name in tags), 7)
+        assert torch.equal(leaf, torch.full_like(leaf, tag)), path
+
+
 # 12. Bad arguments
 
 BAD = [

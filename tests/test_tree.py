@@ -302,6 +302,39 @@ class TestMapParams:
         assert marked.inner_state.trace["w"].sum() == 4
         assert marked.inner_state.trace["b"] == of.MaskedNode()
 
+    def test_takes_the_part_of_the_parameters_that_the_state_mirrors(self):
+        tx = of.lookahead(of.chain(of.trace(0.9), of.partition({"t": of.trace(0.9)}, "t")), 2, 0.5)
+        params = of.LookaheadParams(
+            {"w": torch.ones(2), "b": torch.ones(3)}, {"w": torch.zeros(2), "b": torch.zeros(3)}
+        )
+        state = tx.init(params)
+        marked = tree.map_params(tx, lambda m, p: m + p, state, params)
+        for path, leaf in tree.leaves_with_path(marked):
+            assert (leaf == (0 if "steps_since_sync" in path else 1)).all(), path
+        assert tree.structure(marked) == tree.structure(state)
+
+    def test_reaches_stacks_whose_members_differ(self):
+        tx = of.stacked(of.adam, learning_rate=torch.tensor([0.1, 0.2]))
+        params = tree.map(lambda p: torch.stack([p, p]), PARAMS)
+        marked = tree.map_params(tx, lambda m, p: m + p, tx.init(params), params)
+        assert of.state_dict(marked).keys() == of.state_dict(tx.init(params)).keys()
+        assert tree.get(marked, "mu")["w"].sum() == 8
+        assert torch.equal(tree.get(marked, "learning_rate"), torch.tensor([0.1, 0.2]).double())
+
+    def test_several_tensors_for_a_parameter_belong_to_it(self):
+        tx = of.partition({"sm3": of.scale_by_sm3(), "none": of.set_to_zero()}, {"w": "sm3", "b": "none"})
+        shapes = []
+        tree.map_params(tx, lambda m, p: shapes.append((m.shape, p.shape)), tx.init(PARAMS), PARAMS)
+        assert shapes == [((2,), (2, 2)), ((2,), (2, 2)), ((2, 2), (2, 2))]
+
+    def test_calls_no_function_of_the_parameters(self):
+        def chosen(params):
+            return {"w": params["w"].ndim == 2, "b": False}
+
+        for tx in (of.masked(of.trace(0.9), chosen), of.partition({True: of.trace(0.9), False: of.scale(1.0)}, chosen)):
+            marked = tree.map_params(tx, lambda m: m + 1, tx.init(PARAMS))
+            assert tree.get(marked, "trace")["w"].sum() == 4
+
 
 def test_other_containers():
     t = OrderedDict(b=torch.ones(1), a=(torch.ones(1),))

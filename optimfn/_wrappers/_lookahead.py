@@ -76,8 +76,8 @@ def lookahead(
     check_nonnegative(slow_step_size=slow_step_size)
 
     def init(params: LookaheadParams) -> LookaheadState:
-        _check_pair(params)
-        return LookaheadState(fast_optimizer.init(params.fast), tree.count(params.fast))
+        fast = params.part("fast") if isinstance(params, tree.ParamsPlaceholder) else _check_pair(params).fast
+        return LookaheadState(fast_optimizer.init(fast), tree.count(fast))
 
     def update(
         updates: Updates, state: LookaheadState, params: LookaheadParams | None = None, **extra: Any

@@ -12,6 +12,10 @@ class MaskedNode(NamedTuple):
     """Stands where a leaf is masked out. It has no leaves, so maps and `vmap` pass it by."""
 
 
+class ChangedMask(ValueError):
+    """A state was made with another mask, or other labels, than it is used with."""
+
+
 class MaskedState(NamedTuple):
     """The state of the transformation inside."""
 
@@ -39,7 +43,8 @@ def masked(
     Raises:
         TypeError: at construction if `inner` is not a `GradientTransformation`.
         TypeError: in `init` or `update` if the mask holds something else than Python bools.
-        ValueError: in `init` or `update` if the mask is not a prefix of the parameters.
+        ValueError: in `init` or `update` if the mask is not a prefix of the parameters; in `update` if it chooses
+            other leaves than it did when the state was made, naming one.
 
     Differs from: optax, where a function is called with the updates even if there are parameters.
 
@@ -62,8 +67,15 @@ def masked(
         if mask_compatible_extra_args:
             shape = tree.structure(updates)
             extra = {k: _hide(v, chosen) if tree.structure(v) == shape else v for k, v in extra.items()}
+        own = _hide(updates, chosen)
         inner_params = None if params is None else _hide(params, chosen)
-        inner_updates, inner_state = inner.update(_hide(updates, chosen), state.inner_state, inner_params, **extra)
+        try:
+            inner_updates, inner_state = inner.update(own, state.inner_state, inner_params, **extra)
+        except ChangedMask:
+            raise
+        except Exception as problem:
+            _explain(problem, inner, state.inner_state, own if params is None else inner_params)
+            raise
         shown = tree.map(lambda keep, new, old: new if keep else old, chosen, inner_updates, updates)
         return shown, MaskedState(inner_state)
 
@@ -72,3 +84,19 @@ def masked(
 
 def _hide(leaves: Tree, chosen: Tree) -> Tree:
     return tree.map(lambda keep, leaf: leaf if keep else MaskedNode(), chosen, leaves)
+
+
+def _explain(problem: Exception, inner: GradientTransformation, state: State, params: Params) -> None:
+    """Say so if the reason of a failure is that the state was made with another mask."""
+    old, new = dict(tree.walk(state)), dict(tree.walk(inner.init(params)))
+    for path in old.keys() & new.keys():
+        was, now = (not isinstance(nodes[path], MaskedNode) for nodes in (old, new))
+        if was != now:
+            names = [tree.join_path(path[start:]) for start in range(len(path))]
+            known = {tree.join_path(place) for place, _ in tree.walk(params)}
+            leaf = next((name for name in names if name in known), "the leaf")
+            verb, did = ("choose", "did not") if now else ("do not choose", "did")
+            raise ChangedMask(
+                f"the mask, or the labels, {verb} {leaf}, and {did} when the state was made. Make a new state and keep "
+                "what fits of the old one: load_state_dict(tx.init(params), state_dict(state), strict=False)"
+            ) from problem

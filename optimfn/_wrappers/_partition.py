@@ -38,7 +38,8 @@ def partition(
 
     Raises:
         TypeError: at construction if a value of `transforms` is not a `GradientTransformation`.
-        ValueError: in `init` or `update` if a label has no transformation, naming it and the leaf.
+        ValueError: in `init` or `update` if a label has no transformation, naming it and the leaf; in
+            `update` if a leaf has another label than it had when the state was made, naming the leaf.
 
     Differs from: optax, where a function is called with the updates even if there are parameters, and
         unknown labels are found by `init` only.
@@ -54,6 +55,8 @@ def partition(
     check_transformation(**{f"transforms[{label!r}]": member for label, member in transforms.items()})
 
     def members(params: Params) -> dict[str, GradientTransformation]:
+        if isinstance(params, tree.ParamsPlaceholder):  # which holds no leaves to label
+            return {label: masked(member, True) for label, member in transforms.items()}
         labels = resolve_labels(transforms, param_labels, params)
         return {
             label: masked(
@@ -82,8 +85,7 @@ def resolve_labels(
     transforms: Mapping[str, GradientTransformation], param_labels: Tree | Callable[[Params], Tree], params: Params
 ) -> Tree:
     """The tree of labels for these parameters, each of which has a transformation."""
-    labels = param_labels(params) if callable(param_labels) else param_labels
-    labels = tree.broadcast(labels, params)
+    labels = tree.broadcast(tree.resolve(param_labels, params), params)
     for path, label in tree.leaves_with_path(labels):
         if label not in transforms:
             known = ", ".join(map(repr, transforms))

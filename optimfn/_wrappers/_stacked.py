@@ -59,6 +59,8 @@ def stacked(
     tx = make(**{name: value[0] for name, value in own.items()})
 
     def init(params: Params) -> State:
+        if isinstance(params, tree.ParamsPlaceholder):  # which has no axis
+            return tx.init(params)
         device = tree.count(params).device
         here = {name: value.to(device) for name, value in own.items()}
         return _each(lambda params, own: make(**own).init(params), (params, here), {})

@@ -6,6 +6,7 @@ verb that writes a state, keeps the old value there. Together they say what an a
 its update is absent and its state stays as it was.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -87,11 +88,21 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
         {'body': [True, True], 'head': False}
     """
     if isinstance(tree, ParamsPlaceholder):
-        return ParamsPlaceholder(True)
-    result = map(lambda value, subtree: map(lambda _: value, subtree), prefix, tree)
-    if len(leaves(result)) != len(leaves(tree)):
-        raise ValueError("a prefix must have a value for every leaf of the tree; it has None in the place of some")
-    return result
+        return type(tree)(True)
+    if prefix is None:
+        if leaves(tree):
+            raise ValueError("a prefix must have a value for every leaf of the tree; it has None in the place of some")
+        return tree
+    if is_leaf(prefix):
+        return map(lambda _: prefix, tree)
+    _, children, rebuild = _open(prefix)
+    (other,) = _alike(prefix, [tree])
+    return rebuild([broadcast(*row) for row in zip(children, _open(other)[1], strict=True)])
+
+
+def resolve(prefix: Tree | Callable[[Tree], Tree], params: Tree) -> Tree:
+    """What a mask or labels stand for: a function is called, a tree is taken as it is, also one that can be called."""
+    return prefix(params) if callable(prefix) and is_leaf(prefix) else prefix
 
 
 def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
@@ -162,6 +173,19 @@ class ParamsPlaceholder(NamedTuple):
 
     leaf: Any
 
+    def within(self) -> tuple[str, ...]:
+        """The names that lead from the parameters to the part it stands for."""
+        return ()
+
+    def part(self, name: str) -> "ParamsPlaceholder":
+        """What stands for one field of the parameters, where a rule wants a named tuple of trees."""
+        return _part((*self.within(), name))(self.leaf)
+
+
+@functools.cache
+def _part(path: tuple[str, ...]) -> type[ParamsPlaceholder]:
+    return type("ParamsPlaceholder", (ParamsPlaceholder,), {"__slots__": (), "within": lambda self: path})
+
 
 def map_nodes(change: Callable[..., tuple[bool, Any]], tree: Tree, /, *rest: Tree) -> Tree:
     """Rebuild a tree from the root down: `change(path, node, *others)` says whether to replace a node.
@@ -180,6 +204,17 @@ def _map_nodes(change: Callable[..., tuple[bool, Any]], path: tuple[Any, ...], n
         return node
     rows = zip(names, children, *[_open(other)[1] for other in _alike(node, others)], strict=True)
     return rebuild([_map_nodes(change, (*path, name), *nodes) for name, *nodes in rows])
+
+
+def map_parts(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
+    """Like `map`, where a leaf of another tree may stand for the whole subtree of `tree` in its place."""
+    if tree is None or is_leaf(tree):
+        return None if tree is None else f(tree, *rest)
+    _, children, rebuild = _open(tree)
+    if not children:
+        return tree
+    columns = [[o] * len(children) if o is None or is_leaf(o) else _open(*_alike(tree, [o]))[1] for o in rest]
+    return rebuild([map_parts(f, *row) for row in zip(children, *columns, strict=True)])
 
 
 def _map_rows(f: Callable[..., Any], first: Iterable[Any], others: Sequence[Iterable[Any]]) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._checks import check_callable
 from .._recipe import factory
 from .._typing import Mask, Params, Tree
-from ._core import broadcast, map, paths
+from ._core import ParamsPlaceholder, broadcast, join_path, leaves, leaves_with_path, map, paths, resolve
 
 
 def is_matrix(params: Params) -> Tree:
@@ -107,11 +107,20 @@ def label_by_path(patterns: Mapping[str, str], default: str) -> Callable[[Params
 def resolve_mask(mask: Mask, params: Params) -> Tree:
     """The tree of bools that a mask stands for: a function is called, a prefix is spread over its subtrees.
 
+    A tree is one also if its class can be called, as long as optree knows the class.
+
     Raises:
         TypeError: if a leaf of the mask is not a Python bool.
         ValueError: if the mask is not a prefix of the parameters.
     """
-    return broadcast(map(_check_bool, mask(params) if callable(mask) else mask), params)
+    if isinstance(params, ParamsPlaceholder):  # a mask is about leaves, and here there are none yet
+        return broadcast(True, params)
+    mask = resolve(mask, params)
+    if not all(isinstance(value, bool) for value in leaves(mask)):
+        path, value = next((path, value) for path, value in leaves_with_path(mask) if not isinstance(value, bool))
+        place = f" at {join_path(path)}" if path else ""
+        raise TypeError(f"mask must hold Python bools, since it is static; got {value!r}{place}")
+    return broadcast(mask, params)
 
 
 def select(mask: Mask | None, params: Params) -> Params:
@@ -119,9 +128,3 @@ def select(mask: Mask | None, params: Params) -> Params:
     if mask is None:
         return params
     return map(lambda p, keep: p if keep else None, params, resolve_mask(mask, params))
-
-
-def _check_bool(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"mask must hold Python bools, since it is static; got {value!r}")
-    return value

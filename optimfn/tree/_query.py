@@ -1,12 +1,13 @@
 """Find and replace values in a state by name."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from .._typing import Params, State, Tree
-from ._core import ParamsPlaceholder, is_leaf, map_nodes, walk
+from ._core import ParamsPlaceholder, is_leaf, map_nodes, map_parts, walk
 
 Path = tuple[Any, ...]
 Filter = Callable[[Path, Any], bool]
@@ -97,13 +98,14 @@ def map_params(
 ) -> State:
     """Apply `f` to those parts of a state that mirror the parameters, such as moments.
 
-    They are found by giving `init` a placeholder for the parameters and looking where it lands.
+    They are found by giving `init` a placeholder for the parameters and looking where it lands. Where a rule keeps
+    several tensors for a parameter, such as one for each of its axes, `f` is called for each of them.
 
     Args:
         initable: A transformation, or its `init`.
-        f: Function of a leaf of the state and of the leaves of `rest` in the same place.
+        f: Function of a leaf of the state and of the leaves of `rest` that it belongs to.
         state: A state of that transformation.
-        *rest: Trees like the parameters.
+        *rest: Trees like the parameters: for `lookahead` pairs of trees, for `stacked` trees with the first axis.
         transform_non_params: Function for the other leaves, such as counts; they stay if it is `None`.
 
     Example:
@@ -117,12 +119,9 @@ def map_params(
     template = init(ParamsPlaceholder(torch.zeros(())))
     other = transform_non_params or (lambda leaf: leaf)
 
-    def on_leaf(_: Path, leaf: Any, *more: Any) -> tuple[bool, Any]:
-        return (True, f(leaf, *more)) if is_leaf(leaf) and leaf is not None else (False, None)
-
     def on_state(_: Path, node: Any, part: Any) -> tuple[bool, Any]:
         if isinstance(node, ParamsPlaceholder):
-            return True, map_nodes(on_leaf, part, *rest)
+            return True, map_parts(f, part, *[functools.reduce(getattr, node.within(), params) for params in rest])
         return (True, other(part)) if is_leaf(node) and node is not None else (False, None)
 
     return map_nodes(on_state, template, state)
