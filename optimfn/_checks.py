@@ -1,17 +1,32 @@
 """Argument checks, made once at construction; every message names the argument and its value.
 
-Only Python numbers are judged. A tensor is a live value that may change after construction, so
+Only numbers are judged, also those of NumPy. A tensor is a live value that may change after construction, so
 nothing but its shape is looked at and its contents are never read.
 """
 
 import itertools
 import math
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._typing import Params
+
+
+def plain(value: Any) -> Any:
+    """A scalar of another library, such as NumPy's or a 0-dim array, as a Python number; all else as it is."""
+    if type(value) in (float, int, bool, str) or isinstance(value, Tensor):
+        return value
+    if hasattr(value, "__array__") and hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def check_number(**values: object) -> None:
@@ -56,8 +71,8 @@ def check_at_least(least: int, /, **values: object) -> None:
 
 def check_rising(**values: object) -> None:
     """Accept numbers none of which is above the next; tensors among them are passed over."""
-    numbers = [(name, value) for name, value in values.items() if isinstance(value, int | float)]
-    for (name, low), (next_name, high) in itertools.pairwise(numbers):
+    given = [(name, plain(value)) for name, value in values.items() if not isinstance(value, Tensor)]
+    for (name, low), (next_name, high) in itertools.pairwise(given):
         if low > high:
             raise ValueError(f"{name} must be at most {next_name}, got {low!r} and {high!r}")
 
@@ -77,7 +92,8 @@ def check_momentum(momentum: object, nesterov: bool) -> None:
 
 def check_steps(*, at_least: int | None = 0, **values: object) -> None:
     """Accept whole numbers of steps, of any sign if `at_least` is `None`."""
-    for name, value in values.items():
+    for name, given in values.items():
+        value = plain(given)
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number of steps, got {value!r}")
         if at_least is not None and value < at_least:
@@ -86,7 +102,8 @@ def check_steps(*, at_least: int | None = 0, **values: object) -> None:
 
 def check_seed(**values: object) -> None:
     """Accept whole numbers of 64 bits, and 0-dim integer tensors."""
-    for name, value in values.items():
+    for name, given in values.items():
+        value = plain(given)
         if isinstance(value, Tensor) and (value.ndim or value.is_floating_point() or value.is_complex()):
             raise ValueError(f"{name} must be a whole number or a 0-dim integer tensor, got {value!r}")
         if not isinstance(value, Tensor) and (isinstance(value, bool) or not isinstance(value, int)):
@@ -128,7 +145,8 @@ def need_params(rule: str, params: Params | None) -> None:
 def _check(
     wanted: str, low: float, high: float, values: dict[str, object], *, open_low: bool = False, open_high: bool = False
 ) -> None:
-    for name, value in values.items():
+    for name, given in values.items():
+        value = plain(given)
         if isinstance(value, Tensor):
             if value.ndim:
                 raise ValueError(

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 import torch
 from torch import Tensor
 
+from ._checks import plain
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -131,9 +133,8 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Lists and dicts are copied, so that changing one later changes neither the rule nor its record.
-        args = tuple(_own(value) for value in args)  # type: ignore[assignment]  # ParamSpec args are a tuple
-        kwargs = {name: _own(value) for name, value in kwargs.items()}  # type: ignore[assignment]  # and a dict
+        args = own(args)
+        kwargs = own(kwargs)
         value: Any = make(*args, **kwargs)
         recipe = Recipe(made, args, kwargs)
         if isinstance(value, Recorded):
@@ -143,6 +144,18 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
         raise TypeError(f"{make.__name__} must return a transformation or a function, got {value!r}")
 
     return made
+
+
+def own(value: Any) -> Any:
+    """An argument as a rule and its record keep it.
+
+    Lists and dicts are copied, so that changing one later changes neither; NumPy's scalars become Python numbers.
+    """
+    if type(value) is dict:
+        return {key: own(member) for key, member in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(own, value))
+    return plain(value)
 
 
 def find_arguments(value: Any, name: str) -> Iterator[Any]:
@@ -178,10 +191,6 @@ def substitute(value: Any, name: str, new: Any) -> Any:
 
 def _remake(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return make(*args, **kwargs)
-
-
-def _own(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else value
 
 
 def _equal(a: Any, b: Any) -> bool:

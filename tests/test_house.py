@@ -19,7 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # of `fused` are in order too. CONTRIBUTING.md lists the same levels.
 LEVELS = [
     ["_typing", "_version"],
-    ["_checks", "_recipe"],
+    ["_checks"],
+    ["_recipe"],
     ["tree"],
     ["_schedules", "_base", "_numerics", "_state_dict"],
     ["_transforms", "_wrappers"],

@@ -3,14 +3,16 @@
 import copy
 import inspect
 import io
+import math
 import pickle
 
 import cases as table
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from case import Case
-from cases import CASES
+from case import Case, ScheduleCase
+from cases import CASES, SCHEDULES
 from helpers import (
     assert_close_to,
     assert_fused_equals_eager,
@@ -537,7 +539,54 @@ def test_the_parts_of_a_state_that_mirror_the_parameters_are_found(case: Case):
         assert torch.equal(leaf, torch.full_like(leaf, tag)), path
 
 
-# 12. Bad arguments
+# 12. Arguments, good and bad
+
+
+def _numbers(case):
+    """The arguments of a case that are numbers, also those left out."""
+    bound = inspect.signature(case.make).bind(**case.kwargs)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if isinstance(value, int | float)}
+
+
+every = pytest.mark.parametrize("case", [*CASES, *SCHEDULES], ids=lambda case: case.name)
+
+
+@every
+def test_numbers_of_numpy_are_numbers(case: Case | ScheduleCase):
+    for name, value in _numbers(case).items():
+        whole, kinds = isinstance(value, int), [np.float64, np.float32, np.longdouble, np.array]
+        for kind in [np.bool_] if isinstance(value, bool) else [np.int64, np.int32, np.array] if whole else kinds:
+            given = kind(value)
+            plain = type(value)(given)
+            one, other = (case.make(**{**case.kwargs, name: number}) for number in (given, plain))
+            assert one == other
+            assert repr(one) == repr(other)
+
+
+NO_NUMBERS = [
+    "0.1",
+    [0.1],
+    object(),
+    1j,
+    True,
+    math.nan,
+    torch.ones(1),
+    torch.ones(1, 1),
+    np.ones(1),
+    np.float32("nan"),
+]
+
+
+@every
+def test_what_is_no_number_is_an_error_that_names_the_argument(case: Case | ScheduleCase):
+    if not case.make.__module__.startswith("optimfn"):
+        pytest.skip("a factory of the tests, which leaves the checks to its members")
+    for name, value in _numbers(case).items():
+        for wrong in [] if isinstance(value, bool) else NO_NUMBERS:
+            with pytest.raises((TypeError, ValueError), match=rf"^{name} must .*got"):
+                case.make(**{**case.kwargs, name: wrong})
+
 
 BAD = [
     pytest.param(case, *bad, id=f"{case.name}-{'-'.join(bad[0])}-{position}")

@@ -34,6 +34,8 @@ def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_step
         >>> [of.warmup_constant_schedule(0.0, 1.0, 4)(count).item() for count in (0, 2, 4, 6)]
         [0.0, 0.5, 1.0, 1.0]
     """
+    check_number(peak_value=peak_value)
+    check_steps(warmup_steps=warmup_steps)
     return linear_schedule(init_value, peak_value, warmup_steps)
 
 
@@ -71,6 +73,8 @@ def warmup_exponential_decay_schedule(
         >>> [schedule(count).item() for count in (0, 2, 4, 6, 8)]
         [0.0, 0.5, 1.0, 0.5, 0.25]
     """
+    check_number(peak_value=peak_value)
+    check_steps(warmup_steps=warmup_steps)
     fall = exponential_decay(peak_value, transition_steps, decay_rate, transition_begin, staircase, end_value)
     return join_schedules([linear_schedule(init_value, peak_value, warmup_steps), fall], [warmup_steps])
 

@@ -46,7 +46,7 @@ CASES = (
         live=("max_learning_rate", "scaling", "f_min"),
         extra={"value": 1.0},
         skips={"alone": GLOBAL, "recorded": TAKES_VALUE},
-        bad=(({"scaling": -1.0}, ValueError, f"learning_rate {NEGATIVE}"),),
+        bad=(({"scaling": -1.0}, ValueError, f"scaling {NEGATIVE}"),),
     ),
     Case(
         "scale_by_distance_over_gradients",

@@ -244,7 +244,7 @@ SCHEDULES = (
         {"init_value": 0.1, "peak_value": 1.0, "warmup_steps": 20},
         lambda count: 0.1 + 0.9 * min(count, 20) / 20,
         live=("init_value", "peak_value"),
-        bad=(({"warmup_steps": -1}, ValueError, "transition_steps must be >= 0, got -1"),),
+        bad=(({"warmup_steps": -1}, ValueError, "warmup_steps must be >= 0, got -1"),),
     ),
     ScheduleCase(
         "warmup_exponential",

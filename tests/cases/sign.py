@@ -116,6 +116,6 @@ CASES = (
         oracle=leafwise(lambda _: Times(Signed(Ema(0.8, debias=False)), lambda count: -0.1)),
         live=("learning_rate", "beta"),
         skips={"sensitive": SIGN},
-        bad=(BAD_RATE, ({"beta": 1.0}, ValueError, f"decay {NO_DECAY}")),
+        bad=(BAD_RATE, ({"beta": 1.0}, ValueError, f"beta {NO_DECAY}")),
     ),
 )

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, chain, identity
-from ..._checks import check_callable, check_nonnegative, check_number, check_steps, need_params
+from ..._checks import (
+    check_callable,
+    check_decay,
+    check_nonnegative,
+    check_number,
+    check_positive,
+    check_rate,
+    check_steps,
+    need_params,
+)
 from ..._recipe import factory
 from ..._transforms._block import scale_by_param_block_rms
 from ..._transforms._clipping import clip_by_block_rms
@@ -191,6 +200,14 @@ def adafactor(
         >>> tx.update(torch.tensor([5.0, 5.0]), tx.init(params), params)[0]
         tensor([-0.3000, -0.3000])
     """
+    check_steps(decay_offset=decay_offset, at_least=None)
+    check_nonnegative(eps=eps)
+    if clipping_threshold is not None:
+        check_positive(clipping_threshold=clipping_threshold)
+    if momentum is not None:
+        check_decay(momentum=momentum)
+    if weight_decay_rate is not None:
+        check_rate(weight_decay_rate=weight_decay_rate)
     return chain(
         scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps),
         identity() if clipping_threshold is None else clip_by_block_rms(clipping_threshold),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, chain, stateless
-from ..._checks import check_choice, check_nonnegative, check_number, check_steps
+from ..._checks import check_choice, check_decay, check_nonnegative, check_number, check_steps
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
@@ -160,6 +160,7 @@ def muon(
         >>> tx.update(params, tx.init(params), params)[0]["bias"]
         tensor([-0.0003, -0.0003])
     """
+    check_decay(beta=beta)
     return chain(
         ema(beta, debias=False, nesterov=nesterov),
         orthogonalize(ns_coeffs, ns_steps, eps),

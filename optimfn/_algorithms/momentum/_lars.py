@@ -1,6 +1,7 @@
 """LARS: momentum with the size of each leaf's step tied to the size of the leaf."""
 
 from ..._base import GradientTransformation, chain
+from ..._checks import check_fraction
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import trace
@@ -57,6 +58,7 @@ def lars(
         >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)), torch.tensor([3.0]))[0]
         tensor([-0.0030])
     """
+    check_fraction(momentum=momentum)
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         masked(scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps), trust_ratio_mask),

@@ -6,7 +6,7 @@ import torch
 
 from ... import tree
 from ..._base import EmptyState, GradientTransformation, chain, init_empty_state
-from ..._checks import check_choice, check_nonnegative, check_number
+from ..._checks import check_choice, check_nonnegative, check_number, check_rate
 from ..._recipe import factory
 from ..._transforms._rate import scale_by_learning_rate
 from ..._typing import Params, Scalar, ScalarOrSchedule, Updates
@@ -106,4 +106,5 @@ def polyak_sgd(
         >>> tx.update(2 * w, tx.init(w), w, value=(w**2).sum())[0]
         tensor([-1.])
     """
+    check_rate(scaling=scaling)
     return chain(scale_by_learning_rate(scaling), scale_by_polyak(f_min, max_learning_rate, eps, variant))

@@ -4,6 +4,7 @@ import torch
 
 from ... import tree
 from ..._base import GradientTransformation, chain, stateless
+from ..._checks import check_decay
 from ..._recipe import factory
 from ..._transforms._momentum import ema
 from ..._transforms._rate import scale_by_learning_rate
@@ -73,6 +74,7 @@ def signum(
         >>> tx.update(torch.tensor([-3.0, 2.0]), tx.init(torch.ones(2)))[0]
         tensor([ 0.1000, -0.1000])
     """
+    check_decay(beta=beta)
     return chain(
         ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
         scale_by_sign(),
