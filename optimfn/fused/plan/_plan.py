@@ -105,6 +105,7 @@ class Plan:
                         self.temporary[parent] = self._new_buffer()
             else:
                 self.level[node] = max(levels, default=0)
+            if node.kind not in ("opaque", "item"):  # a kernel reads the parents
                 self.solid.update(parent for parent in node.parents() if parent.kind in ("opaque", "item"))
 
     def _output(self, node: Any, target: int | None, name: str) -> Output:

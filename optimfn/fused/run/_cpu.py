@@ -2,11 +2,12 @@
 
 import ctypes
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..emit._print_c import BLOCK, print_form, print_kernel
 from ..ir._kernels import Row
@@ -73,6 +74,9 @@ class Cpu:
     def run(self, first: int, last: int) -> None:
         """Run stages."""
         self._run(self._address, first, last, 1 if Process.forked else torch.get_num_threads())
+
+    def hold(self, tensors: Sequence[Tensor]) -> None:
+        """Memory is not used any more when a stage has run."""
 
     def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
         """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""

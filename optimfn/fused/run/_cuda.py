@@ -2,15 +2,19 @@
 
 Nothing is read back, and outside of `__init__` nothing waits for the device, so that a step can be captured into a
 CUDA graph. The addresses of the leaves reach the kernels through a table on the device. It is sent again when an
-address has changed, such as that of a gradient made anew. A graph keeps a table of its own, which is sent again by
-every replay.
+address has changed, such as that of a gradient made anew, or of a product that ATen computes between two stages.
+
+The device comes to a copy long after the host has asked for it, so what is sent must not change any more: every table
+is sent from memory of its own. A graph has tables of its own too, which every replay sends again.
 """
 
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from itertools import groupby
+from operator import or_
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +33,7 @@ from . import _modules
 _ALIGNMENT = 16  # bytes that one thread loads at a time
 _SHORT = 4  # values; a call with more of them computes them side by side
 _GRAPHS = 8  # how many steps can be captured in a row, without one that runs
+_read_by_graphs: list[tuple[Tensor, Tensor]] = []  # for ever: nobody can tell which replay was the last
 
 
 class _Launch(NamedTuple):
@@ -60,15 +65,15 @@ class Cuda:
         tables = Tables(plan.slot, stages, _chunks, dict.fromkeys(kernels, 0), dict.fromkeys(forms, 0))
         self.stages = len(plan.stages)
         self.buffers = array("q", bytes(8 * plan.buffers))
+        self._width = -(-len(self.buffers) // 16) * 16  # of a table, so that all are aligned alike
         self._device, self._is_gpu = device, device.type == "cuda"
-        self._addresses, self._is_aligned = self._new_table(), False
+        self._addresses, self._is_aligned = self._new_tables(1)[0], False
         self._sent: array[int] | None = None
         self._stream: torch.cuda.Stream | None = None
+        self._held: list[Tensor] = [self._addresses]  # what kernels use, on whichever stream
         self._harmless: tuple[array[int], array[int]] | None = None  # spans, and what does not overlap them
         self._sends = 1 + sum(bool(stage.opaque) for stage in plan.stages)  # the most that a step may need
         self._spares: list[tuple[Tensor, Tensor]] = []  # tables for graphs, and pinned memory to send them from
-        self._in_graphs: list[tuple[Tensor, Tensor]] = []
-
         self._launches = self._laid_out(plan, tables, [kernels[kernel].name for kernel in plan.kernels], scalars)
 
     def _laid_out(
@@ -77,7 +82,8 @@ class Cuda:
         """The launches of each stage, with the tables that they read."""
 
         def sent(table: "array[int]") -> Tensor:
-            return torch.tensor(table.tolist() or [0], dtype=torch.int64, device=self._device)
+            self._held.append(torch.tensor(table.tolist() or [0], dtype=torch.int64, device=self._device))
+            return self._held[-1]
 
         whole = sent(array("q", bytes(8 * (len(plan.slot) + 1))))
         values, partials = whole.view(torch.float64), sent(array("q", bytes(8 * (tables.partials + 1))))
@@ -110,8 +116,10 @@ class Cuda:
 
     def run(self, first: int, last: int) -> None:
         """Launch the kernels of stages."""
+        if not any(self._launches[first:last]):
+            return
         with self._on_device():
-            addresses, is_aligned = self._send(begins=first == 0)
+            addresses, is_aligned = self._send()
             for launches in self._launches[first:last]:
                 for function, programs, arguments, is_kernel in launches:
                     if is_kernel:
@@ -137,41 +145,50 @@ class Cuda:
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._is_gpu else nullcontext()
 
-    def _new_table(self) -> Tensor:
-        return torch.zeros(len(self.buffers), dtype=torch.int64, device=self._device)
+    def hold(self, tensors: Sequence[Tensor]) -> None:
+        """Take note of memory that stages use beside inputs and tables."""
+        self._held += tensors
 
-    def _send(self, begins: bool) -> tuple[Tensor, bool]:
+    def _new_tables(self, count: int) -> Tensor:
+        """Room for tables of addresses. Triton would compile anew for one that is aligned otherwise."""
+        return torch.empty((count, self._width), dtype=torch.int64, device=self._device)
+
+    def _send(self) -> tuple[Tensor, bool]:
         """The table of addresses, sent to the device if one has changed, and whether all are aligned."""
-        capturing = self._is_gpu and torch.cuda.is_current_stream_capturing()
-        if self._is_gpu and not capturing:
+        if self._is_gpu and torch.cuda.is_current_stream_capturing():
+            # Never the table of the other steps: these would send what a replay then reads.
+            return self._send_in_graph(), _are_aligned(self.buffers)
+        if self._is_gpu:
             self._follow_stream()
             if len(self._spares) < self._sends:
-                self._spares += [(self._new_table(), _pinned(len(self.buffers))) for _ in range(_GRAPHS * self._sends)]
+                count = _GRAPHS * self._sends
+                self._spares += zip(self._new_tables(count), _pinned(count, self._width), strict=True)
         if self.buffers != self._sent:
-            host = torch.frombuffer(self.buffers, dtype=torch.int64)
-            is_aligned = not any(address % _ALIGNMENT for address in self.buffers)
-            if capturing:
-                return self._send_in_graph(host, begins), is_aligned
-            # From memory that is not pinned, what is sent is what stands there now.
-            self._addresses.copy_(host, non_blocking=True)
-            self._sent, self._is_aligned = self.buffers[:], is_aligned
+            # The allocator of pinned memory gives it to nobody else before the device has read it.
+            source = _pinned(1, self._width)[0] if self._is_gpu else torch.empty_like(self._addresses)
+            self._addresses.copy_(_filled(source, self.buffers), non_blocking=True)
+            self._sent, self._is_aligned = self.buffers[:], _are_aligned(self.buffers)
         return self._addresses, self._is_aligned
 
-    def _send_in_graph(self, host: Tensor, begins: bool) -> Tensor:
+    def _send_in_graph(self) -> Tensor:
         """Send addresses now and in every replay, from memory that stays as it is."""
-        if begins and len(self._spares) < self._sends:  # nothing can be allocated here
+        if not self._spares:  # nothing can be allocated here; and what is given is only written after the last table
             raise StepAside
         table, pinned = self._spares.pop()
-        pinned.copy_(host)
-        table.copy_(pinned, non_blocking=True)
-        self._in_graphs.append((table, pinned))
+        _read_by_graphs.append((table, pinned))
+        table.copy_(_filled(pinned, self.buffers), non_blocking=True)
         return table
 
     def _follow_stream(self) -> None:
-        """Let a step on another stream than the last wait for it: both use the same tables."""
+        """Let a step on another stream than the last wait for it: both use the same tables.
+
+        Whoever gets their memory next waits for both.
+        """
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and self._stream != stream:
             stream.wait_stream(self._stream)
+            for x in self._held:
+                x.record_stream(stream)
         self._stream = stream
 
 
@@ -219,5 +236,15 @@ def _is_short(call: Call) -> bool:
     return isinstance(call.form, Form) and call.form.kind != "reduce" and len(call.rows) <= _SHORT
 
 
-def _pinned(size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.int64, pin_memory=True)
+def _pinned(count: int, size: int) -> Tensor:
+    """Room for tables that the device reads when it comes to them."""
+    return torch.empty((count, size), dtype=torch.int64, pin_memory=True)
+
+
+def _filled(source: Tensor, buffers: "array[int]") -> Tensor:
+    source[: len(buffers)] = torch.frombuffer(buffers, dtype=torch.int64)
+    return source
+
+
+def _are_aligned(addresses: Sequence[int]) -> bool:
+    return reduce(or_, addresses, 0) % _ALIGNMENT == 0

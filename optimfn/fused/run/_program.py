@@ -38,6 +38,9 @@ class Machine(Protocol):
     def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
         """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
 
+    def hold(self, tensors: Sequence[Tensor]) -> None:
+        """Take note of memory that stages use beside inputs and tables."""
+
     @property
     def sources(self) -> list[Path]:
         """The files in which its kernels can be read."""
@@ -120,6 +123,7 @@ class Program:
         self._pack = struct.Struct(f"{self._count - fixed}q")
         self._machine = MACHINES[self._device.type](plan, self._device)
         self._buffers = self._machine.buffers
+        self._machine.hold([*self._temporary.values(), *self._staged.values()])
         for node, buffer in (plan.temporary | plan.folds).items():
             self._buffers[buffer] = self._temporary[node].data_ptr()
         self._sizes = array("q", [x.nbytes for x in inputs])
@@ -225,7 +229,8 @@ class Program:
         else:
             result = node.op(*map(value, node.args), **{key: value(x) for key, x in node.kwargs.items()})
         if node in self.plan.solid and isinstance(result, Tensor):
-            if node.borrows_memory() or dense_stride(result) != node.layout.stride:
+            fits = result.device == self._device and dense_stride(result) == node.layout.stride
+            if not fits or node.borrows_memory():
                 result = node.layout.empty(self._device).copy_(result)
             self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
         return result
