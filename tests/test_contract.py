@@ -1,7 +1,9 @@
 """What torch.optim.Optimizer promises: hooks, closures, copies, subclasses, compilation, gradients of the step."""
 
+import contextvars
 import copy
 import pickle
+import threading
 import weakref
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import optimfn as of
+from optimfn.optim._contract import is_watched, report_step, watch_steps
 
 
 def model(seed=0):
@@ -99,6 +102,33 @@ class TestHooks:
             assert close(entries.values(), state[number].values(), 0.0)
         fail.clear()
         assert close(train(net, optimizer, 2, first=1), train(twin, reference, 2, first=1))
+
+
+class TestWatching:
+    """Who captures a step asks which optimizers took part."""
+
+    def test_watchers_inside_each_other_each_end_their_own(self):
+        with watch_steps() as outer:
+            with watch_steps() as inner:
+                pass
+            report_step("one")
+        report_step("two")
+        assert (outer, inner) == (["one"], [])
+
+    def test_steps_of_other_threads_and_contexts_are_not_seen(self):
+        with watch_steps() as seen:
+            for run in (threading_run, lambda f: contextvars.Context().run(f)):
+                run(lambda: report_step("elsewhere"))
+                run(lambda: seen.append("watched") if is_watched() else None)
+            contextvars.copy_context().run(report_step, "here")
+        assert seen == ["here"]
+
+
+def threading_run(f):
+    """Call a function in another thread."""
+    thread = threading.Thread(target=f)
+    thread.start()
+    thread.join()
 
 
 class TestFailures:

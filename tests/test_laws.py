@@ -277,6 +277,14 @@ def test_one_graph_serves_every_step_and_every_hyperparameter(case: Case):
     assert_trees_equal((params, state), (expected_params, expected_state))
 
 
+@cases("compile")
+def test_a_state_is_made_in_one_graph(case: Case):
+    tx, params = case.tx(**case.tensors()), params_tree(torch.float32)
+    torch._dynamo.reset()
+    made = torch.compile(tx.init, fullgraph=True, backend="eager")(params)
+    assert_trees_equal(made, tx.init(params))
+
+
 @cases("live")
 def test_a_hyperparameter_tensor_is_read_at_every_step(case: Case):
     if not case.live:

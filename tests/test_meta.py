@@ -1,9 +1,11 @@
 """Derivatives through updates: what is special to meta-learning, beyond the laws."""
 
+import collections
 import functools
 import gc
 import re
 import resource
+import types
 import weakref
 from pathlib import Path
 
@@ -19,6 +21,7 @@ FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecat
 A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 W = torch.tensor([1.0, -2.0], dtype=torch.float64)
 RATE = torch.tensor(0.05, dtype=torch.float64)
+RATES = []
 
 
 def loss(w):
@@ -200,6 +203,7 @@ def test_trees_and_other_things_pass_through_a_checkpoint():
     assert slope.tolist() == [3.0, 3.0]
 
 
+@FORWARD_MODE
 def test_what_a_checkpointed_function_holds_is_no_constant_in_silence():
     def held(rate):
         def inside(w):
@@ -220,9 +224,56 @@ def test_what_a_checkpointed_function_holds_is_no_constant_in_silence():
         lambda rate: lambda w, rate=rate: of.sgd(rate).update(w, of.sgd(rate).init(w))[0],
         lambda rate: of.chain(tx, of.sgd(rate)).update,
         lambda rate: lambda w, rates=({"r": [rate]},): w * rates[0]["r"][0],
+        lambda rate: lambda w, *, rate=rate: w * rate,
+        lambda rate: holding(Slots(rate), lambda held: held.rate),
+        lambda rate: holding(types.SimpleNamespace(deep=collections.deque([[rate]])), lambda held: held.deep[0][0]),
+        lambda rate: holding(type("Held", (), {"rate": rate}), lambda held: held().rate),
+        lambda rate: Slots(rate).times,
+        Slots,
+        in_a_module,
+        in_a_global,
     ):
+        for derivative in (grad, lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))):
+            with pytest.raises(RuntimeError, match=words):
+                derivative(lambda rate, hold=hold: of.tree.checkpoint(hold(rate))(W).sum())(RATE)
+    with pytest.raises(RuntimeError, match=words):  # also in an argument that is no tree of tensors
+        grad(lambda rate: of.tree.checkpoint(lambda w, held: held(w))(W, Slots(rate)).sum())(RATE)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(RATE, torch.ones_like(RATE))
         with pytest.raises(RuntimeError, match=words):
-            grad(lambda rate, hold=hold: of.tree.checkpoint(hold(rate))(W).sum())(RATE)
+            of.tree.checkpoint(lambda w: w * dual)(W)
+
+
+class Slots:
+    """An object without a `__dict__`."""
+
+    __slots__ = ("rate",)
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, w):
+        return w * self.rate
+
+    times = __call__
+
+
+def holding(thing, get):
+    """A function of a thing that holds a tensor."""
+    return lambda w: w * get(thing)
+
+
+def in_a_module(rate):
+    """A module whose buffer a derivative is taken by."""
+    net = torch.nn.Sequential(torch.nn.Identity())
+    net[0].register_buffer("rate", rate)
+    return lambda w: net(w) * net[0].rate
+
+
+def in_a_global(rate):
+    """A function of a global."""
+    RATES[:] = [rate]
+    return lambda w: sum(RATES[0] * x for x in [w])
 
 
 # Memory

@@ -97,6 +97,9 @@ def inject_hyperparams(
     check_callable(inner_factory=inner_factory)
     check_dtype(hyperparam_dtype=hyperparam_dtype)
     signature = inspect.signature(inner_factory)
+    # Once, here: compilers cannot follow what is asked of annotations.
+    takes_tensors = {name for name, parameter in signature.parameters.items() if lets_tensors_in(parameter)}
+    takes_whole = {name for name, parameter in signature.parameters.items() if _wants_whole_numbers(parameter)}
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     unknown = sorted(static - set(signature.parameters))
     if unknown:
@@ -108,13 +111,13 @@ def inject_hyperparams(
         live = {
             name: value
             for name, value in bound.arguments.items()
-            if name not in static and _is_live(value) and lets_tensors_in(signature.parameters[name])
+            if name not in static and _is_live(value) and name in takes_tensors
         }
         stateful = {name: value for name, value in live.items() if isinstance(value, StatefulSchedule)}
         scheduled = {name: value for name, value in live.items() if callable(value) and name not in stateful}
 
         def tensor(name: str, value: Any, count: Tensor) -> Tensor:
-            whole = isinstance(value, int) and _wants_whole_numbers(signature.parameters[name])
+            whole = isinstance(value, int) and name in takes_whole
             if whole or (isinstance(value, Tensor) and not value.is_floating_point()):
                 return torch.add(count * 0, value)
             return tree.cast_leaf(torch.add(tree.wide(count) * 0, value), hyperparam_dtype)

@@ -1,6 +1,7 @@
 """What the base class of torch expects of a step, and what capturing it needs."""
 
 import contextlib
+import contextvars
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -46,25 +47,29 @@ def watch_steps() -> Iterator[list[Any]]:
     """Collect the optimizers that make a step within the context."""
     seen: list[Any] = []
     _watchers.append(seen)
+    before = _here.set((*_here.get(), seen))
     try:
         yield seen
     finally:
-        _watchers.remove(seen)
+        _here.reset(before)
+        _watchers[:] = [other for other in _watchers if other is not seen]
 
 
 def is_watched() -> bool:
     """Whether somebody collects steps, who then sees to the hyperparameters of what is captured."""
-    return bool(_watchers)
+    return bool(_watchers and _here.get())
 
 
 def report_step(optimizer: Any) -> None:
     """Tell those who watch of a step."""
-    for seen in _watchers:
+    for seen in _here.get() if _watchers else ():
         if not any(optimizer is one for one in seen):
             seen.append(optimizer)
 
 
+# Of all threads; compilers, which cannot follow what belongs to a context, see that there is none.
 _watchers: list[list[Any]] = []
+_here: contextvars.ContextVar[tuple[list[Any], ...]] = contextvars.ContextVar("watchers", default=())
 
 
 def _is_on_device(p: Tensor) -> bool:

@@ -1,15 +1,16 @@
 """Values and gradients of functions of trees."""
 
-import dataclasses
-import functools
-import inspect
+import gc
 import itertools
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from .._typing import Tree
 from ._core import flatten, leaves, map, unflatten
@@ -74,7 +75,8 @@ def checkpoint(f: Callable[..., Tree]) -> Callable[..., Tree]:
             its arguments.
 
     Raises:
-        RuntimeError: when called, if `f` holds a tensor that a derivative is taken by.
+        RuntimeError: when called, if `f` holds a tensor that a derivative is taken by: in its closure, its defaults or
+            the globals it names, or in a module or another object there or among the arguments.
 
     Example:
         >>> import torch, optimfn as of
@@ -84,10 +86,10 @@ def checkpoint(f: Callable[..., Tree]) -> Callable[..., Tree]:
     """
 
     def kept(*args: Any, **kwargs: Any) -> Tree:
-        if _holds_tracked(f, set()):
-            raise RuntimeError(_CAPTURED)
         given, structure = flatten((args, kwargs))
         where = [i for i, x in enumerate(given) if isinstance(x, Tensor)]
+        if _holds_tracked([f, *(x for x in given if not isinstance(x, Tensor))]):
+            raise RuntimeError(_CAPTURED)
         results: list[Tree] = []
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -152,28 +154,50 @@ def _moves(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
-def _holds_tracked(x: Any, seen: set[int]) -> bool:
-    """Whether a function holds, in its closure and what lies in it, a tensor that a transformation differentiates by.
+def _holds_tracked(roots: list[Any]) -> bool:
+    """Whether something holds, however deep, a tensor that a transformation differentiates by.
 
-    Inside the custom function below it would be a constant without a word.
+    Inside the custom function above it would be a constant without a word.
     """
-    if id(x) in seen:
-        return False
-    seen.add(id(x))
-    if isinstance(x, Tensor):
-        return _is_tracked(x)
-    inside: list[Any] = []
-    if isinstance(x, dict):
-        inside = [*x.values()]
-    elif isinstance(x, list | tuple | set):
-        inside = [*x]
-    elif isinstance(x, functools.partial):
-        inside = [x.func, *x.args, *x.keywords.values()]
-    elif inspect.isfunction(x):
-        inside = [cell.cell_contents for cell in x.__closure__ or ()] + [*(x.__defaults__ or ())]
-    elif inspect.ismethod(x) or dataclasses.is_dataclass(x):
-        inside = [x.__self__] if inspect.ismethod(x) else [*vars(x).values()]
-    return any(_holds_tracked(each, seen) for each in inside)
+    if _functorch.maybe_current_level() is None and forward_ad._current_level < 0:
+        return False  # autograd's own tensors are found by what the function returns
+    rest, seen = list(roots), dict[int, Any]()  # what is seen is kept, so that no other thing gets its id
+    while rest:
+        x = rest.pop()
+        if id(x) not in seen and not isinstance(x, _HOLD_NOTHING):
+            seen[id(x)] = x
+            if not isinstance(x, Tensor):
+                rest += _inside(x)
+            elif _is_tracked(x):
+                return True
+    return False
+
+
+_HOLD_NOTHING = (str, bytes, int, float, complex, type(None), torch.dtype, types.ModuleType, types.CodeType)
+_FOREIGN = sys.stdlib_module_names | {
+    "torch",
+    "optree",
+    __name__.partition(".")[0],
+}  # whose globals are no one's tensors
+
+
+def _inside(x: Any) -> Iterable[Any]:
+    """What an object holds: a function in its closure, its defaults, and the globals that it names."""
+    if isinstance(x, type):
+        return () if _is_foreign(x) else [*vars(x).values(), *x.__bases__]
+    if not isinstance(x, types.FunctionType):
+        return gc.get_referents(x)
+    own = [x.__dict__, x.__defaults__, x.__kwdefaults__, *(x.__closure__ or ())]
+    return own if _is_foreign(x) else [*own, *(x.__globals__.get(name) for name in _names(x.__code__))]
+
+
+def _is_foreign(x: Any) -> bool:
+    return str(x.__module__).partition(".")[0] in _FOREIGN
+
+
+def _names(code: types.CodeType) -> list[str]:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return [*code.co_names, *itertools.chain.from_iterable(_names(each) for each in inner)]
 
 
 def _is_tracked(x: Tensor) -> bool:
@@ -181,4 +205,5 @@ def _is_tracked(x: Tensor) -> bool:
         if _functorch.is_gradtrackingtensor(x):
             return True
         x = _functorch.get_unwrapped(x)
-    return False
+    unpack: Any = forward_ad.unpack_dual
+    return forward_ad._current_level >= 0 and unpack(x).tangent is not None

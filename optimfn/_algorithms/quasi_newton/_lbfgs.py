@@ -308,7 +308,7 @@ def _search(
 
 def _init(params: Params, history_size: int) -> MinimizeByLbfgsState:
     count, n = tree.count(params), sum(x.numel() * (1 + x.is_complex()) for x in tree.leaves(params))
-    dtype = torch.promote_types(tree.dtype(params, "promote").to_real(), torch.float32)
+    dtype = torch.promote_types(tree.real_dtype(tree.dtype(params, "promote")), torch.float32)
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=count.device)
