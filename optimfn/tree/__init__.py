@@ -41,8 +41,8 @@ from ._core import leaves_with_path as leaves_with_path
 from ._core import map as map
 from ._core import map_nodes as map_nodes
 from ._core import paths as paths
-from ._core import resolve as resolve
 from ._core import real_dtype as real_dtype
+from ._core import resolve as resolve
 from ._core import structure as structure
 from ._core import unflatten as unflatten
 from ._core import walk as walk
