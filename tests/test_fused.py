@@ -598,6 +598,22 @@ class TestCannotTrace:
         assert_trees_equal((params, state), before)
 
 
+@pytest.mark.parametrize("number", [400, 2000])
+def test_rules_of_many_operators_in_a_row_have_kernels(number):
+    def long(updates, params):
+        def leaf(u):
+            for i in range(number // 2):
+                u = torch.where(u > 0.3, -u, u) + 0.01 * i
+            return u
+
+        return of.tree.scale(leaf(of.tree.norm(updates)), of.tree.map(leaf, updates))
+
+    tx, params = of.stateless(long), plain_params(torch.float32)
+    fused, eager = both(tx, donate=True)
+    want = eager(of.tree.map(torch.clone, params), tx.init(params), params)
+    assert_trees_equal(fused(params, tx.init(params), of.tree.map(torch.clone, params)), want, rtol=1e-4, atol=1e-3)
+
+
 class TestValue:
     def test_steps_pickle_and_copy(self):
         tx, params = of.adam(0.1), wide_params()

@@ -151,12 +151,12 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of magnitudes: as `dtype.to_real()`, which `torch.compile` does not know."""
-    return _REAL.get(dtype, dtype)
+    return REAL.get(dtype, dtype)
 
 
 def as_real(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._typing import Params, Scalar, Tree
-from ._core import at_least_float32, cast_leaf, leaves, map, real_dtype, wide
+from ._core import REAL, at_least_float32, cast_leaf, leaves, map, wide
 
 
 def count(params: Params) -> Tensor:
@@ -35,7 +35,7 @@ def init_moment(params: Params, dtype: torch.dtype | None = None, *, real: bool 
 
     def leaf(x: Tensor) -> Tensor:
         own = at_least_float32(x.dtype) if dtype is None else dtype
-        return torch.zeros_like(x, dtype=real_dtype(own) if real else own, requires_grad=False)
+        return torch.zeros_like(x, dtype=REAL.get(own, own) if real else own, requires_grad=False)
 
     return map(leaf, params)
 

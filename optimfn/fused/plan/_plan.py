@@ -213,11 +213,18 @@ class Plan:
         def visit(value: Any) -> int | Constant:
             if not isinstance(value, Node):
                 return _constant(value)
-            if value not in numbers:
-                entry = enter(value)
-                numbers[value] = len(entries)
-                entries.append(entry)
-                lines.append(value.line)
+            # Not a function that calls itself: rules with some hundred operators in a row are deeper than Python's stack.
+            pending = [value]
+            while pending:
+                node = pending[-1]
+                inside = () if self._is_given(node, k) or node.op == "spread" else node.args
+                missing = [x for x in inside if isinstance(x, Node) and x not in numbers]
+                pending += reversed(missing)
+                if not missing and pending.pop() not in numbers:
+                    entry = enter(node)
+                    numbers[node] = len(entries)
+                    entries.append(entry)
+                    lines.append(node.line)
             return numbers[value]
 
         def enter(node: Node) -> Entry:
@@ -233,7 +240,14 @@ class Plan:
                 spreads.append((times, inner))
                 return Entry("spread", "row" if inner == 1 else "column", (), node.dtype, node.dtype, source.name)
             args = node.args[:1] if node.op == "fill" else node.args
-            return Entry("compute", node.op, tuple([visit(x) for x in args]), node.dtype, node.compute, node.name)
+            return Entry(
+                "compute",
+                node.op,
+                tuple([numbers[x] if isinstance(x, Node) else _constant(x) for x in args]),
+                node.dtype,
+                node.compute,
+                node.name,
+            )
 
         results: list[Result] = []
         reductions: list[Node] = []
