@@ -213,7 +213,7 @@ class Plan:
         def visit(value: Any) -> int | Constant:
             if not isinstance(value, Node):
                 return _constant(value)
-            # Not a function that calls itself: rules with some hundred operators in a row are deeper than Python's stack.
+            # Not a function that calls itself: a rule of some hundred operators in a row is deeper than the stack.
             pending = [value]
             while pending:
                 node = pending[-1]
