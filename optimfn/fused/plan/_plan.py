@@ -10,7 +10,7 @@ neither how many leaves there are nor how large they are, so the C source does n
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -185,6 +185,22 @@ class Plan:
                     queue.extend(node.parents())
         return seen
 
+    def _in_order(self, root: Node, k: int, known: Container[Node]) -> list[Node]:
+        """What a kernel computes or reads for a root, operands first; all but what is known.
+
+        Not a function that calls itself: a rule of some hundred operators in a row is deeper than the stack.
+        """
+        found: dict[Node, None] = {}
+        pending = [root]
+        while pending:
+            node = pending[-1]
+            inside = () if self._is_given(node, k) or node.op == "spread" else node.args
+            missing = [x for x in inside if isinstance(x, Node) and x not in known and x not in found]
+            pending += reversed(missing)
+            if not missing and pending.pop() not in known:
+                found[node] = None
+        return list(found)
+
     def _rows(self, k: int) -> list[Row]:
         stores = [store for store in self._stores if store.stage == k and not store.node.is_scalar]
         roots: list[_Store | Node] = [*stores, *self._reductions(k)]
@@ -213,18 +229,11 @@ class Plan:
         def visit(value: Any) -> int | Constant:
             if not isinstance(value, Node):
                 return _constant(value)
-            # Not a function that calls itself: a rule of some hundred operators in a row is deeper than the stack.
-            pending = [value]
-            while pending:
-                node = pending[-1]
-                inside = () if self._is_given(node, k) or node.op == "spread" else node.args
-                missing = [x for x in inside if isinstance(x, Node) and x not in numbers]
-                pending += reversed(missing)
-                if not missing and pending.pop() not in numbers:
-                    entry = enter(node)
-                    numbers[node] = len(entries)
-                    entries.append(entry)
-                    lines.append(node.line)
+            for node in self._in_order(value, k, numbers):
+                entry = enter(node)
+                numbers[node] = len(entries)
+                entries.append(entry)
+                lines.append(node.line)
             return numbers[value]
 
         def enter(node: Node) -> Entry:
@@ -240,14 +249,8 @@ class Plan:
                 spreads.append((times, inner))
                 return Entry("spread", "row" if inner == 1 else "column", (), node.dtype, node.dtype, source.name)
             args = node.args[:1] if node.op == "fill" else node.args
-            return Entry(
-                "compute",
-                node.op,
-                tuple([numbers[x] if isinstance(x, Node) else _constant(x) for x in args]),
-                node.dtype,
-                node.compute,
-                node.name,
-            )
+            known = tuple([numbers[x] if isinstance(x, Node) else _constant(x) for x in args])
+            return Entry("compute", node.op, known, node.dtype, node.compute, node.name)
 
         results: list[Result] = []
         reductions: list[Node] = []
