@@ -59,7 +59,8 @@ def test_both_protocols_agree_bit_for_bit():
     ends = []
     for own in (True, False):
         net = model()
-        optimizer = of.Optimizer(net, of.chain(of.clip_by_global_norm(0.5), of.adamw(0.05)), fused=own)
+        optimizer = of.Optimizer(net, of.chain(of.clip_by_global_norm(0.5), of.adamw(0.05)), fused=True)
+        optimizer._step_supports_amp_scaling = own  # the same kernels in both, since roots differ between others
         ends.append(train(net, optimizer, scaler(), 8, bad=(3,)))
     assert all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
 

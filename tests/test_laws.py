@@ -375,8 +375,6 @@ def test_fused_steps_equal_eager_steps(case: Case, donate):
     params = wide_params()
     state = tx.init(params)
     for grads in rough_gradients(params, 8):
-        want = eager(params, state, grads)
-        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)])
         own = of.tree.map(torch.clone, (params, state))
         got = fused(*own, grads)
         if donate:
@@ -384,12 +382,7 @@ def test_fused_steps_equal_eager_steps(case: Case, donate):
             assert got[1] is own[1]
         else:
             assert_trees_equal(own, (params, state))
-        assert_fused_equals_eager(fused, got, want, accurate)
-        params, state = want
-
-
-def _widened(x):
-    return x.double() if x.is_floating_point() else x
+        params, state = assert_fused_equals_eager(fused, got, eager, params, state, grads)
 
 
 @cases("fused")
@@ -415,11 +408,8 @@ def test_fused_steps_of_stacks_equal_eager_steps(case: Case):
     params = _stack([wide_params() for _ in range(3)])
     state = tx.init(params)
     for grads in rough_gradients(params, 3):
-        want = eager(params, state, grads, **case.extra)
-        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)], **case.extra)
         got = fused(*of.tree.map(torch.clone, (params, state)), grads, **case.extra)
-        assert_fused_equals_eager(fused, got, want, accurate)
-        params, state = want
+        params, state = assert_fused_equals_eager(fused, got, eager, params, state, grads, **case.extra)
 
 
 # 9. Oracle
