@@ -5,10 +5,11 @@ Rules are written as closures, which are a pleasure to read and opaque to everyo
 `repr`, equality by value, pickling, deep copies and `replace`.
 """
 
+import enum
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -33,7 +34,7 @@ class Recipe:
 
     def bind(self) -> inspect.BoundArguments:
         """The arguments sorted to the factory's parameters, defaults filled in."""
-        bound = inspect.signature(self.factory).bind(*self.args, **self.kwargs)
+        bound = _signature(self.factory).bind(*self.args, **self.kwargs)
         bound.apply_defaults()
         return bound
 
@@ -187,6 +188,49 @@ def substitute(value: Any, name: str, new: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(substitute(member, name, new) for member in value)
     return value
+
+
+def fingerprint(value: Any) -> Hashable | None:
+    """What a value computes, as something to look up: equal for values that were made alike; `None` if unknown.
+
+    Unlike `==` it tells 1 from 1.0 and 0.0 from -0.0, which a rule may. Tensors, whose values change, and functions
+    of others, which may read anything, are unknown.
+    """
+    try:
+        return _fingerprint(value)
+    except _UnknownError:
+        return None
+
+
+class _UnknownError(Exception):
+    """Something that was not made of values alone."""
+
+
+def _fingerprint(value: Any) -> Hashable:
+    if isinstance(value, Recorded):
+        if value.recipe is None:
+            raise _UnknownError
+        arguments = value.recipe.bind().arguments
+        return value.recipe.factory, tuple([(name, _fingerprint(x)) for name, x in arguments.items()])
+    if type(value) is float:
+        return float, value.hex()
+    if value is None or isinstance(value, bool | int | str | bytes | enum.Enum | torch.dtype | torch.device):
+        return type(value), value
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_fingerprint, value))
+    if type(value) is dict:
+        return dict, tuple([(key, _fingerprint(x)) for key, x in value.items()])
+    if inspect.isbuiltin(value) or (inspect.isfunction(value) and _is_own(value)):
+        return value
+    raise _UnknownError
+
+
+def _is_own(function: Any) -> bool:
+    """Whether a function of this package says all that it does by its name."""
+    return function.__closure__ is None and function.__module__.startswith(__name__.partition(".")[0] + ".")
+
+
+_signature = functools.cache(inspect.signature)
 
 
 def _remake(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

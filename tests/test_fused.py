@@ -15,7 +15,7 @@ from helpers import assert_fused_equals_eager, assert_trees_equal, follow, like,
 
 import optimfn as of
 from optimfn.fused.ir._graph import SeveralDevices
-from optimfn.fused.run._step import _device
+from optimfn.fused.run._known import device_of as _device
 from optimfn.fused.trace._builder import _rearrange
 
 
@@ -25,7 +25,7 @@ def both(tx, donate=False):
 
 def programs(step):
     """The programs that a step has made, one for each signature."""
-    return [traced.program for known in step._structures for traced in known.traced.values()]
+    return [traced.program for known in step._structures for traced in known.traced.values() if traced.program]
 
 
 def composed(**changes):

@@ -7,6 +7,12 @@ import torch
 
 from ._graph import Node
 
+Owner = int | frozenset[int] | None
+"""Whose gradient something is computed from: that of one leaf, or those of any of several; `None` if of no special one.
+
+What has an owner is left out of a step in which that gradient is absent.
+"""
+
 
 class Constant(NamedTuple):
     """A Python number in a program; the text tells 0.0 from -0.0 and 1 from True."""
@@ -92,17 +98,25 @@ class Row:
     extents: list[int]
     numel: int
     reductions: list[Node]
+    owner: Owner = None
 
 
 @dataclass
 class Call:
     """A form at work on a list of 0-dim values; each row is a slot and what it is made from.
 
-    A chain has one row, which holds those of its links.
+    A chain has one row, which holds those of its links. A reduction has one as well; the owners are those of its
+    operands.
     """
 
     form: Form | Chain
     rows: list[list[int]]
+    owners: list[Owner]
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it makes one value of as many as it is given."""
+        return isinstance(self.form, Form) and self.form.kind == "reduce"
 
 
 @dataclass

@@ -1,14 +1,18 @@
-"""A plan as the tables that generated code reads, all of int64."""
+"""A plan as the tables that generated code reads, all of int64.
+
+A gradient that is absent is not a reason to plan anew: the tables of such a step hold what belongs to the others, and
+are put together from those of the whole plan. Positions, slots and places of partial results stay the same.
+"""
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import compress, groupby
 from typing import NamedTuple
 
 import torch
 
 from ..ir._graph import Node
-from ..ir._kernels import Call, Chain, Form, Kernel, Row, Stage
+from ..ir._kernels import Call, Chain, Form, Kernel, Owner, Row, Stage
 
 CHUNK_FIELDS, CALL_FIELDS, COMBINE_FIELDS = 7, 3, 5
 _HOW = {"sum": 0, "max": 1, "min": 2}
@@ -27,6 +31,11 @@ def cut_columns(row: Row, part: int) -> Iterator[tuple[int, int]]:
         yield from ((first + start, size) for start, size in cut(inner, part))
 
 
+def is_present(owner: Owner, present: Collection[Owner]) -> bool:
+    """Whether something is computed when the gradients of these leaves, and `None`, are there."""
+    return owner in present or (isinstance(owner, frozenset) and not owner.isdisjoint(present))
+
+
 class Extent(NamedTuple):
     """Where the entries of a stage begin in a table, and how many there are."""
 
@@ -42,6 +51,81 @@ class Section(NamedTuple):
     chunks: Extent
     kernels: list[tuple[Kernel, Extent]]  # the chunks of each kernel
     elements: int
+
+
+class _Part(NamedTuple):
+    """What one row has in the tables."""
+
+    owner: Owner
+    kernel: Kernel
+    chunks: "array[int]"
+    combines: "array[int]"
+    numel: int
+
+
+class _Operation(NamedTuple):
+    """What one call has in the tables, and where some of it may be left out, the call."""
+
+    fields: tuple[int, int, int]
+    partial: Call | None
+
+
+class Selection:
+    """The part of the tables of a plan that one pattern of gradients needs.
+
+    Args:
+        rows: Slots and buffers of 0-dim arithmetic, of the whole plan.
+        stages: For each stage what its calls and its rows have.
+        present: The leaves whose gradients are there, and `None`; all if it is `None`.
+    """
+
+    def __init__(
+        self,
+        rows: "array[int]",
+        stages: Iterable[tuple[list[_Operation], list[_Part]]],
+        present: Collection[Owner] | None,
+    ) -> None:
+        self.rows = rows if present is None else rows[:]
+        self.chunks = array("q")  # kernel; positions of buffers and slots; partial result, its step; start, count
+        self.calls = array("q")  # form, position of its rows, their number
+        self.combines = array("q")  # slot, first partial result, their number, how, dtype
+        self.sections: list[Section] = []
+        pending: list[_Part] = []  # reductions of a stage are combined when the next begins
+        for operations, parts in stages:
+            first = len(self.combines)
+            for part in pending:
+                self.combines += part.combines
+            combines = Extent(first // COMBINE_FIELDS, (len(self.combines) - first) // COMBINE_FIELDS)
+            calls = Extent(len(self.calls) // CALL_FIELDS, len(operations))
+            for fields, partial in operations:
+                if partial is not None and present is not None:
+                    fields = self._some(fields[0], partial, present)
+                self.calls.extend(fields)
+            pending = parts if present is None else [part for part in parts if is_present(part.owner, present)]
+            chunks, kernels = len(self.chunks) // CHUNK_FIELDS, []
+            for kernel, members in groupby(pending, key=lambda part: part.kernel):
+                start = len(self.chunks)
+                for part in members:
+                    self.chunks += part.chunks
+                extent = Extent(start // CHUNK_FIELDS, (len(self.chunks) - start) // CHUNK_FIELDS)
+                kernels.append((kernel, extent))
+            size = len(self.chunks) // CHUNK_FIELDS - chunks
+            elements = sum([part.numel for part in pending])
+            self.sections.append(Section(combines, calls, Extent(chunks, size), kernels, elements))
+
+    def _some(self, form: int, call: Call, present: Collection[Owner]) -> tuple[int, int, int]:
+        """The rows of a call that are present; of a reduction, the operands."""
+        position = len(self.rows)
+        here = [is_present(owner, present) for owner in call.owners]
+        if call.reduces:
+            (slot, *operands) = call.rows[0]
+            # One of nothing is not needed by anything that is present; the old values of its operands will do.
+            operands = list(compress(operands, here)) or operands
+            self.rows.extend((slot, *operands))
+            return form, position, 1 + len(operands)
+        for row in compress(call.rows, here):
+            self.rows.extend(row)
+        return form, position, sum(here)
 
 
 class Tables:
@@ -65,54 +149,35 @@ class Tables:
     ) -> None:
         self._slot, self._cut, self._kernels, self._forms = slot, cut, kernels, forms
         self.places = array("q")  # numbers of buffers and slots, and extents, row after row
-        self.rows = array("q")  # slots and buffers of 0-dim arithmetic
-        self.chunks = array("q")  # kernel; positions of buffers and slots; partial result, its step; start, count
-        self.calls = array("q")  # form, position of its rows, their number
-        self.combines = array("q")  # slot, first partial result, their number, how, dtype
         self.partials = 0
-        self.sections: list[Section] = []
-        pending: list[tuple[int, ...]] = []  # reductions of a stage are combined when the next begins
-        for stage in stages:
-            combines = self._extent(self.combines, COMBINE_FIELDS, [x for combine in pending for x in combine])
-            calls = self._extent(self.calls, CALL_FIELDS, [x for call in stage.calls for x in self._call(call)])
-            pending = []
-            first = len(self.chunks) // CHUNK_FIELDS
-            starts: dict[Kernel, int] = {}
-            for row in stage.rows:
-                starts.setdefault(row.kernel, len(self.chunks) // CHUNK_FIELDS)
-                pending += self._row(row)
-            last = len(self.chunks) // CHUNK_FIELDS
-            ends = pairwise([*starts.values(), last])
-            extents = [(kernel, Extent(a, b - a)) for kernel, (a, b) in zip(starts, ends, strict=True)]
-            elements = sum(row.numel for row in stage.rows)
-            self.sections.append(Section(combines, calls, Extent(first, last - first), extents, elements))
+        self._rows = array("q")
+        self._stages = [(list(map(self._operation, s.calls)), list(map(self._part, s.rows))) for s in stages]
+        self.whole = self.select(None)
 
-    def _extent(self, table: "array[int]", fields: int, values: Sequence[int]) -> Extent:
-        """Append entries."""
-        first = len(table) // fields
-        table.extend(values)
-        return Extent(first, len(values) // fields)
+    def select(self, present: Collection[Owner] | None) -> Selection:
+        """What is needed when some gradients are absent."""
+        return Selection(self._rows, self._stages, present)
 
-    def _call(self, call: Call) -> tuple[int, int, int]:
-        reduces = isinstance(call.form, Form) and call.form.kind == "reduce"
-        count = len(call.rows[0]) if reduces else len(call.rows)
-        position = len(self.rows)
+    def _operation(self, call: Call) -> _Operation:
+        position = len(self._rows)
         for row in call.rows:
-            self.rows.extend(row)
-        return self._forms[call.form], position, count
+            self._rows.extend(row)
+        count = len(call.rows[0]) if call.reduces else len(call.rows)
+        fields = self._forms[call.form], position, count
+        return _Operation(fields, call if any(owner is not None for owner in call.owners) else None)
 
-    def _row(self, row: Row) -> Sequence[tuple[int, ...]]:
-        """Cut a leaf into chunks; returns how to combine what they reduce."""
+    def _part(self, row: Row) -> _Part:
+        """Cut a leaf into chunks, and say how to combine what they reduce."""
         positions = len(self.places), len(self.places) + len(row.buffers)
         self.places.extend(row.buffers)
         self.places.extend(row.slots)
         self.places.extend(row.extents)
-        chunks = list(self._cut(row))
-        parts = len(chunks)
-        for part, chunk in enumerate(chunks):
-            self.chunks.extend((self._kernels[row.kernel], *positions, self.partials + part, parts, *chunk))
-        combines = []
+        cuts = list(self._cut(row))
+        parts, kernel = len(cuts), self._kernels[row.kernel]
+        chunks, combines = array("q"), array("q")
+        for part, place in enumerate(cuts):
+            chunks.extend((kernel, *positions, self.partials + part, parts, *place))
         for node in row.reductions:
-            combines.append((self._slot[node], self.partials, parts, _HOW[node.op], _KIND.get(node.dtype, 2)))
+            combines.extend((self._slot[node], self.partials, parts, _HOW[node.op], _KIND.get(node.dtype, 2)))
             self.partials += parts
-        return combines
+        return _Part(row.owner, row.kernel, chunks, combines, row.numel)

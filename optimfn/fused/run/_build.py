@@ -73,6 +73,11 @@ def load(functions: Sequence[Function]) -> dict[str, int]:
         return {name: _loaded.addresses[name] for name in (*(f.name for f in functions), "run", "clash")}
 
 
+def loaded() -> object:
+    """What stands for all that this process has loaded: addresses hold as long as it is the same."""
+    return _loaded
+
+
 def sources(names: Sequence[str]) -> list[Path]:
     """The files in which loaded functions can be read."""
     return sorted({_loaded.source[name] for name in names})

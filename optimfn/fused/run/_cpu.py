@@ -2,7 +2,7 @@
 
 import ctypes
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..emit._print_c import BLOCK, print_form, print_kernel
-from ..ir._kernels import Row
+from ..ir._kernels import Owner, Row
 from ..plan._plan import Plan
 from ..plan._tables import Tables, cut, cut_columns
 from . import _build
@@ -27,8 +27,8 @@ def _chunks(row: Row) -> Iterator[tuple[int, int]]:
     return cut(row.numel, CHUNK)
 
 
-class Cpu:
-    """The kernels of a plan, compiled from C.
+class CpuCode:
+    """The kernels of a plan, compiled from C, and its tables: what programs of equal traces have in common.
 
     Args:
         plan: The plan.
@@ -42,38 +42,68 @@ class Cpu:
         kernels = {kernel: print_kernel(kernel, plan.lines[kernel]) for kernel in plan.kernels}
         forms = {form: print_form(form) for form in plan.forms}
         self.functions = [*kernels.values(), *forms.values()]
-        addresses = _build.load(self.functions)
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._run = ctypes.CFUNCTYPE(None, pointer, number, number, number)(addresses["run"])
-        self._clash = ctypes.CFUNCTYPE(number, pointer, number, pointer, pointer, number)(addresses["clash"])
-        tables = Tables(
+        self.addresses = _build.load(self.functions)
+        self.tables = Tables(
             plan.slot,
             plan.all_stages,
             _chunks,
-            {kernel: addresses[function.name] for kernel, function in kernels.items()},
-            {form: addresses[function.name] for form, function in forms.items()},
+            {kernel: self.addresses[function.name] for kernel, function in kernels.items()},
+            {form: self.addresses[function.name] for form, function in forms.items()},
         )
-        self.stages = len(tables.sections)
-        self.buffers = array("q", bytes(8 * plan.buffers))
-        self._kept: list[array[Any]]
-        values, partials = array("q", bytes(8 * (len(plan.slot) + 1))), array("d", bytes(8 * (tables.partials + 1)))
-        stages = array("q")
-        for section in tables.sections:
-            stages.extend((*section.combines, *section.calls, *section.chunks, section.elements))
-        # In the order of the structure `Plan` of the driver, which writes to the first three.
-        self._kept = [self.buffers, values, partials, tables.places, tables.rows]
-        self._kept += [tables.combines, tables.calls, tables.chunks, stages]
-        self._plan = array("q", [table.buffer_info()[0] for table in self._kept])
-        self._address = self._plan.buffer_info()[0]
+        self.buffers, self.slots = plan.buffers, len(plan.slot)
+        self.whole = self.select(None)
 
     @property
     def sources(self) -> list[Path]:
         """The files in which its kernels can be read."""
         return _build.sources([function.name for function in self.functions])
 
+    def select(self, present: Collection[Owner] | None) -> "list[array[int]]":
+        """The last five tables of the driver, for a step that has these gradients."""
+        chosen, stages = self.tables.select(present), array("q")
+        for section in chosen.sections:
+            stages.extend((*section.combines, *section.calls, *section.chunks, section.elements))
+        return [chosen.rows, chosen.combines, chosen.calls, chosen.chunks, stages]
+
+
+class Cpu:
+    """Code, and the memory that one program needs for it.
+
+    Args:
+        code: The code.
+    """
+
+    code = CpuCode
+
+    def __init__(self, code: CpuCode) -> None:
+        self._code, self.functions, tables = code, code.functions, code.tables
+        pointer, number, at = ctypes.c_void_p, ctypes.c_int64, code.addresses
+        self._run = ctypes.CFUNCTYPE(None, pointer, number, number, number)(at["run"])
+        self._clash = ctypes.CFUNCTYPE(number, pointer, number, pointer, pointer, number)(at["clash"])
+        self.stages = len(tables.whole.sections)
+        self.buffers = array("q", bytes(8 * code.buffers))
+        # In the order of the structure `Plan` of the driver, which writes to the first three.
+        values, partials = array("q", bytes(8 * (code.slots + 1))), array("d", bytes(8 * (tables.partials + 1)))
+        self._own: list[array[Any]] = [self.buffers, values, partials, tables.places]
+        self._chosen: list[array[int]] = []
+        self.choose(None)
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files in which its kernels can be read."""
+        return self._code.sources
+
     def run(self, first: int, last: int) -> None:
         """Run stages."""
         self._run(self._address, first, last, 1 if Process.forked else torch.get_num_threads())
+
+    def choose(self, chosen: "list[array[int]] | None") -> None:
+        """Run with these tables from now on, or those of the whole plan."""
+        chosen = chosen or self._code.whole
+        if self._chosen is not chosen:
+            self._chosen = chosen
+            self._plan = array("q", [table.buffer_info()[0] for table in (*self._own, *chosen)])
+            self._address = self._plan.buffer_info()[0]
 
     def hold(self, tensors: Sequence[Tensor]) -> None:
         """Memory is not used any more when a stage has run."""

@@ -10,7 +10,7 @@ is sent from memory of its own. A graph has tables of its own too, which every r
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from itertools import groupby
@@ -25,15 +25,15 @@ from ..emit._print import Function
 from ..emit._print_triton import print_chain, print_form, print_kernel, print_stage, print_unit
 from ..emit._vocabulary import CHUNK, COLUMNS
 from ..ir._graph import StepAside
-from ..ir._kernels import Call, Chain, Form, Link, Row, Stage
+from ..ir._kernels import Call, Chain, Form, Link, Owner, Row, Stage
 from ..plan._plan import Plan
-from ..plan._tables import Tables, cut, cut_columns
+from ..plan._tables import Section, Tables, cut, cut_columns
 from . import _modules
 
 _ALIGNMENT = 16  # bytes that one thread loads at a time
 _SHORT = 4  # values; a call with more of them computes them side by side
 _GRAPHS = 8  # how many steps can be captured in a row, without one that runs
-_read_by_graphs: list[tuple[Tensor, Tensor]] = []  # for ever: nobody can tell which replay was the last
+_read_by_graphs: list[tuple[Tensor, ...]] = []  # for ever: nobody can tell which replay was the last
 
 
 class _Launch(NamedTuple):
@@ -43,8 +43,18 @@ class _Launch(NamedTuple):
     is_kernel: bool
 
 
-class Cuda:
-    """The kernels of a plan, compiled from Triton when they are first launched.
+class _Sent(NamedTuple):
+    """Tables on the device, and what each stage has in them."""
+
+    rows: Tensor
+    combines: Tensor
+    calls: Tensor
+    chunks: Tensor
+    sections: list[Section]
+
+
+class CudaCode:
+    """The kernels of a plan, compiled from Triton when they are first launched, and its tables.
 
     Args:
         plan: The plan.
@@ -60,39 +70,72 @@ class Cuda:
         calls = [call.form for stage in stages for call in stage.calls]
         forms = {form: print_chain(form) if isinstance(form, Chain) else print_form(form) for form in calls}
         scalars = [print_stage([forms[call.form] for call in stage.calls]) if stage.calls else None for stage in stages]
-        self.functions = [*kernels.values(), *forms.values(), *filter(None, scalars)]
-        self._module = _modules.load(print_unit(self.functions))
-        tables = Tables(plan.slot, stages, _chunks, dict.fromkeys(kernels, 0), dict.fromkeys(forms, 0))
-        self.stages = len(plan.stages)
-        self.buffers = array("q", bytes(8 * plan.buffers))
+        self.functions: list[Function] = [*kernels.values(), *forms.values(), *filter(None, scalars)]
+        self.module = _modules.load(print_unit(self.functions))
+        self.device, self.buffers, self.slots = device, plan.buffers, len(plan.slot)
+        self.kernels = {kernel: self.module[kernels[kernel].name] for kernel in plan.kernels}
+        self.scalars = [None if scalar is None else self.module[scalar.name] for scalar in scalars]
+        self.sends = 1 + sum(bool(stage.opaque) for stage in plan.stages)  # the most that a step may need
+        self.tables = Tables(plan.slot, stages, _chunks, dict.fromkeys(kernels, 0), dict.fromkeys(forms, 0))
+        self.places = self.sent(self.tables.places)
+        self.whole = self._select(None)
+
+    def sent(self, table: "array[int]") -> Tensor:
+        """A table on the device."""
+        return torch.tensor(table.tolist() or [0], dtype=torch.int64, device=self.device)
+
+    def select(self, present: Collection[Owner]) -> _Sent:
+        """The tables for a step that has these gradients."""
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise StepAside  # nothing that is not pinned can be sent now
+        return self._select(present)
+
+    def _select(self, present: Collection[Owner] | None) -> _Sent:
+        chosen = self.tables.select(present)
+        rows, combines, calls = self.sent(chosen.rows), self.sent(chosen.combines), self.sent(chosen.calls)
+        return _Sent(rows, combines, calls, self.sent(chosen.chunks), chosen.sections)
+
+
+class Cuda:
+    """Code, and the memory that one program needs for it.
+
+    Args:
+        code: The code.
+    """
+
+    code = CudaCode
+
+    def __init__(self, code: CudaCode) -> None:
+        self._code, self._module, self.functions = code, code.module, code.functions
+        self.stages = len(code.scalars)
+        self.buffers = array("q", bytes(8 * code.buffers))
         self._width = -(-len(self.buffers) // 16) * 16  # of a table, so that all are aligned alike
-        self._device, self._is_gpu = device, device.type == "cuda"
+        self._device, self._is_gpu = code.device, code.device.type == "cuda"
         self._addresses, self._is_aligned = self._new_tables(1)[0], False
         self._sent: array[int] | None = None
         self._stream: torch.cuda.Stream | None = None
-        self._held: list[Tensor] = [self._addresses]  # what kernels use, on whichever stream
         self._harmless: tuple[array[int], array[int]] | None = None  # spans, and what does not overlap them
-        self._sends = 1 + sum(bool(stage.opaque) for stage in plan.stages)  # the most that a step may need
+        self._sends = code.sends
         self._spares: list[tuple[Tensor, Tensor]] = []  # tables for graphs, and pinned memory to send them from
-        self._launches = self._laid_out(plan, tables, [kernels[kernel].name for kernel in plan.kernels], scalars)
+        self._whole = code.sent(array("q", bytes(8 * (code.slots + 1))))
+        self._partials = code.sent(array("q", bytes(8 * (code.tables.partials + 1)))).view(torch.float64)
+        # What kernels use, on whichever stream.
+        self._held: list[Tensor] = [self._addresses, self._whole, self._partials, code.places, *code.whole[:4]]
+        self._chosen = code.whole
+        self._launches = self._laid_out(code.whole)
 
-    def _laid_out(
-        self, plan: Plan, tables: Tables, names: Sequence[str], scalars: Sequence[Function | None]
-    ) -> list[list[_Launch]]:
+    def choose(self, chosen: _Sent | None) -> None:
+        """Run with these tables from now on, or those of the whole plan."""
+        chosen = chosen or self._code.whole
+        if self._chosen is not chosen:
+            self._chosen, self._launches = chosen, self._laid_out(chosen)
+
+    def _laid_out(self, chosen: _Sent) -> list[list[_Launch]]:
         """The launches of each stage, with the tables that they read."""
-
-        def sent(table: "array[int]") -> Tensor:
-            self._held.append(torch.tensor(table.tolist() or [0], dtype=torch.int64, device=self._device))
-            return self._held[-1]
-
-        whole = sent(array("q", bytes(8 * (len(plan.slot) + 1))))
-        values, partials = whole.view(torch.float64), sent(array("q", bytes(8 * (tables.partials + 1))))
-        partials = partials.view(torch.float64)
-        combines, rows, calls = sent(tables.combines), sent(tables.rows), sent(tables.calls)
-        places, chunks = sent(tables.places), sent(tables.chunks)
-        functions = {kernel: self._module[name] for kernel, name in zip(plan.kernels, names, strict=True)}
+        rows, combines, calls, chunks, sections = chosen
+        values, whole, partials = self._whole.view(torch.float64), self._whole, self._partials
         stages = []
-        for section, scalar in zip(tables.sections, scalars, strict=False):
+        for section, scalar in zip(sections, self._code.scalars, strict=True):
             launches = []
             first, size = section.combines
             if size:
@@ -100,12 +143,11 @@ class Cuda:
                     _Launch(self._module["combine"], size, (values, whole, partials, combines, first), False)
                 )
             if scalar is not None:
-                arguments = (rows, calls, values, whole, section.calls.first)
-                launches.append(_Launch(self._module[scalar.name], 1, arguments, False))
+                launches.append(_Launch(scalar, 1, (rows, calls, values, whole, section.calls.first), False))
             for kernel, (first, size) in section.kernels:
                 if size:
-                    read = (places, values, whole, partials, chunks, first)
-                    launches.append(_Launch(functions[kernel], size, read, True))
+                    read = (self._code.places, values, whole, partials, chunks, first)
+                    launches.append(_Launch(self._code.kernels[kernel], size, read, True))
             stages.append(launches)
         return stages
 
@@ -175,7 +217,7 @@ class Cuda:
         if not self._spares:  # nothing can be allocated here; and what is given is only written after the last table
             raise StepAside
         table, pinned = self._spares.pop()
-        _read_by_graphs.append((table, pinned))
+        _read_by_graphs.append((table, pinned, *self._chosen[:4]))
         table.copy_(_filled(pinned, self.buffers), non_blocking=True)
         return table
 
@@ -187,7 +229,7 @@ class Cuda:
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and self._stream != stream:
             stream.wait_stream(self._stream)
-            for x in self._held:
+            for x in (*self._held, *self._chosen[:4]):
                 x.record_stream(stream)
         self._stream = stream
 
@@ -229,11 +271,12 @@ def _with_chains(calls: Sequence[Call]) -> Iterator[Call]:
                 if call.form.kind != "store":
                     number[row[0]] = len(links) - 1
                 rows += row
-        yield Call(Chain(tuple(links)), [rows])
+        yield Call(Chain(tuple(links)), [rows], [None])
 
 
 def _is_short(call: Call) -> bool:
-    return isinstance(call.form, Form) and call.form.kind != "reduce" and len(call.rows) <= _SHORT
+    # What may be left out stays by itself.
+    return not (call.reduces or any(owner is not None for owner in call.owners)) and len(call.rows) <= _SHORT
 
 
 def _pinned(count: int, size: int) -> Tensor:

@@ -5,7 +5,7 @@ microseconds for hundreds of leaves, where a general flattening sorts every dict
 structure has changed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,35 +16,39 @@ from ..._typing import Tree
 
 Read = Callable[[Any, list[Any]], bool]
 Build = Callable[[Iterator[Any]], Any]
+Functions = tuple[Read, Build, Hashable]
 
 
 class Structure:
     """The structure of a tree; `None` is a leaf, dict keys stay in their order.
+
+    Equal structures have an equal `key`. `read(tree, leaves)` appends the leaves of a tree and says whether it has this
+    structure; `build(leaves)` makes one of an iterator over leaves.
 
     Args:
         example: A tree of this structure.
     """
 
     def __init__(self, example: Tree) -> None:
-        self._read, self._build = _functions(example)
+        self.read, self.build, self.key = _functions(example)
 
     def flatten(self, other: Tree) -> list[Any] | None:
         """The leaves of a tree, or `None` if it has another structure."""
         leaves: list[Any] = []
-        return leaves if self._read(other, leaves) else None
+        return leaves if self.read(other, leaves) else None
 
     def unflatten(self, leaves: list[Any]) -> Tree:
         """A tree of this structure with these leaves."""
-        return self._build(iter(leaves))
+        return self.build(iter(leaves))
 
 
 def _is_leaf(node: Any) -> bool:
     return node is None or isinstance(node, Tensor) or tree.is_leaf(node)
 
 
-def _functions(example: Any) -> tuple[Read, Build]:
+def _functions(example: Any) -> Functions:
     if _is_leaf(example):
-        return _read_leaf, next
+        return _read_leaf, next, None
     if type(example) is dict:
         return _dict_functions(example)
     if type(example) in (list, tuple) or (isinstance(example, tuple) and hasattr(example, "_fields")):
@@ -57,7 +61,7 @@ def _read_leaf(node: Any, leaves: list[Any]) -> bool:
     return True
 
 
-def _dict_functions(example: dict[Any, Any]) -> tuple[Read, Build]:
+def _dict_functions(example: dict[Any, Any]) -> Functions:
     keys, size = list(example), len(example)
     if all(map(_is_leaf, example.values())):
 
@@ -67,9 +71,9 @@ def _dict_functions(example: dict[Any, Any]) -> tuple[Read, Build]:
             leaves += node.values()
             return True
 
-        return read, lambda leaves: dict(zip(keys, islice(leaves, size), strict=True))
+        return read, lambda leaves: dict(zip(keys, islice(leaves, size), strict=True)), (None, dict, *keys)
 
-    readers, builders = zip(*map(_functions, example.values()), strict=True)
+    readers, builders, inner = zip(*map(_functions, example.values()), strict=True)
 
     def read_nested(node: Any, leaves: list[Any]) -> bool:
         if type(node) is not dict or list(node) != keys:
@@ -79,10 +83,10 @@ def _dict_functions(example: dict[Any, Any]) -> tuple[Read, Build]:
     def build_nested(leaves: Iterator[Any]) -> Any:
         return {key: build(leaves) for key, build in zip(keys, builders, strict=True)}
 
-    return read_nested, build_nested
+    return read_nested, build_nested, (dict, *zip(keys, inner, strict=True))
 
 
-def _sequence_functions(example: Any) -> tuple[Read, Build]:
+def _sequence_functions(example: Any) -> Functions:
     kind, size = type(example), len(example)
     make: Callable[[Any], Any] = getattr(kind, "_make", kind)
     if all(map(_is_leaf, example)):
@@ -93,19 +97,19 @@ def _sequence_functions(example: Any) -> tuple[Read, Build]:
             leaves += node
             return True
 
-        return read, lambda leaves: make(list(islice(leaves, size)))
+        return read, lambda leaves: make(list(islice(leaves, size))), (kind, size)
 
-    readers, builders = zip(*map(_functions, example), strict=True)
+    readers, builders, inner = zip(*map(_functions, example), strict=True)
 
     def read_nested(node: Any, leaves: list[Any]) -> bool:
         if type(node) is not kind or len(node) != size:
             return False
         return all(reader(child, leaves) for reader, child in zip(readers, node, strict=True))
 
-    return read_nested, lambda leaves: make([build(leaves) for build in builders])
+    return read_nested, lambda leaves: make([build(leaves) for build in builders]), (kind, inner)
 
 
-def _general_functions(example: Any) -> tuple[Read, Build]:
+def _general_functions(example: Any) -> Functions:
     """For ordered dicts, deques and the nodes that others have registered."""
     first, structure = tree.flatten(example)
 
@@ -114,4 +118,4 @@ def _general_functions(example: Any) -> tuple[Read, Build]:
         leaves += own
         return bool(other == structure)
 
-    return read, lambda leaves: structure.unflatten(islice(leaves, len(first)))
+    return read, lambda leaves: structure.unflatten(islice(leaves, len(first))), structure

@@ -6,7 +6,8 @@ import operator
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,25 +16,31 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..ir._graph import Layout, Misfit, Node, StepAside
+from ..ir._kernels import Owner
 from ..ir._shapes import dense_stride
 from ..plan._plan import Plan
+from ..plan._tables import is_present
 from ..trace._trace import Graph
 from ._cpu import Cpu
 from ._cuda import Cuda
 from ._process import Process
+from ._signature import Signature
 
-_dtype, _shape, _device = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("device")
-_is_cpu, _requires_grad = operator.attrgetter("is_cpu"), operator.attrgetter("requires_grad")  # faster than _device
+_requires_grad = operator.attrgetter("requires_grad")
+_MOST_SELECTIONS = 16  # patterns of absent gradients whose tables are kept; others are put together again
 
 
 class Machine(Protocol):
-    """What runs the kernels of a plan."""
+    """What runs the kernels of a plan: code, which programs share, and the memory of one program."""
 
     buffers: "array[int]"  # the address of each
     stages: int
 
     def run(self, first: int, last: int) -> None:
         """Run stages."""
+
+    def choose(self, chosen: Any) -> None:
+        """Run with a selection of the tables from now on, or those of the whole plan."""
 
     def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
         """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
@@ -46,44 +53,12 @@ class Machine(Protocol):
         """The files in which its kernels can be read."""
 
 
-MACHINES: dict[str, Callable[[Plan, torch.device], Machine]] = {"cpu": Cpu, "cuda": Cuda}
+MACHINES: dict[str, Any] = {"cpu": Cpu, "cuda": Cuda}
 """By the type of device."""
 
 
-class Kinds:
-    """What tensors must be like for a program to run on them.
-
-    Args:
-        tensors: An example of each.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._dtypes, self._shapes = list(map(_dtype, tensors)), list(map(_shape, tensors))
-        self._strides = list(map(Tensor.stride, tensors))
-        self._classes = set(map(type, tensors))
-        self._devices = None if all(map(_is_cpu, tensors)) else list(map(_device, tensors))
-        # A negated view of a complex tensor's imaginary part has holes, unless it has one element.
-        self._may_be_negated = [i for i, x in enumerate(tensors) if x.numel() < 2 or dense_stride(x) is None]
-
-    def match(self, tensors: Sequence[Any]) -> bool:
-        """Whether tensors are of these kinds; a leaf that is no tensor is of none."""
-        if not self._classes.issuperset(map(type, tensors)):
-            return False
-        try:
-            strides = list(map(Tensor.stride, tensors))
-        except RuntimeError:  # sparse tensors have none
-            return False
-        return (
-            strides == self._strides
-            and list(map(_shape, tensors)) == self._shapes
-            and list(map(_dtype, tensors)) == self._dtypes
-            and (all(map(_is_cpu, tensors)) if self._devices is None else list(map(_device, tensors)) == self._devices)
-            and not any(tensors[i].is_neg() for i in self._may_be_negated)
-        )
-
-
-class Program:
-    """One trace, compiled.
+class Code:
+    """All of a program that does not depend on where tensors lie; the programs of many optimizers share it.
 
     Args:
         graph: What was traced.
@@ -96,37 +71,82 @@ class Program:
         CannotBuild: if the kernels cannot be compiled.
     """
 
+    def __init__(self, graph: Graph, plan: Plan, tensors: Sequence[Tensor], written: int, fixed: int) -> None:
+        self.plan, self.opaque, self.captured, self.device = plan, graph.opaque, graph.captured, graph.device
+        self.written, self.fixed, self.given = written, fixed, len(tensors)
+        inputs = [*tensors, *graph.captured]
+        self.fixed_signature, self.other_signature = Signature(tensors[:fixed]), Signature(tensors[fixed:])
+        self.captured_signature = Signature(graph.captured)
+        self.staged = [
+            (i, Layout.dense(x)) for i, x in enumerate(inputs) if dense_stride(x) is None or x.device != self.device
+        ]
+        self.new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
+        self.opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
+        self.sizes = array("q", [x.nbytes for x in inputs])
+        self.pack = struct.Struct(f"{len(inputs) - fixed}q")
+        self.machine = MACHINES[self.device.type]
+        self.for_machine = self.machine.code(plan, self.device)
+        self.whole = Selection(self, [True] * (self.given - fixed), None)
+        self._selections: OrderedDict[tuple[bool, ...], Selection] = OrderedDict()
+
+    def select(self, there: tuple[bool, ...], present: Set[Owner]) -> "Selection":
+        """What runs when only some of the inputs that are not fixed are there."""
+        known = self._selections.get(there)
+        if known is None:
+            known = self._selections[there] = Selection(self, there, present)
+            if len(self._selections) > _MOST_SELECTIONS:
+                self._selections.pop(next(iter(self._selections)), None)
+        return known
+
+
+class Selection:
+    """What a step runs, of the whole or for one pattern of absent gradients.
+
+    Args:
+        code: The code of the whole.
+        there: Which of the inputs that are not fixed are given.
+        present: The leaves whose gradients are there, and `None`; `None` stands for all.
+    """
+
+    def __init__(self, code: Code, there: Sequence[bool], present: Set[Owner] | None) -> None:
+        plan, owners = code.plan, code.plan.owners or {}
+
+        def runs(node: Node) -> bool:
+            return present is None or is_present(owners.get(node), present)
+
+        self.opaque_stages = [(k, [node for node in nodes if runs(node)]) for k, nodes in code.opaque_stages]
+        self.released = _last_uses([node for _, nodes in self.opaque_stages for node in nodes], plan.solid)
+        self.copies = [(node, target) for node, target in plan.copies if runs(node)]
+        self.staged = [i for i, _ in code.staged if not code.fixed <= i < code.given or there[i - code.fixed]]
+        self.signature = code.other_signature if present is None else code.other_signature.of_some(there)
+        self.is_whole = present is None
+        self.tables = None if present is None else code.for_machine.select(present)
+        self.kept = {i for i, out in enumerate(plan.outputs) if out.node is not None and not runs(out.node)}
+
+
+class Program:
+    """Code at work on the tensors of one optimizer.
+
+    Args:
+        code: The code.
+    """
+
     lock: threading.Lock
 
-    def __init__(self, graph: Graph, plan: Plan, tensors: Sequence[Tensor], written: int, fixed: int) -> None:
-        self.graph, self.plan = graph, plan
-        self._written, self._fixed = written, fixed
-        self._captured = graph.captured
-        inputs = [*tensors, *graph.captured]
-        self._count = len(inputs)
-        self._device = graph.device
-        self._fixed_kinds, self._captured_kinds = Kinds(tensors[:fixed]), Kinds(graph.captured)
-        self._other_kinds = Kinds(tensors[fixed:])
+    def __init__(self, code: Code) -> None:
+        self.code, self.plan = code, code.plan
+        self._captured = code.captured
+        self._written, self._fixed = code.written, code.fixed
         self._last: list[Tensor] | None = None
         self._token: object = None
-        self._staged = {
-            i: Layout.dense(x).empty(self._device)
-            for i, x in enumerate(inputs)
-            if dense_stride(x) is None or x.device != self._device
-        }
-        self._temporary = {node: node.layout.empty(self._device) for node in (*plan.temporary, *plan.folds)}
-        self._new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
-        self._opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
-        self._released = _last_uses([node for _, nodes in self._opaque_stages for node in nodes], plan.solid)
+        self._staged = {i: layout.empty(code.device) for i, layout in code.staged}
+        self._temporary = {node: node.layout.empty(code.device) for node in (*code.plan.temporary, *code.plan.folds)}
         self._pointers: list[int] = []
-        self._given = len(tensors)
-        self._pack = struct.Struct(f"{self._count - fixed}q")
-        self._machine = MACHINES[self._device.type](plan, self._device)
+        self._machine: Machine = code.machine(code.for_machine)
         self._buffers = self._machine.buffers
         self._machine.hold([*self._temporary.values(), *self._staged.values()])
-        for node, buffer in (plan.temporary | plan.folds).items():
+        for node, buffer in (*code.plan.temporary.items(), *code.plan.folds.items()):
             self._buffers[buffer] = self._temporary[node].data_ptr()
-        self._sizes = array("q", [x.nbytes for x in inputs])
         Process.give_lock(self)
 
     @property
@@ -134,64 +154,71 @@ class Program:
         """The files in which its kernels can be read."""
         return self._machine.sources
 
-    def __call__(self, tensors: list[Tensor], token: object = None) -> list[Any]:
+    def __call__(self, inputs: list[Any], token: object = None, selection: Selection | None = None) -> list[Any]:
         """The leaves of the result; none if they were written over the inputs.
 
         Args:
-            tensors: The inputs.
+            inputs: The inputs; `None` for those that the selection does not have.
             token: Stands for those that are fixed: they are the same wherever it is the same.
+            selection: What runs; all by default.
 
         Raises:
             Misfit: if a tensor is of another kind than the program was made for.
             StepAside: if the rule itself must run this time. Nothing has been written, in either case.
         """
-        inputs = tensors + self._captured if self._captured else tensors
+        chosen = selection or self.code.whole
+        inputs = inputs + self._captured if self._captured else inputs
         with self.lock:
-            self._look_up(inputs, token)
-            for i, dense in self._staged.items():
-                self._buffers[i] = dense.copy_(inputs[i].detach()).data_ptr()
+            self._look_up(inputs, token, chosen)
+            for i in chosen.staged:
+                self._buffers[i] = self._staged[i].copy_(inputs[i].detach()).data_ptr()
             new = {}
-            for buffer, layout in self._new:
-                new[buffer] = made = layout.empty(self._device)
+            for buffer, layout in self.code.new:
+                new[buffer] = made = layout.empty(self.code.device)
                 self._buffers[buffer] = made.data_ptr()
-            values = self._run(inputs)
+            self._machine.choose(chosen.tables)
+            values = self._run(inputs, chosen)
             if self._written:
-                self._finish(inputs, values)
+                self._finish(inputs, values, chosen)
                 return []
         outputs: list[Any] = []
-        for kind, value, _ in self.plan.outputs:
-            if kind == "buffer":
-                outputs.append(inputs[value])
+        for i, (kind, value, _) in enumerate(self.plan.outputs):
+            if kind == "buffer" or i in chosen.kept:
+                outputs.append(inputs[value if kind == "buffer" else i])
             elif kind == "new":
                 outputs.append(new[value])
             else:
                 outputs.append(values[value] if kind == "opaque" else value)
         return outputs
 
-    def _look_up(self, inputs: list[Tensor], token: object) -> None:
+    def _look_up(self, inputs: list[Any], token: object, chosen: Selection) -> None:
         """Fill in the addresses of the inputs, after a check that they are what kernels expect.
 
         The tensors that a donating step knows from its last call are checked again only when an address has
         changed: `.data` was set, or one was resized.
         """
-        fixed, others = inputs[: self._fixed], inputs[self._fixed : self._given]
+        code = self.code
+        fixed, others = inputs[: self._fixed], inputs[self._fixed : code.given]
         known = self._last is not None and (
             (token is not None and token is self._token) or all(map(operator.is_, fixed, self._last))
         )
         self._token = token if known else None
-        if not (known or self._fixed_kinds.match(fixed)) or not self._other_kinds.match(others):
+        here = others if chosen.is_whole else [x for x in others if x is not None]
+        if not (known or code.fixed_signature.match(fixed)) or not chosen.signature.match(here):
             raise Misfit
-        if not self._written and torch.is_grad_enabled() and any(map(_requires_grad, inputs)):
+        if not self._written and torch.is_grad_enabled() and any(_requires_grad(x) for x in inputs if x is not None):
             raise StepAside
         pointers = list(map(Tensor.data_ptr, fixed))
-        if self._captured and not self._captured_kinds.match(self._captured):
+        if self._captured and not code.captured_signature.match(self._captured):
             raise Misfit
         if not known or pointers != self._pointers:
-            if known and not self._fixed_kinds.match(fixed):
+            if known and not code.fixed_signature.match(fixed):
                 raise Misfit
             self._learn(fixed, pointers)
-        self._pack.pack_into(self._buffers, 8 * self._fixed, *map(Tensor.data_ptr, inputs[self._fixed :]))
-        if self._written and self._machine.clash(self._spans, self._written, self._sizes):
+        rest = inputs[self._fixed :]
+        addresses = map(Tensor.data_ptr, rest) if chosen.is_whole else [0 if x is None else x.data_ptr() for x in rest]
+        code.pack.pack_into(self._buffers, 8 * self._fixed, *addresses)
+        if self._written and self._machine.clash(self._spans, self._written, code.sizes):
             raise StepAside
 
     def _learn(self, fixed: list[Tensor], pointers: list[int]) -> None:
@@ -206,22 +233,22 @@ class Program:
             self._changing = [x for x in fixed[: self._written] if not x.is_inference()]
             self._last, self._pointers = fixed, pointers
 
-    def _run(self, inputs: list[Tensor]) -> dict[Node, Any]:
+    def _run(self, inputs: list[Any], chosen: Selection) -> dict[Node, Any]:
         """Run the stages; returns the values of the opaque nodes."""
         values: dict[Node, Any] = {}
         first = 0
-        for k, nodes in self._opaque_stages:
+        for k, nodes in chosen.opaque_stages:
             self._machine.run(first, k)
             first = k
             with torch.no_grad():
                 for node in nodes:
                     values[node] = self._evaluate(node, inputs, values)
-                    for parent in self._released.get(node, ()):
+                    for parent in chosen.released.get(node, ()):
                         del values[parent]
         self._machine.run(first, self._machine.stages)
         return values
 
-    def _evaluate(self, node: Node, inputs: list[Tensor], values: dict[Node, Any]) -> Any:
+    def _evaluate(self, node: Node, inputs: list[Any], values: dict[Node, Any]) -> Any:
         # Not a nested function that calls itself: that is a cycle, which holds these tensors until it is collected.
         value = functools.partial(self._value, inputs, values)
         if node.kind == "item":
@@ -229,13 +256,13 @@ class Program:
         else:
             result = node.op(*map(value, node.args), **{key: value(x) for key, x in node.kwargs.items()})
         if node in self.plan.solid and isinstance(result, Tensor):
-            fits = result.device == self._device and dense_stride(result) == node.layout.stride
+            fits = result.device == self.code.device and dense_stride(result) == node.layout.stride
             if not fits or node.borrows_memory():
-                result = node.layout.empty(self._device).copy_(result)
+                result = node.layout.empty(self.code.device).copy_(result)
             self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
         return result
 
-    def _value(self, inputs: list[Tensor], values: dict[Node, Any], x: Any) -> Any:
+    def _value(self, inputs: list[Any], values: dict[Node, Any], x: Any) -> Any:
         """What an opaque node is given for an argument."""
         if isinstance(x, tuple):
             return [self._value(inputs, values, member) for member in x]
@@ -245,13 +272,13 @@ class Program:
             return inputs[self.plan.buffer_of[x]].detach()
         return self._temporary[x] if x in self._temporary else values[x]
 
-    def _finish(self, inputs: list[Tensor], values: dict[Node, Any]) -> None:
+    def _finish(self, inputs: list[Any], values: dict[Node, Any], chosen: Selection) -> None:
         """Write what kernels cannot, and say that the tensors have changed."""
         with torch.no_grad():
-            for i, dense in self._staged.items():
+            for i in chosen.staged:
                 if i < self._written:
-                    inputs[i].copy_(dense)
-            for node, target in self.plan.copies:
+                    inputs[i].copy_(self._staged[i])
+            for node, target in chosen.copies:
                 inputs[target].copy_(values[node])
         increment_version(self._changing)
 

@@ -1,0 +1,175 @@
+"""Put what is computed on a leaf in one stage into a row, the program of which is a kernel."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from ..ir._graph import Node, Untraceable
+from ..ir._kernels import Constant, Entry, Kernel, Owner, Result, Row
+from ._stores import Store
+
+Closure = Callable[[Node, int], Iterable[Node]]  # the nodes that a kernel of a stage computes or reads for a root
+
+
+class Rows:
+    """Makes rows, with one object for all kernels that are equal.
+
+    Args:
+        slot: The slot of each 0-dim value.
+        buffer_of: The buffer of each value that has memory.
+        folds: The buffers of reductions over some axes.
+        owners: The owner of each node that has one.
+        is_given: Whether kernels of a stage find a node computed.
+    """
+
+    def __init__(
+        self,
+        slot: Mapping[Node, int],
+        buffer_of: Callable[[Node], int],
+        folds: Mapping[Node, int],
+        owners: Mapping[Node, Owner],
+        is_given: Callable[[Node, int], bool],
+    ) -> None:
+        self.slot, self.buffer_of, self._folds, self._owners = slot, buffer_of, folds, owners
+        self.is_given = is_given
+        self._kernels: dict[Kernel, Kernel] = {}
+        self.lines: dict[Kernel, list[str]] = {}
+        self.are_clear = True  # whether all that a row computes has one owner
+
+    def of_stage(self, k: int, roots: Sequence[Store | Node], folds: Iterable[Node], closure: Closure) -> list[Row]:
+        """The rows of a stage, those of one kernel side by side, so that its code stays in the cache.
+
+        Roots that touch the same memory, or that compute the same value, are of one row: it loads each element before
+        it stores it, whatever other threads do meanwhile.
+        """
+        groups = Groups(len(roots))
+        for i, root in enumerate(roots):
+            node = root.node if isinstance(root, Store) else root.args[0]
+            for other in closure(node, k):
+                if not other.is_scalar and other.op not in ("fill", "spread"):
+                    groups.join(i, self.buffer_of(other) if other.has_memory else other)
+            if isinstance(root, Store):
+                groups.join(i, root.buffer)
+        rows = [self._row(k, [roots[i] for i in group]) for group in groups.members()]
+        rows += [self._row(k, [fold]) for fold in folds]
+        order: dict[int, int] = {}
+        for row in rows:
+            order.setdefault(id(row.kernel), len(order))
+        return sorted(rows, key=lambda row: order[id(row.kernel)])
+
+    def _row(self, k: int, roots: Sequence[Store | Node]) -> Row:
+        program = _Program(self, k)
+        results: list[Result] = []
+        reductions: list[Node] = []
+        targets: list[int] = []
+        sizes, owners = set(), set()
+        loop: Literal["flat", "runs", "rows", "columns"] = "flat"
+        extents: list[int] = []
+        for root in roots:
+            node = root.node if isinstance(root, Store) else root.args[0]
+            sizes.add(node.numel)
+            owners.add(self._owners.get(node))
+            entry = program.visit(node)
+            if isinstance(root, Store):
+                results.append(Result("store", entry, node.dtype, root.name))
+                targets.append(root.buffer)
+                continue
+            results.append(Result(root.op, entry, root.dtype, root.name))
+            if root.kind == "fold":
+                targets.append(self._folds[root])
+                loop, extents = ("rows" if root.args[2] == 1 else "columns"), [*root.args[1:]]
+            else:
+                reductions.append(root)
+        if len(sizes) > 1:
+            raise Untraceable(f"leaves of {sorted(sizes)} elements are computed together")
+        self.are_clear &= len(owners) == 1
+        if program.spreads:
+            run = math.gcd(*(times if inner == 1 else inner for times, inner in program.spreads))
+            loop, extents = "runs", [run, *(extent for spread in program.spreads for extent in spread)]
+        kernel = Kernel(tuple(program.entries), tuple(results), loop)
+        known = self._kernels.setdefault(kernel, kernel)
+        if known is kernel:
+            self.lines[kernel] = program.lines
+        return Row(known, program.buffers + targets, program.slots, extents, sizes.pop(), reductions, owners.pop())
+
+
+class _Program:
+    """The entries of one row, and what they are read from."""
+
+    def __init__(self, rows: Rows, k: int) -> None:
+        self._rows, self._stage = rows, k
+        self._numbers: dict[Node, int] = {}
+        self.entries: list[Entry] = []
+        self.lines: list[str] = []
+        self.buffers: list[int] = []
+        self.slots: list[int] = []
+        self.spreads: list[tuple[int, int]] = []
+
+    def visit(self, root: Node) -> int:
+        """The number of the entry that computes a node, after those of its operands."""
+        stack = [root]  # not by recursion: a rule may be longer than Python's stack
+        while stack:
+            node = stack[-1]
+            if node not in self._numbers:
+                missing = [x for x in self._operands(node) if isinstance(x, Node) and x not in self._numbers]
+                if missing:
+                    stack.extend(reversed(missing))
+                    continue
+                self.entries.append(self._enter(node))
+                self.lines.append(node.line)
+                self._numbers[node] = len(self._numbers)
+            stack.pop()
+        return self._numbers[root]
+
+    def _operands(self, node: Node) -> tuple[Any, ...]:
+        if node.op in ("fill", "spread") or self._rows.is_given(node, self._stage):
+            return ()
+        return node.args
+
+    def _enter(self, node: Node) -> Entry:
+        if node.is_scalar:
+            self.slots.append(self._rows.slot[node])
+            return Entry("scalar", "", (), node.dtype, node.dtype, node.name)
+        if self._rows.is_given(node, self._stage):
+            self.buffers.append(self._rows.buffer_of(node))
+            return Entry("buffer", "", (), node.dtype, node.dtype, node.name)
+        if node.op == "spread":
+            source, times, inner = node.args
+            self.buffers.append(self._rows.buffer_of(source))
+            self.spreads.append((times, inner))
+            return Entry("spread", "row" if inner == 1 else "column", (), node.dtype, node.dtype, source.name)
+        args = node.args[:1] if node.op == "fill" else node.args
+        operands = tuple([self._numbers[x] if isinstance(x, Node) else constant(x) for x in args])
+        return Entry("compute", node.op, operands, node.dtype, node.compute, node.name)
+
+
+class Groups:
+    """Which of several roots belong together because they touch the same things."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+        self._first: dict[Any, int] = {}
+
+    def join(self, i: int, thing: Any) -> None:
+        """Put `i` together with all others that touch the thing."""
+        first = self._first.setdefault(thing, i)
+        if first != i:
+            self._parent[self._find(i)] = self._find(first)
+
+    def members(self) -> Iterable[list[int]]:
+        """The groups."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i in range(len(self._parent)):
+            groups[self._find(i)].append(i)
+        return groups.values()
+
+    def _find(self, i: int) -> int:
+        while self._parent[i] != i:
+            self._parent[i] = i = self._parent[self._parent[i]]
+        return i
+
+
+def constant(value: Any) -> Constant:
+    """A Python number in a program."""
+    return Constant(value, value.hex() if isinstance(value, float) else repr(value))

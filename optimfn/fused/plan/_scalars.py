@@ -1,0 +1,91 @@
+"""Give every 0-dim value a slot, and order what computes them into calls."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..ir._graph import Node
+from ..ir._kernels import Call, Chain, Form, Owner, Stage
+from ._rows import constant
+from ._stores import Store
+
+
+class Scalars:
+    """The slots of 0-dim values, and the calls that compute and store them.
+
+    Args:
+        nodes: The nodes that are needed, parents first.
+        stores: The stores of 0-dim values.
+        level: The stage in which each node can be computed.
+        buffer_of: The buffer of each value that has memory.
+        owners: The owner of each node that has one.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        stores: Sequence[Store],
+        level: Mapping[Node, int],
+        buffer_of: Mapping[Node, int],
+        owners: Mapping[Node, Owner],
+    ) -> None:
+        self._level, self._buffer_of, self._owners, self._stores = level, buffer_of, owners, stores
+        computed = [n for n in nodes if n.is_scalar and n.kind in ("pointwise", "reduce")]
+        needed = dict.fromkeys([p for n in nodes if n.kind in ("pointwise", "reduce") for p in n.parents()])
+        needed |= dict.fromkeys([store.node for store in stores])
+        loaded = [node for node in needed if node.is_scalar and node.has_memory]
+        # Combined partial results come last, so that the slots of the others do not depend on their number.
+        whole = dict.fromkeys([n for n in computed if n.kind == "reduce" and not n.args[0].is_scalar])
+        others = [*loaded, *(n for n in computed if n not in whole)]
+        self.slot = {node: i for i, node in enumerate([*others, *whole])}
+        self._by_level: dict[int, list[Node]] = {}
+        for node in sorted(others, key=lambda node: node.number):
+            self._by_level.setdefault(level[node], []).append(node)
+
+    def schedule(self, stages: Sequence[Stage], temporary: Mapping[Node, int]) -> Stage:
+        """Fill in the calls of the stages, and return one more with the last stores.
+
+        A call computes all values of equal depth and form in a stage: none needs another. A value that must lie in
+        memory, for an opaque node or to be spread, is stored in its own stage. All else is stored at the very end:
+        what is given is loaded once, in the stage of its level, which no store may come before.
+        """
+        for k, stage in enumerate(stages):
+            calls: dict[tuple[int, int, Form], Call] = {}
+            depth: dict[Node, int] = {}
+            for node in self._by_level.get(k, ()):
+                own = 0 if node.has_memory else 1 + max([depth[p] for p in node.parents() if p in depth], default=0)
+                depth[node] = own
+                form, row, owners = self._form(node)
+                unique = row[0] if node.kind == "reduce" else -1  # a reduction takes in as many values as it will
+                call = calls.setdefault((own, unique, form), Call(form, [], []))
+                call.rows.append(row)
+                call.owners += owners
+            stage.calls = [calls[key] for key in sorted(calls, key=lambda key: key[0])]
+            stage.calls += [self._store(x) for x in self._stores if _is_kept(x, temporary) and x.stage == k]
+        merged: dict[Form | Chain, Call] = {}
+        for store in self._stores:
+            if not _is_kept(store, temporary):
+                call = self._store(store)
+                known = merged.setdefault(call.form, Call(call.form, [], []))
+                known.rows += call.rows
+                known.owners += call.owners
+        return Stage(calls=list(merged.values()))
+
+    def _store(self, store: Store) -> Call:
+        form = Form("store", "", (), store.node.dtype, store.node.dtype)
+        return Call(form, [[self.slot[store.node], store.buffer]], [self._owners.get(store.node)])
+
+    def _form(self, node: Node) -> tuple[Form, list[int], Iterable[Owner]]:
+        slot, owner = self.slot[node], self._owners.get(node)
+        if node.has_memory:
+            return Form("load", "", (), node.dtype, node.dtype), [slot, self._buffer_of[node]], [owner]
+        if node.kind == "reduce":
+            form = Form("reduce", node.op, (), node.dtype, node.dtype)
+            return form, [slot, *(self.slot[p] for p in node.args)], [self._owners.get(p) for p in node.args]
+        args = node.args[:1] if node.op == "fill" else node.args
+        dtypes = tuple([x.dtype if isinstance(x, Node) else constant(x) for x in args])
+        form = Form("compute", node.op, dtypes, node.dtype, node.compute)
+        return form, [slot, *(self.slot[x] for x in args if isinstance(x, Node))], [owner]
+
+
+def _is_kept(store: Store, temporary: Mapping[Node, int]) -> bool:
+    """Whether a store makes a value that is needed later in memory."""
+    return temporary.get(store.node) == store.buffer

@@ -1,0 +1,201 @@
+"""What a step knows about arguments of one structure: the programs for their signatures, or why there are none."""
+
+import itertools
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ..._base import GradientTransformation, apply_updates
+from ..._typing import Params, State, Updates
+from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, Untraceable
+from ..plan._planner import make_plan
+from ..trace._trace import Graph, trace
+from . import _build
+from ._cache import CannotBuild
+from ._flatten import Structure
+from ._program import MACHINES, Code, Program, Selection
+from ._shared import Keys, shared
+from ._signature import Signature, are_ordinary
+
+_MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is looked for anew when it comes back
+
+
+class Traced:
+    """What came of tracing leaves of one signature: a program, or the reason why there is none."""
+
+    def __init__(
+        self,
+        leaves: list[Any],
+        program: Program | None = None,
+        result: Structure | None = None,
+        selection: Selection | None = None,
+        reason: str = "",
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.program, self.result, self.selection = program, result, selection
+        self.reason, self.quiet = reason, quiet
+        self._positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        # Functions do not count: a rule that calls one has no program.
+        self._others = [(i, x) for i, x in enumerate(leaves) if not (isinstance(x, Tensor) or callable(x))]
+        self._default_dtype = torch.get_default_dtype()
+
+    def agrees(self, leaves: list[Any]) -> bool:
+        """Whether the leaves that are no tensors, and the settings that rules may look at, are those of the trace."""
+        same = all(leaves[i] is x for i, x in self._others)
+        return same and torch.get_default_dtype() == self._default_dtype
+
+    def pick(self, leaves: list[Any]) -> list[Any]:
+        """The leaves where the trace had tensors."""
+        return leaves if len(self._positions) == len(leaves) else [leaves[i] for i in self._positions]
+
+
+class Known:
+    """What is known about parameters, state, gradients and extra arguments of one structure.
+
+    Args:
+        tx: The optimizer.
+        donate: Whether steps write into the old tensors.
+        trees: An example.
+    """
+
+    def __init__(self, tx: GradientTransformation, donate: bool, trees: tuple[Any, ...]) -> None:
+        self._tx, self._donate = tx, donate
+        self._structure = Structure(trees)
+        self.fixed_size = len(leaves_of(*trees[:2]))  # leaves of parameters and state, which come first
+        self.traced: dict[Hashable, Traced] = {}
+        self.last: Traced | None = None
+
+    def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
+        """The leaves of arguments, or `None` if they have another structure."""
+        return self._structure.flatten(trees)
+
+    def find(self, leaves: list[Any], keys: Keys) -> Traced:
+        """The trace for leaves of this signature: an old one, one that another step has made, or a new one."""
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if not are_ordinary(tensors, MACHINES):
+            return Traced(leaves)
+        kinds = tuple([None if isinstance(x, Tensor) else _constant(x) for x in leaves])
+        signature = Signature(tensors), kinds, torch.get_default_dtype()
+        traced = self.traced.get(signature)
+        if traced is None:
+            traced = self.traced[signature] = self._find(leaves, tensors, keys, signature)
+            if len(self.traced) > _MOST_PROGRAMS:
+                del self.traced[next(iter(self.traced))]
+        self.last = traced
+        return traced
+
+    def _find(self, leaves: list[Any], tensors: list[Tensor], keys: Keys, signature: Hashable) -> Traced:
+        # What is loaded belongs to the rest: code holds the addresses of its functions.
+        rest = self._donate, self._structure.key, signature, *MACHINES.values(), _build.loaded()
+        found = shared.get(keys, rest)
+        if found is None:
+            found = self._trace(leaves, tensors)
+            if isinstance(found, Traced):
+                return found
+            shared.put(keys, rest, found, is_own=bool(found[0].captured))
+        code, result = found
+        return Traced(leaves, Program(code), result)
+
+    def _trace(self, leaves: list[Any], tensors: list[Tensor]) -> Any:
+        numbers = itertools.count()
+        targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]
+        fixed = next(numbers)
+        try:
+            names = _names(self._structure, len(leaves))
+            graph, result = self._record(leaves, tensors, targets, names)
+            labels = [names[i] if i < self.fixed_size else "new" for i in range(len(graph.outputs))]
+            plan = make_plan(graph.nodes, graph.outputs, targets if self._donate else [None] * len(labels), labels)
+            return Code(graph, plan, tensors, fixed if self._donate else 0, fixed), result
+        except Misshapen:
+            return Traced(leaves)
+        except Exception as problem:
+            expected = isinstance(problem, Untraceable | CannotBuild)
+            if not expected or isinstance(problem, NoShapes):
+                with torch.no_grad():
+                    pure(self._tx, *self._structure.unflatten(leaves))  # if the rule is to blame, it says so itself
+            reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
+            # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
+            quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
+            return Traced(leaves, reason=reason, quiet=quiet)
+
+    def _record(
+        self, leaves: list[Any], tensors: list[Tensor], targets: list[int | None], names: list[str]
+    ) -> tuple[Graph, Structure]:
+        results: list[Structure] = []
+
+        def function(symbols: list[Any]) -> list[Any]:
+            params, state, grads, extra = self._structure.unflatten(symbols)
+            out: Any = pure(self._tx, params, state, grads, extra)
+            if self._donate:
+                if tree.structure(out) != tree.structure((params, state)):
+                    raise Misshapen
+                # In the order of what it overwrites; where that is None, so is this.
+                out = tree.map(lambda old, new: new, (params, state), out)
+            results.append(Structure(out))
+            flat = results[0].flatten(out)
+            assert flat is not None
+            return flat
+
+        leaves = [_refuse if callable(x) else x for x in leaves]
+        for x in leaves:
+            if not (isinstance(x, Tensor | bool | str | None) or callable(x)):
+                raise Untraceable(f"an argument holds {x!r}; pass numbers that may change as 0-dim tensors")
+        layouts = [Layout.dense(x) for x in tensors]
+        own = [name for name, x in zip(names, leaves, strict=True) if isinstance(x, Tensor)]
+        device = device_of(tensors, sum(target is not None for target in targets))
+        graph = trace(function, leaves, layouts, own, device, targets if self._donate else None)
+        return graph, results[0]
+
+
+def pure(
+    tx: GradientTransformation, params: Params, state: State, grads: Updates, extra: dict[str, Any]
+) -> tuple[Params, State]:
+    """What a step computes."""
+    updates, new_state = tx.update(grads, state, params, **extra)
+    return apply_updates(params, updates), new_state
+
+
+def leaves_of(*trees: Any) -> list[Any]:
+    """The leaves of several trees, `None` among them, in the order of `Structure`."""
+    leaves = Structure(trees).flatten(trees)
+    assert leaves is not None
+    return leaves
+
+
+def device_of(tensors: list[Tensor], fixed: int) -> torch.device:
+    """Where all tensors are; only 0-dim ones that are no part of parameters and state may be on the CPU instead."""
+    devices = dict.fromkeys(x.device for i, x in enumerate(tensors) if i < fixed or x.ndim or not x.is_cpu)
+    if len(devices) > 1:
+        raise SeveralDevices(f"its tensors are on {' and '.join(map(str, devices))}")
+    return next(iter(devices), torch.device("cpu"))
+
+
+def _refuse(*args: Any, **kwargs: Any) -> Any:
+    """Stands for every function among the arguments while a rule is traced."""
+    raise Untraceable("it calls a function that it was given")
+
+
+def _constant(x: Any) -> Any:
+    """What a trace depends on of a leaf that is no tensor."""
+    return type(x), x if isinstance(x, bool | str) else None
+
+
+def _names(structure: Structure, size: int) -> list[str]:
+    """A name for every leaf of `(params, state, grads, extra)`: in a state, the field that holds it."""
+    named = tree.leaves_with_path(structure.unflatten([*range(size)]))
+    like_params = {path[1:] for path, _ in named if path[0] == 0}
+    names = [""] * size
+    for path, i in named:
+        own = path
+        if path[0] == 1:
+            cut = next(cut for cut in range(1, len(path) + 1) if path[cut:] in like_params or cut == len(path))
+            own = path[:cut]
+        words = [word for word in own[1:] if isinstance(word, str)]
+        name = "param" if path[0] == 0 else "grad" if path[0] == 2 else words[-1] if words else "state"
+        names[i] = re.sub(r"\W|^(?=\d)", "_", name)
+    return names

@@ -1,0 +1,145 @@
+"""What steps have in common: one trace for equal rules and kinds, and for all patterns of absent gradients."""
+
+import gc
+
+import pytest
+import torch
+from helpers import assert_trees_equal, like, wide_params
+
+import optimfn as of
+from optimfn.fused.run import _known
+from optimfn.fused.run._shared import shared
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """A list that grows by one with every trace."""
+    seen = []
+
+    def trace(*args, **kwargs):
+        seen.append(args)
+        return original(*args, **kwargs)
+
+    original = _known.trace
+    monkeypatch.setattr(_known, "trace", trace)
+    shared.clear()
+    return seen
+
+
+def steps_of(tx, params, grads, donate=True):
+    """The result of one fused step, checked against the eager one."""
+    state = tx.init(params)
+    want = of.make_step(tx, backend="eager")(params, state, grads)
+    own = of.tree.map(torch.clone, (params, state))
+    got = of.make_step(tx, donate=donate, backend="fused")(*own, grads)
+    assert_trees_equal(got, want, rtol=1e-5, atol=1e-6)
+
+
+class TestSharedPrograms:
+    def test_a_further_step_of_an_equal_rule_traces_nothing(self, traces):
+        params = wide_params()
+        for _ in range(3):
+            tx = of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1, mask=of.tree.is_matrix))
+            steps_of(tx, params, like(params))
+        assert len(traces) == 1
+        steps_of(
+            of.chain(of.clip_by_global_norm(1.0), of.adamw(learning_rate=0.1, mask=of.tree.is_matrix)), params, params
+        )
+        assert len(traces) == 1
+
+    @pytest.mark.parametrize(
+        "other",
+        [of.adam(0.2), of.adam(0.1, eps=0.0), of.adam(0.1, eps=-0.0), of.nadam(0.1), of.adam(0.1, b1=0.5)],
+        ids=repr,
+    )
+    def test_another_rule_has_its_own(self, traces, other):
+        params = wide_params()
+        for tx in (of.adam(0.1), other, of.adam(0.1), other):
+            steps_of(tx, params, like(params))
+        assert len(traces) == 2
+
+    def test_numbers_that_are_equal_but_not_the_same(self, traces):
+        params = torch.arange(3)
+        for number, dtype in ((1, torch.int64), (1.0, torch.float32), (True, torch.int64)):
+            tx = of.stateless(lambda updates, params, number=number: updates * number)
+            assert tx.update(params, tx.init(params), params)[0].dtype == dtype
+        assert of.scale(0.0) == of.scale(-0.0)
+        zeros = torch.zeros(2)
+        for number, sign in ((0.0, False), (-0.0, True), (0.0, False)):
+            tx = of.scale(number)
+            new, _ = of.make_step(tx, backend="fused")(torch.full((2,), -0.0), tx.init(zeros), torch.ones(2))
+            assert bool(torch.signbit(new).all()) is sign
+
+    @pytest.mark.parametrize("change", ["dtype", "shape", "stride", "structure", "order", "default", "donate"])
+    def test_other_kinds_have_their_own(self, traces, change):
+        tx, params = of.adam(0.1), {"a": torch.randn(4, 3), "b": torch.randn(5)}
+        steps_of(tx, params, like(params))
+        other = {
+            "dtype": {**params, "a": params["a"].double()},
+            "shape": {**params, "a": torch.randn(4, 2)},
+            "stride": {**params, "a": torch.randn(3, 4).T},
+            "structure": {"a": params["a"], "c": params["b"]},
+            "order": {"b": params["b"], "a": params["a"]},
+        }.get(change, params)
+        if change == "default":
+            torch.set_default_dtype(torch.float64)
+        steps_of(of.adam(0.1), other, like(other), donate=change != "donate")
+        assert len(traces) == 2
+
+    def test_rules_that_hold_tensors_share_with_themselves_only(self, traces):
+        params = wide_params()
+        rates = [torch.tensor(0.1), torch.tensor(0.2)]
+        for rate in rates:
+            tx = of.sgd(rate)
+            for _ in range(2):
+                steps_of(tx, params, like(params))
+                rate.mul_(0.5)
+        assert len(traces) == 2
+
+        @of.factory
+        def hidden():
+            held = torch.tensor(0.5)
+            return of.stateless(lambda updates, params: of.tree.scale(held, updates))
+
+        first, second = hidden(), hidden()
+        for tx in (first, first, second):
+            steps_of(tx, params, like(params))
+        assert len(traces) == 4
+
+    def test_functions_of_the_user_are_like_no_others(self, traces):
+        params = wide_params()
+        for factor in (1.0, 2.0):
+            tx = of.stateless(lambda updates, params, factor=factor: of.tree.scale(factor, updates))
+            for _ in range(2):
+                steps_of(tx, params, like(params))
+        assert len(traces) == 2
+
+    def test_what_belongs_to_a_rule_goes_with_it(self):
+        shared.clear()
+        params = wide_params()
+        tx = of.sgd(torch.tensor(0.1))
+        steps_of(tx, params, like(params))
+        assert len(shared._found) == 1
+        del tx
+        gc.collect()
+        steps_of(of.sgd(torch.tensor(0.1)), params, like(params))
+        assert len(shared._found) == 1
+
+    def test_there_is_a_bound(self, monkeypatch):
+        monkeypatch.setattr("optimfn.fused.run._shared._MOST", 3)
+        for rate in range(6):
+            steps_of(of.sgd(rate / 8), wide_params(), wide_params())
+        assert len(shared._found) == 3
+
+    def test_steps_of_one_program_do_not_meet(self):
+        tx, params = of.chain(of.clip_by_global_norm(1.0), of.adam(0.1)), wide_params()
+        step = of.make_step(tx, donate=True, backend="fused")
+        models = [of.tree.map(torch.clone, (params, tx.init(params))) for _ in range(3)]
+        bound = [step.bind(*model) for model in models] + [of.make_step(tx, donate=True).bind(*models[0])]
+        eager = of.make_step(tx, backend="eager")
+        for _ in range(3):
+            for take, number in zip(bound, (0, 1, 2, 0), strict=True):
+                grads = like(params)
+                want = eager(*models[number], grads)
+                take(grads)
+                assert_trees_equal(models[number], want, rtol=1e-5, atol=1e-6)
