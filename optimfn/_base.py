@@ -1,8 +1,9 @@
 """The pair of functions that every optimizer is, and the ways to put such pairs together."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
 
@@ -26,6 +27,54 @@ class UpdateFn(Protocol):
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         """Transform the updates; nothing that is passed in is written to."""
+
+
+class _Gate:
+    """A function behind a look at the trees that come in from outside."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        own: Any = self
+        functools.update_wrapper(own, function, updated=())
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # as for any function
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.function,)
+
+
+class _InitGate(_Gate):
+    def __call__(self, params: Params) -> State:
+        """Make the state for these parameters."""
+        tree.check_tensors("params", params)
+        return self.function(params)
+
+
+class _UpdateGate(_Gate):
+    def __call__(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        """Transform the updates; nothing that is passed in is written to."""
+        like = updates if params is None else params
+        usual = tree.fits(updates, like)
+        if not usual:
+            tree.check_tensors("updates", updates)
+            tree.check_tensors("params", params)
+            # A rule may take the gradients of many examples, along a first axis, as long as one update comes out.
+            tree.check_shapes(updates, like, examples=True)
+        try:
+            new: tuple[Updates, State] = self.function(updates, state, params, **extra)
+        except Exception:
+            if not usual:
+                tree.check_shapes(updates, like)
+            raise
+        if not (usual and params is not None) and not tree.fits(new[0], like):
+            if params is None:
+                tree.check_shapes(updates, new[0], "the update that it meets in the state", examples=True)
+            else:
+                tree.check_shapes(new[0], params)
+        return new
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,6 +108,17 @@ class GradientTransformation(Recorded):
     init: InitFn
     update: UpdateFn
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, gate in {"init": _InitGate, "update": _UpdateGate}.items():
+            if not isinstance(getattr(self, name), _Gate):
+                object.__setattr__(self, name, gate(getattr(self, name)))
+
+    @property
+    def rule(self) -> UpdateFn:
+        """`update` without the look at its arguments, for a caller that has had one."""
+        rule: UpdateFn = getattr(self.update, "function", self.update)
+        return rule
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.update))
@@ -196,7 +256,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
             raise ValueError(f"the state has {len(state)} members and the chain {len(transforms)}; use its own init")
         states = []
         for member, member_state in zip(transforms, state, strict=True):
-            updates, member_state = member.update(updates, member_state, params, **extra)
+            updates, member_state = member.rule(updates, member_state, params, **extra)
             states.append(member_state)
         return updates, tuple(states)
 
@@ -235,7 +295,7 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         states = {}
         for name, member in members.items():
-            updates, states[name] = member.update(updates, state[name], params, **extra)
+            updates, states[name] = member.rule(updates, state[name], params, **extra)
         return updates, states
 
     return GradientTransformation(init, update, members=members)
@@ -255,7 +315,15 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         >>> of.apply_updates(torch.tensor([1.0]), torch.tensor([-0.25]))
         tensor([0.7500])
     """
-    return tree.map(lambda p, u: p if u is None else tree.cast_leaf(p + u, p.dtype), params, updates)
+
+    def leaf(p: Tensor, u: Tensor | None) -> Tensor:
+        if u is None:
+            return p
+        if u.shape != p.shape:
+            tree.check_shapes(updates, params)
+        return tree.cast_leaf(p + u, p.dtype)
+
+    return tree.map(leaf, params, updates)
 
 
 def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Scalar) -> Tree:

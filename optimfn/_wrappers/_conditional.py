@@ -68,7 +68,7 @@ def conditionally_transform(
         updates: Updates, state: ConditionallyTransformState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ConditionallyTransformState]:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
-        changed, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        changed, inner_state = inner.rule(updates, state.inner_state, params, **extra)
         return tree.where(condition, changed, updates), ConditionallyTransformState(
             tree.where(condition, inner_state, state.inner_state), state.step + 1
         )
@@ -112,7 +112,7 @@ def conditionally_mask(
         updates: Updates, state: ConditionallyMaskState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ConditionallyMaskState]:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
-        changed, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        changed, inner_state = inner.rule(updates, state.inner_state, params, **extra)
         return tree.where(condition, changed, tree.zeros_like(changed)), ConditionallyMaskState(
             state.step + 1, tree.where(condition, inner_state, state.inner_state)
         )

@@ -62,7 +62,7 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
     ) -> tuple[Updates, ApplyIfFiniteState]:
         finite = _all_finite(updates, state.last_finite)
         passes = finite | (state.notfinite_count >= max_consecutive_errors)
-        new_updates, new_state = inner.update(updates, state.inner_state, params, **extra)
+        new_updates, new_state = inner.rule(updates, state.inner_state, params, **extra)
         return tree.where(passes, new_updates, tree.zeros_like(new_updates)), ApplyIfFiniteState(
             torch.where(passes, 0, state.notfinite_count + 1),
             finite,

@@ -149,7 +149,7 @@ def inject_hyperparams(
             kept = {name: tensor(name, value, count) for name, value in state.hyperparams.items()}
             values = {**kept, **values_at(count, states, extra)}
             states = {name: schedule.update(states[name], **extra) for name, schedule in stateful.items()}
-            updates, inner_state = transformation(values).update(updates, state.inner_state, params, **extra)
+            updates, inner_state = transformation(values).rule(updates, state.inner_state, params, **extra)
             return updates, InjectHyperparamsState(count + 1, values, states, inner_state)
 
         # Made once here, so that bad arguments are found at construction.

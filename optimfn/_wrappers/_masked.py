@@ -70,7 +70,7 @@ def masked(
         own = _hide(updates, chosen)
         inner_params = None if params is None else _hide(params, chosen)
         try:
-            inner_updates, inner_state = inner.update(own, state.inner_state, inner_params, **extra)
+            inner_updates, inner_state = inner.rule(own, state.inner_state, inner_params, **extra)
         except ChangedMask:
             raise
         except Exception as problem:

@@ -104,7 +104,7 @@ def multi_steps(
             take, skip_state = torch.logical_not(skip), tree.carry(info, state.skip_state)
         emit = take & (n + 1 >= k)
         given = tree.cast_like(tree.where(emit, total, tree.zeros_like(total)), updates)
-        stepped, inner_state = inner.update(given, state.inner_opt_state, params, **extra)
+        stepped, inner_state = inner.rule(given, state.inner_opt_state, params, **extra)
         left = tree.where(take, tree.where(emit, tree.zeros_like(total), total), tree.cast_like(old, total))
         return tree.where(emit, stepped, tree.zeros_like(stepped)), MultiStepsState(
             torch.where(emit, 0, n + take),

@@ -75,7 +75,7 @@ def partition(
     ) -> tuple[Updates, PartitionState]:
         states = {}
         for label, member in members(updates if params is None else params).items():
-            updates, states[label] = member.update(updates, state.inner_states[label], params, **extra)
+            updates, states[label] = member.rule(updates, state.inner_states[label], params, **extra)
         return updates, PartitionState(states)
 
     return GradientTransformation(init, update)

@@ -47,6 +47,10 @@ from ._core import structure as structure
 from ._core import unflatten as unflatten
 from ._core import walk as walk
 from ._core import wide as wide
+from ._gate import check_shapes as check_shapes
+from ._gate import check_tensors as check_tensors
+from ._gate import fits as fits
+from ._gate import register as register
 from ._grad import checkpoint as checkpoint
 from ._grad import stop_gradient as stop_gradient
 from ._grad import value_and_grad as value_and_grad

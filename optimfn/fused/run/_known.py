@@ -102,6 +102,9 @@ class Known:
         return Traced(leaves, Program(code), result)
 
     def _trace(self, leaves: list[Any], tensors: list[Tensor]) -> Any:
+        params, _, grads, _ = self._structure.unflatten(leaves)
+        tree.check_tensors("params", params)
+        tree.check_tensors("grads", grads)
         numbers = itertools.count()
         targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]
         fixed = next(numbers)
