@@ -25,7 +25,8 @@ def both(tx, donate=False):
 
 def programs(step):
     """The programs that a step has made, one for each signature."""
-    return [traced.program for known in step._structures for traced in known.traced.values() if traced.program]
+    alike = [traced for known in step._structures for each in known.traced.values() for traced in each]
+    return [traced.program for traced in alike if traced.program]
 
 
 def composed(**changes):

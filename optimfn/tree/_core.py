@@ -101,8 +101,14 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
 
 
 def resolve(prefix: Tree | Callable[[Tree], Tree], params: Tree) -> Tree:
-    """What a mask or labels stand for: a function is called, a tree is taken as it is, also one that can be called."""
-    return prefix(params) if callable(prefix) and is_leaf(prefix) else prefix
+    """What a mask or labels stand for: a function is called, a tree is taken as it is, also one that can be called.
+
+    While a rule is traced, the function is called on the very leaves: it may look at more than shapes.
+    """
+    if not (callable(prefix) and is_leaf(prefix)):
+        return prefix
+    decide = next((leaf.decide for leaf in leaves(params) if hasattr(leaf, "decide")), None)
+    return prefix(params) if decide is None else decide(prefix, params)
 
 
 def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:

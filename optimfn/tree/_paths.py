@@ -33,7 +33,8 @@ def mask_by(predicate: Callable[[Tensor], bool]) -> Callable[[Params], Tree]:
     """Make a mask of the leaves for which a predicate holds.
 
     Args:
-        predicate: Function of one leaf. It should look at shape and dtype only: a mask is static.
+        predicate: Function of one leaf, which it is given itself, however a step runs: it may look at `requires_grad`,
+            at attributes, at the class. It is asked in every step.
 
     Example:
         >>> import torch, optimfn as of
@@ -68,7 +69,7 @@ def label_by(labeller: Callable[[Tensor], str]) -> Callable[[Params], Tree]:
     """Make labels with a function of the leaf.
 
     Args:
-        labeller: Function of one leaf. It should look at shape and dtype only: labels are static.
+        labeller: Function of one leaf, which it is given itself, however a step runs, and in every step.
 
     Example:
         >>> import torch, optimfn as of
@@ -102,6 +103,12 @@ def label_by_path(patterns: Mapping[str, str], default: str) -> Callable[[Params
         return next((label for pattern, label in compiled if pattern.search(path)), default)
 
     return lambda params: map(label, paths(params))
+
+
+def looks_at_shapes_only(function: Callable[[Params], Tree]) -> bool:
+    """Whether a mask or labels are known to depend on the shapes and paths of leaves alone."""
+    recipe = getattr(function, "recipe", None)
+    return function is is_matrix or (recipe is not None and recipe.factory in (mask_by_path, label_by_path))
 
 
 def resolve_mask(mask: Mask, params: Params) -> Tree:

@@ -45,9 +45,13 @@ class Traced:
         self._default_dtype = torch.get_default_dtype()
 
     def agrees(self, leaves: list[Any]) -> bool:
-        """Whether the leaves that are no tensors, and the settings that rules may look at, are those of the trace."""
-        same = all(leaves[i] is x for i, x in self._others)
-        return same and torch.get_default_dtype() == self._default_dtype
+        """Whether the leaves that are no tensors, and what rules may look at besides numbers, are as in the trace."""
+        same = all(leaves[i] is x for i, x in self._others) and torch.get_default_dtype() == self._default_dtype
+        if not (same and self.program and self.program.code.decisions):
+            return same
+        tensors = self.pick(leaves)
+        with torch.no_grad():
+            return all(decision.holds(tensors) for decision in self.program.code.decisions)
 
     def pick(self, leaves: list[Any]) -> list[Any]:
         """The leaves where the trace had tensors."""
@@ -67,7 +71,7 @@ class Known:
         self._tx, self._donate = tx, donate
         self._structure = Structure(trees)
         self.fixed_size = len(leaves_of(*trees[:2]))  # leaves of parameters and state, which come first
-        self.traced: dict[Hashable, Traced] = {}
+        self.traced: dict[Hashable, list[Traced]] = {}  # several of a signature where masks say something else
         self.last: Traced | None = None
 
     def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
@@ -81,9 +85,13 @@ class Known:
             return Traced(leaves)
         kinds = tuple([None if isinstance(x, Tensor) else _constant(x) for x in leaves])
         signature = Signature(tensors), kinds, torch.get_default_dtype()
-        traced = self.traced.get(signature)
+        alike = self.traced.setdefault(signature, [])
+        traced = next((old for old in alike if old.agrees(leaves)), None)
         if traced is None:
-            traced = self.traced[signature] = self._find(leaves, tensors, keys, signature)
+            traced = self._find(leaves, tensors, keys, signature)
+            alike.append(traced)
+            if len(alike) > _MOST_PROGRAMS:
+                del alike[0]
             if len(self.traced) > _MOST_PROGRAMS:
                 del self.traced[next(iter(self.traced))]
         self.last = traced
@@ -97,7 +105,8 @@ class Known:
             found = self._trace(leaves, tensors)
             if isinstance(found, Traced):
                 return found
-            shared.put(keys, rest, found, is_own=bool(found[0].captured))
+            if not found[0].decisions:
+                shared.put(keys, rest, found, is_own=bool(found[0].captured))
         code, result = found
         return Traced(leaves, Program(code), result)
 

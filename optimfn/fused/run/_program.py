@@ -73,6 +73,7 @@ class Code:
 
     def __init__(self, graph: Graph, plan: Plan, tensors: Sequence[Tensor], written: int, fixed: int) -> None:
         self.plan, self.opaque, self.captured, self.device = plan, graph.opaque, graph.captured, graph.device
+        self.decisions = graph.decisions
         self.written, self.fixed, self.given = written, fixed, len(tensors)
         inputs = [*tensors, *graph.captured]
         self.fixed_signature, self.other_signature = Signature(tensors[:fixed]), Signature(tensors[fixed:])

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ... import tree
+from ..._typing import Tree
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable
 from ..ir._shapes import all_axes, contiguous_stride
@@ -40,24 +42,66 @@ _TRANSPOSES = {"transpose", "t", "permute"}
 _TRUTH_REDUCTIONS = {"all": "min", "any": "max"}
 
 
+_MISSING = object()
+
+
 class Symbol(Tensor):
-    """A tensor without memory that stands for a node."""
+    """A tensor without memory that stands for a node.
+
+    That of an input knows the leaf, since rules may ask it what is no number: whether it requires a gradient, and for
+    attributes that users have given it.
+    """
 
     node: Node
+    decide: Callable[[Callable[..., Any], Any], Any] | None  # has a function look at leaves rather than at symbols
+    leaf: Tensor | None
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents
 
     @staticmethod
-    def __new__(cls: type[Self], node: Node, device: torch.device) -> Self:
+    def __new__(cls: type[Self], node: Node, device: torch.device, decide: Any, leaf: Tensor | None = None) -> Self:
         """Make the symbol of a node."""
         shape, dtype, stride = node.layout
         symbol = torch.Tensor._make_wrapper_subclass(cls, shape, strides=stride, dtype=dtype, device=device)
-        symbol.node = node
+        symbol.node, symbol.decide, symbol.leaf = node, decide, leaf
         return symbol
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]  # read only: nothing requires a gradient in a trace
+        """Whether the leaf does."""
+        return self.leaf is not None and bool(self._ask("requires_grad"))
+
+    def __getattr__(self, name: str) -> Any:
+        """What users have given the leaf; called for what tensors do not have."""
+        if name == "_is_param":  # by which torch tells what else is an nn.Parameter
+            return isinstance(self.__dict__.get("leaf"), torch.nn.Parameter)
+        found = _MISSING if name.startswith("__") or self.__dict__.get("leaf") is None else self._ask(name)
+        if found is _MISSING:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return found
+
+    def _ask(self, name: str) -> Any:
+        assert self.decide is not None
+        return self.decide(lambda leaf: getattr(leaf, name, _MISSING), self)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
         """Refuse to compute outside of the trace."""
-        raise Untraceable(f"a value of the trace was kept and met {func} after it")
+        raise Untraceable(f"a value of the trace met {func} outside of it: in a mask, or after the trace")
+
+
+class Decision(NamedTuple):
+    """What a function, such as a mask, said of the leaves of a trace."""
+
+    function: Callable[..., Any]
+    given: Tree  # the numbers of tensors among the inputs; symbols of what was computed
+    said: Tree
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the function says the same of other leaves, or of these once more."""
+        found = self.function(tree.map(lambda x: tensors[x] if isinstance(x, int) else x, self.given))
+        if found is self.said:
+            return True
+        return tree.structure(found) == tree.structure(self.said) and tree.leaves(found) == tree.leaves(self.said)
 
 
 class Graph(NamedTuple):
@@ -68,6 +112,7 @@ class Graph(NamedTuple):
     captured: list[Tensor]  # tensors that the rule holds; the last inputs
     device: torch.device
     opaque: dict[str, str]  # operator -> why it is not generated
+    decisions: list[Decision]  # what the rule found out about the leaves, besides shapes and dtypes
 
 
 def trace(
@@ -94,13 +139,13 @@ def trace(
     """
     tracer = Tracer(device)
     given = zip(layouts, names, strict=True)
-    symbols = [tracer.symbol(tracer.input(*next(given))) if isinstance(x, Tensor) else x for x in leaves]
+    symbols = [tracer.symbol(tracer.input(*next(given)), x) if isinstance(x, Tensor) else x for x in leaves]
     with torch.no_grad(), tracer:
         outputs = [tracer.value(out) for out in function(symbols)]
         outputs = [tracer.solid(out) for out in outputs]
         if targets is not None:
             outputs = [tracer.fit(out, target) for out, target in zip(outputs, targets, strict=True)]
-    return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque)
+    return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque, tracer.decisions)
 
 
 class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # torch has no types here
@@ -116,11 +161,29 @@ class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # to
         Builder.__init__(self)
         self.captured: list[Tensor] = []
         self.opaque: dict[str, str] = {}
+        self.decisions: list[Decision] = []
         self._captures: dict[int, Node] = {}
+        self._deciding = False
 
-    def symbol(self, node: Node) -> Symbol:
-        """A tensor that stands for a node."""
-        return Symbol(node, self._device)
+    def symbol(self, node: Node, leaf: Tensor | None = None) -> Symbol:
+        """A tensor that stands for a node; for that of an input, with the leaf."""
+        return Symbol(node, self._device, self.decide, leaf)
+
+    def decide(self, function: Callable[..., Any], given: Tree) -> Any:
+        """What a function, such as a mask, says of a tree of symbols, when it is given the leaves instead.
+
+        What it may look at, such as the identity of a leaf, or what it holds, changes without a change of signature.
+        So it is kept, to be asked again in later steps.
+        """
+        before, self._deciding = self._deciding, True
+        try:
+            said = function(tree.map(lambda x: x if _leaf(x) is None else x.leaf, given))
+        finally:
+            self._deciding = before
+        if not tree.looks_at_shapes_only(function):
+            numbers = tree.map(lambda x: x.node.number if _leaf(x) is not None else _on_its_own(x), given)
+            self.decisions.append(Decision(function, numbers, said))
+        return said
 
     def value(self, x: Any) -> Any:
         """What stands for a value in the graph: tensors become nodes, sequences tuples."""
@@ -151,6 +214,8 @@ class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # to
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record one operator."""
+        if self._deciding:
+            return func(*args, **(kwargs or {}))
         name = func.__name__.split(".")[0]
         if name == "lift_fresh" and not isinstance(args[0], Symbol):
             return self.symbol(self._constant(args[0]))
@@ -311,6 +376,15 @@ class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # to
             return "not computed element by element"
         shapes = {x.layout.shape for x in args if isinstance(x, Node)} - {()}
         return "operands of several shapes" if len(shapes) > 1 else "kernels have no expression for these arguments"
+
+
+def _leaf(x: Any) -> Tensor | None:
+    return x.leaf if isinstance(x, Symbol) else None
+
+
+def _on_its_own(x: Any) -> Any:
+    """Something computed, without the trace that it belongs to."""
+    return Symbol(x.node, x.device, None) if isinstance(x, Symbol) else x
 
 
 def _holds_tensor(x: Any) -> bool:
