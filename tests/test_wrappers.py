@@ -110,6 +110,78 @@ def test_low_precision_is_accumulated_in_float32_and_float64_as_it_is():
     assert tx.init(torch.ones(1)).acc_grads.dtype == torch.bfloat16
 
 
+# Absent gradients
+
+
+INNER = {
+    "sgd": of.sgd(0.1, momentum=0.9),
+    "adamw": of.adamw(0.1, weight_decay=0.1),
+    "clipped": of.chain(of.clip_by_global_norm(1.0), of.lamb(0.1)),
+    "partition": of.partition({True: of.adamw(0.1), False: of.sm3(0.1)}, of.tree.is_matrix),
+    "lbfgs memory": of.scale_by_lbfgs(3),
+}
+HAVE_B = [(True, True, False), (True, False, False), (False, True, False), (False, False, True), (True, False, True)]
+
+
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+@pytest.mark.parametrize("have_b", HAVE_B)
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_gradient_of_an_earlier_mini_step_is_not_lost(inner, have_b, mean, fused):
+    tx, params = of.multi_steps(inner, 3, use_grad_mean=mean), plain_params()
+    step = of.make_step(tx, backend="auto" if fused else "eager")
+    (p, state), (want, want_state) = [(params, tx.init(params))] * 2
+    for have in (True, True, True, *have_b, *reversed(have_b), True, True, True):
+        grads = like(params)
+        p, state = step(p, state, grads if have else {**grads, "b": None})
+        want, want_state = step(want, want_state, grads if have else {**grads, "b": torch.zeros_like(params["b"])})
+        assert_trees_equal((p, state), (want, want_state), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in INNER if name != "lbfgs memory"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("with_params", [True, False])
+def test_a_leaf_without_gradients_in_all_mini_steps_stays_as_it_is(name, dtype, with_params):
+    if not with_params and name != "sgd":
+        pytest.skip("the rule wants the parameters")
+    tx, params = of.multi_steps(INNER[name], 2), plain_params(dtype)
+    given = params if with_params else None
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(like(params), state, given)
+    for _ in range(4):
+        before = state
+        updates, state = tx.update({**like(params), "b": None}, state, given)
+        assert torch.equal(of.apply_updates(params, updates)["b"], params["b"])
+        assert of.tree.map(lambda x: x.dtype, state) == of.tree.map(lambda x: x.dtype, before)
+        flat, was = of.state_dict(state), of.state_dict(before)
+        of_b = [key for key in flat if "b" in key.split(".")]
+        assert of_b
+        assert all(torch.equal(flat[key], was[key]) for key in of_b)
+
+
+def test_absent_gradients_are_fused_and_batched():
+    tx, params = of.multi_steps(of.adamw(0.1), 2), plain_params()
+    grads = [like(params), {**like(params), "b": None}, {**like(params), "b": None}, {**like(params), "b": None}]
+    alone = follow(tx, params, grads)
+    stack = of.tree.map(lambda p: torch.stack([p, p]), params)
+    both = follow(of.stacked(tx), stack, [of.tree.map(lambda g: torch.stack([g, g]), g) for g in grads])
+    step, p, state = of.make_step(tx, backend="fused"), params, tx.init(params)
+    for one, two, g in zip(alone, both, grads, strict=True):
+        p, state = step(p, state, g)
+        assert_trees_equal(p, one, rtol=1e-12, atol=1e-14)
+        assert_trees_equal(of.tree.map(lambda x: x[1], two), one, rtol=1e-12, atol=1e-14)
+
+
+def test_apply_every_lets_out_what_came_before_an_absent_update():
+    tx, params = of.apply_every(2), {"a": torch.zeros(1), "b": torch.zeros(1)}
+    state, seen = tx.init(params), []
+    for a, b in [(1.0, 2.0), (3.0, None), (5.0, None), (7.0, 11.0), (1.0, None), (1.0, None)]:
+        updates, state = tx.update({"a": torch.tensor([a]), "b": None if b is None else torch.tensor([b])}, state)
+        seen.append(updates["b"].item())
+    assert seen == [0.0, 2.0, 0.0, 11.0, 0.0, 0.0]
+
+
 def test_extra_arguments_reach_the_inner_rule():
     w = torch.tensor([2.0])
     for wrap in (

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
@@ -29,6 +30,7 @@ def apply_every(k: int = 1) -> GradientTransformation:
 
     Shapes:
         state: count () int64; grad_acc like params (float32 for float16 and bfloat16). Memory: 1 x params.
+        An absent update adds nothing, and what came before it is let out all the same.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -50,8 +52,13 @@ def apply_every(k: int = 1) -> GradientTransformation:
     def update(
         updates: Updates, state: ApplyEvery, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ApplyEvery]:
-        total = tree.map(lambda g, acc: torch.where(state.count == 0, g, acc + g), updates, state.grad_acc)
+        def add(acc: Tensor, g: Tensor | None) -> Tensor:
+            now = torch.zeros_like(acc) if g is None else g
+            return torch.where(state.count == 0, now, acc + now)
+
+        total = tree.map(add, state.grad_acc, updates)
         out = tree.where(state.count == k - 1, total, tree.zeros_like(total))
-        return tree.cast_like(out, updates), ApplyEvery((state.count + 1) % k, tree.carry(total, state.grad_acc))
+        like = tree.map(lambda acc, g: acc if g is None else g, state.grad_acc, updates)
+        return tree.cast_like(out, like), ApplyEvery((state.count + 1) % k, tree.carry(total, state.grad_acc))
 
     return GradientTransformation(init, update)

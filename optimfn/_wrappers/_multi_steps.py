@@ -59,8 +59,8 @@ def multi_steps(
     Shapes:
         state: mini_step, gradient_step () int64; inner_opt_state that of `inner`; acc_grads like params;
             skip_state whatever the function returns. Memory: 1 x params.
-        A leaf without gradient keeps its state and gets no update; where it merely misses some of the mini steps,
-            pass zeros.
+        A gradient that is absent in a mini step adds nothing there, and its leaf gets an update all the same: that of
+            the gradients that came before, or zero. A leaf that had none, or only zeros, keeps its state inside.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -96,15 +96,28 @@ def multi_steps(
     ) -> tuple[Updates, MultiStepsState]:
         n, step, old = state.mini_step, state.gradient_step, state.acc_grads
         k = every_k_schedule(step) if callable(every_k_schedule) else every_k_schedule
-        more = tree.lerp(old, updates, 1 / tree.wide(n + 1)) if use_grad_mean else tree.add(updates, old)
-        total = tree.where(n == 0, updates, more)
+        absent = tree.map(lambda _, u: u is None, old, updates)
+        some_absent = any(tree.leaves(absent))
+        now = tree.map(lambda a, u: torch.zeros_like(a) if u is None else u, old, updates) if some_absent else updates
+        more = tree.lerp(old, now, 1 / tree.wide(n + 1)) if use_grad_mean else tree.add(now, old)
+        total = tree.where(n == 0, now, more)
         take, skip_state = torch.ones_like(n, dtype=torch.bool), state.skip_state
         if should_skip_update_fn is not None:
             skip, info = should_skip_update_fn(updates, step, params)
             take, skip_state = torch.logical_not(skip), tree.carry(info, state.skip_state)
         emit = take & (n + 1 >= k)
-        given = tree.cast_like(tree.where(emit, total, tree.zeros_like(total)), updates)
+        like = tree.map(
+            lambda a, u, p: u if u is not None else a if p is None else p,
+            old,
+            updates,
+            old if params is None else params,
+        )
+        given = tree.cast_like(tree.where(emit, total, tree.zeros_like(total)), like)
         stepped, inner_state = inner.rule(given, state.inner_opt_state, params, **extra)
+        if some_absent:
+            met = tree.map(lambda gone, x: (x != 0).any() if gone else True, absent, total)
+            stepped = tree.map(lambda x, ok: x if ok is True else torch.where(ok, x, 0), stepped, met)
+            inner_state = _keep_unless(met, inner, inner_state, state.inner_opt_state)
         left = tree.where(take, tree.where(emit, tree.zeros_like(total), total), tree.cast_like(old, total))
         return tree.where(emit, stepped, tree.zeros_like(stepped)), MultiStepsState(
             torch.where(emit, 0, n + take),
@@ -115,6 +128,12 @@ def multi_steps(
         )
 
     return GradientTransformation(init, update)
+
+
+def _keep_unless(met: Tree, inner: GradientTransformation, new: State, old: State) -> State:
+    """The new state, but the old one of the leaves that have met no gradient."""
+    marks = tree.map_params(inner, lambda _, ok: ok, new, met, transform_non_params=lambda _: True)
+    return tree.map(lambda ok, x, was: x if ok is True else torch.where(ok, x, was), marks, new, old)
 
 
 def has_updated(state: State) -> Tensor:

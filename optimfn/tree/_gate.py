@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Set, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
 from typing import Any, TypeVar
 
 import optree
@@ -27,18 +27,17 @@ def fits(updates: Updates, params: Params) -> bool:
         return True
     if type(updates) is not type(params):
         return False
+    pairs: Iterable[tuple[Any, Any]]
     if type(updates) is dict:
-        for key, u in updates.items():  # the most usual tree, and so the fastest
-            p = params.get(key)
-            if not (u.shape == p.shape if isinstance(u, Tensor) and isinstance(p, Tensor) else fits(u, p)):
-                return False
-        return True
-    if isinstance(updates, list | tuple):
-        return len(updates) == len(params) and all(map(fits, updates, params))
-    if is_leaf(updates):
+        pairs = zip(updates.values(), map(params.get, updates), strict=True)
+    elif is_leaf(updates):
         return False
-    own, others = _open(updates)[1], _open(params)[1]
-    return len(own) == len(others) and all(map(fits, own, others))
+    else:
+        own, others = (node if isinstance(node, list | tuple) else _open(node)[1] for node in (updates, params))
+        if len(own) != len(others):
+            return False
+        pairs = zip(own, others, strict=True)
+    return all(u.shape == p.shape if isinstance(u, Tensor) and isinstance(p, Tensor) else fits(u, p) for u, p in pairs)
 
 
 def check_tensors(name: str, tree: Tree) -> None:
