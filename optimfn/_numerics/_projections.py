@@ -130,7 +130,7 @@ def projection_l1_ball(tree: Tree, scale: Scalar = 1.0) -> Tree:
         >>> of.projection_l1_ball(torch.tensor([-0.5, 1.0])), of.projection_l1_ball(torch.tensor([-0.5, 0.25]))
         (tensor([-0.2500,  0.7500]), tensor([-0.5000,  0.2500]))
     """
-    return trees.where(trees.norm(tree, ord=1) <= scale, tree, projection_l1_sphere(tree, scale))
+    return trees.where(trees.norm(tree, ord=1, wide=True) <= scale, tree, projection_l1_sphere(tree, scale))
 
 
 def projection_l2_sphere(tree: Tree, scale: Scalar = 1.0) -> Tree:
@@ -151,13 +151,13 @@ def projection_l2_sphere(tree: Tree, scale: Scalar = 1.0) -> Tree:
         tensor([0.6000, 0.8000])
     """
     check_nonnegative(scale=scale)
-    norm = trees.norm(tree)
+    norm = trees.norm(tree, wide=True)
     zero = norm == 0
     factor = scale / torch.where(zero, 1.0, norm)
     even = scale / math.sqrt(max(trees.size(tree), 1))
 
     def leaf(x: Tensor) -> Tensor:
-        return trees.cast_leaf(torch.where(zero, torch.zeros_like(x) + even, x * factor), x.dtype)
+        return trees.cast_leaf(torch.where(zero, torch.zeros_like(x) + even, trees.scale(factor, x)), x.dtype)
 
     return trees.map(leaf, tree)
 
@@ -178,7 +178,7 @@ def projection_l2_ball(tree: Tree, scale: Scalar = 1.0) -> Tree:
         (tensor([0.6000, 0.8000]), tensor([0.3000, 0.4000]))
     """
     check_positive(scale=scale)
-    return trees.shrink(tree, trees.norm(tree), scale)
+    return trees.shrink(tree, trees.norm(tree, wide=True), scale)
 
 
 def projection_linf_ball(tree: Tree, scale: Scalar = 1.0) -> Tree:
@@ -257,5 +257,5 @@ def projection_halfspace(x: Tree, a: Tree, b: Scalar) -> Tree:
 
 def _along(x: Tree, a: Tree, b: Scalar) -> Tensor:
     """How many times `a` lies between `x` and the plane where the inner product with `a` is `b`."""
-    size = trees.vdot(a, a)
-    return (trees.vdot(a, x) - b) / torch.where(size == 0, 1.0, size)
+    size = trees.vdot(a, a, wide=True)
+    return (trees.vdot(a, x, wide=True) - b) / torch.where(size == 0, 1.0, size)

@@ -64,12 +64,13 @@ def safe_norm(
 
     def norm(x: Tensor, keepdim: bool) -> Tensor:
         how: dict[str, Any] = {"dim": axis, "keepdim": keepdim}
-        size: Tensor = (
-            torch.linalg.matrix_norm(x, ord, **how)
-            if matrix
-            else torch.linalg.vector_norm(x, 2 if ord is None else ord, **how)
-        )
-        return size
+        if matrix:
+            size: Tensor = torch.linalg.matrix_norm(x, ord, **how)
+        else:
+            # In float64, where squares neither overflow nor vanish.
+            how["dtype"] = tree.wide_dtype(x.dtype, x.device)
+            size = torch.linalg.vector_norm(x, 2 if ord is None else ord, **how)
+        return tree.cast_leaf(size, tree.real_dtype(x.dtype))
 
     small = norm(x, True) <= min_norm
     # Where the bound holds the norm is taken of something else, so that its gradient is not 0 / 0.

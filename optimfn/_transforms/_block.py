@@ -71,11 +71,11 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> GradientTransformation
     return _by_block("scale_by_param_block_rms", tree.rms, min_scale)
 
 
-def _by_block(rule: str, size: Callable[[Tensor], Tensor], min_scale: Scalar) -> GradientTransformation:
+def _by_block(rule: str, size: Callable[..., Tensor], min_scale: Scalar) -> GradientTransformation:
     """Multiply each leaf by the size of its parameter, but at least by `min_scale`."""
 
     def leaf(u: Tensor, p: Tensor) -> Updates:
-        return tree.scale(tree.clip(size(p), min_value=min_scale), u)
+        return tree.scale(tree.clip(size(p, wide=True), min_value=min_scale), u)
 
     def scale(updates: Updates, params: Params | None) -> Updates:
         need_params(rule, params)

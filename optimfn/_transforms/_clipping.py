@@ -43,7 +43,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
         max_norm: Largest global norm, in the unit of the updates, > 0; `math.inf` clips nothing.
 
     Shapes:
-        updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
+        updates: any leaves; their squares are accumulated in float64. state: empty.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -59,7 +59,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """
     check_positive(max_norm=max_norm)
 
-    return stateless(lambda updates, params: tree.shrink(updates, tree.norm(updates), max_norm))
+    return stateless(lambda updates, params: tree.shrink(updates, tree.norm(updates, wide=True), max_norm))
 
 
 @factory
@@ -75,7 +75,7 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
         threshold: Largest root mean square of a leaf, in the unit of the updates, > 0; `math.inf` clips nothing.
 
     Shapes:
-        updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
+        updates: any leaves; their squares are accumulated in float64. state: empty.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -89,4 +89,4 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """
     check_positive(threshold=threshold)
 
-    return stateless(lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u), threshold), updates))
+    return stateless(lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u, wide=True), threshold), updates))

@@ -216,8 +216,8 @@ _OWN = ("value_fn", "value", "grad")
 
 def slope_along(updates: Updates, grad: Updates) -> Tensor:
     """The derivative of the loss by the step along the updates."""
-    product = tree.vdot(updates, grad)
-    return tree.wide(product.real if product.is_complex() else product)
+    product = tree.vdot(updates, grad, wide=True)
+    return product.real if product.is_complex() else product
 
 
 def positive(error: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
         eps: Added to the norm, in the unit of the updates, >= 0; with 0, updates that are all zero become NaN.
 
     Shapes:
-        updates: any leaves; float16 and bfloat16 are accumulated in float32. state: empty.
+        updates: any leaves; their squares are accumulated in float64. state: empty.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -35,7 +35,7 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
     check_nonnegative(eps=eps)
 
     def normalize(updates: Updates, params: Params | None) -> Updates:
-        return tree.scale(scale_factor / (tree.norm(updates) + eps), updates)
+        return tree.scale(scale_factor / (tree.norm(updates, wide=True) + eps), updates)
 
     return stateless(normalize)
 

@@ -43,7 +43,7 @@ def scale_by_trust_ratio(
     check_nonnegative(min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps)
 
     def leaf(u: Tensor, p: Tensor) -> Updates:
-        of_p, of_u = (tree.clip(tree.norm(x), min_value=min_norm) for x in (p, u))
+        of_p, of_u = (tree.clip(tree.norm(x, wide=True), min_value=min_norm) for x in (p, u))
         known = (of_p != 0) & (of_u != 0)
         ratio = trust_coefficient * of_p / torch.where(known, of_u + eps, 1.0)
         return tree.scale(torch.where(known, ratio, 1.0), u)

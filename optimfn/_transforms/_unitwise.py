@@ -66,7 +66,7 @@ def unitwise_norm(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     on, all axes but the first. A tensor with at most one axis longer than 1 is one unit.
 
     Args:
-        x: The tensor; float16 and bfloat16 are accumulated in float32.
+        x: The tensor; its squares are accumulated in float64.
         axis: Axis or axes to take the norm over, if it is not that.
 
     Differs from: optax, which expects (in, out), (height, width, in, out) and so on: there, the first axis of a matrix
@@ -82,8 +82,11 @@ def unitwise_norm(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
         one_unit = sum(size != 1 for size in x.shape) <= 1
         axis = range(x.ndim) if one_unit else range(1, x.ndim)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=_wide(x)) if axes else x.abs()
-    return norm.expand(x.shape)
+    if not axes:
+        return x.abs()
+    wide = tree.wide_dtype(x.dtype, x.device)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=wide)
+    return tree.cast_leaf(norm, tree.real_dtype(torch.promote_types(x.dtype, torch.float32))).expand(x.shape)
 
 
 def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: float = 1e-6) -> Tensor:

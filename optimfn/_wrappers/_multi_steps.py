@@ -182,6 +182,6 @@ def skip_large_updates(
         >>> of.skip_large_updates(torch.tensor([3.0, 4.0]), torch.tensor(0), None, max_squared_norm=20.0)
         (tensor(True), {'should_skip': tensor(True), 'norm_squared': tensor(25.)})
     """
-    size = tree.norm(updates, squared=True)
+    size = tree.norm(updates, squared=True, wide=True)
     skip = ~(size < max_squared_norm)
     return skip, {"should_skip": skip, "norm_squared": size}

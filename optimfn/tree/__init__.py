@@ -47,6 +47,7 @@ from ._core import structure as structure
 from ._core import unflatten as unflatten
 from ._core import walk as walk
 from ._core import wide as wide
+from ._core import wide_dtype as wide_dtype
 from ._gate import check_shapes as check_shapes
 from ._gate import check_tensors as check_tensors
 from ._gate import fits as fits

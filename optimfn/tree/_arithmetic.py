@@ -1,7 +1,8 @@
 """Leafwise arithmetic and reductions over whole trees.
 
 A scalar is a Python number or a 0-dim tensor; it never changes the dtype of a leaf, not even of a
-0-dim leaf. Reductions accumulate float16 and bfloat16 leaves in float32.
+0-dim leaf. Sums accumulate float16 and bfloat16 leaves in float32; norms and inner products accumulate everything in
+float64, whose range holds the square of every float32, and are rounded once, at the end.
 """
 
 import builtins
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .._checks import check_choice
 from .._typing import Scalar, Tree
-from ._core import at_least_float32, cast_leaf, leaves, map
+from ._core import at_least_float32, cast_leaf, leaves, map, real_dtype, wide_dtype
 
 
 def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
@@ -173,14 +174,22 @@ def dtype(tree: Tree, mixed_dtype_handler: str | None = None) -> torch.dtype:
     return ranked[-1] if mixed_dtype_handler == "highest" else ranked[0]
 
 
-def vdot(tree_x: Tree, tree_y: Tree) -> Tensor:
-    """Inner product of two trees as if each were one long vector; the first is conjugated."""
+def vdot(tree_x: Tree, tree_y: Tree, wide: bool = False) -> Tensor:
+    """Inner product of two trees as if each were one long vector; the first is conjugated.
+
+    Args:
+        tree_x: Any tree.
+        tree_y: Another like it.
+        wide: Return it in float64, in which it is computed, rather than in the dtype of the leaves.
+    """
 
     def leaf(x: Tensor, y: Tensor) -> Tensor:
-        acc = at_least_float32(torch.promote_types(x.dtype, y.dtype))
-        return (cast_leaf(x, acc).conj() * cast_leaf(y, acc)).sum()
+        # Only one factor is copied: a product of tensors of two dtypes converts the other as it goes.
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        return (cast_leaf(x, wide_dtype(dtype, x.device)).conj() * y).sum()
 
-    return _reduce(torch.add, leaves(map(leaf, tree_x, tree_y)), 0.0)
+    total = _reduce(torch.add, leaves(map(leaf, tree_x, tree_y)), 0.0)
+    return total if wide else cast_leaf(total, _common_dtype([*leaves(tree_x), *leaves(tree_y)]))
 
 
 def sum(tree: Tree) -> Tensor:
@@ -198,13 +207,14 @@ def min(tree: Tree) -> Tensor:
     return _reduce(torch.minimum, [x.amin() for x in leaves(tree) if x.numel()], math.inf)
 
 
-def norm(tree: Tree, ord: float | None = None, squared: bool = False) -> Tensor:
+def norm(tree: Tree, ord: float | None = None, squared: bool = False, wide: bool = False) -> Tensor:
     """Vector norm of a tree as if it were one long vector, with a zero gradient at zero.
 
     Args:
-        tree: Any tree; float16 and bfloat16 leaves are accumulated in float32.
+        tree: Any tree. It is accumulated in float64, in which the squares of all float32 have room.
         ord: 1, 2 or inf; `None` means 2.
         squared: Return the square of the norm.
+        wide: Return it in float64 rather than in the dtype of the leaves, at least float32; there it may be infinite.
 
     Raises:
         ValueError: if `ord` is another number.
@@ -216,19 +226,26 @@ def norm(tree: Tree, ord: float | None = None, squared: bool = False) -> Tensor:
     """
     check_choice("ord", ord, (None, 1, 2, math.inf))
     power = 2 if ord is None else ord
-    parts = [_leaf_norm(x, power) for x in leaves(tree) if x.numel() or power != math.inf]
+    own = leaves(tree)
+    parts = [_leaf_norm(x, power) for x in own if x.numel() or power != math.inf]
     if power == math.inf:
         total = _reduce(torch.maximum, parts, 0.0)
     elif power == 1:
         total = _reduce(torch.add, parts, 0.0)
+    elif len(parts) == 1:
+        (total,) = parts
     else:
         total = torch.linalg.vector_norm(torch.stack(_together(parts))) if parts else torch.zeros(())
-    return total * total if squared else total
+    if wide:
+        total = cast_leaf(total, wide_dtype(total.dtype, total.device))
+    total = total * total if squared else total
+    return total if wide else cast_leaf(total, real_dtype(_common_dtype(own)))
 
 
-def rms(tree: Tree) -> Tensor:
-    """Root mean square of all elements of all leaves; 0 if there are none."""
-    return norm(tree) / math.sqrt(builtins.max(size(tree), 1))
+def rms(tree: Tree, wide: bool = False) -> Tensor:
+    """Root mean square of all elements of all leaves; 0 if there are none. With `wide`, as that of `norm`."""
+    root = norm(tree, wide=True) / math.sqrt(builtins.max(size(tree), 1))
+    return root if wide else cast_leaf(root, real_dtype(_common_dtype(leaves(tree))))
 
 
 def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
@@ -238,13 +255,19 @@ def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan
 
 
 def _leaf_norm(x: Tensor, power: float) -> Tensor:
-    wide_dtype = None
     if not (x.is_floating_point() or x.is_complex()):
         x = x.to(torch.get_default_dtype())
-    elif x.dtype.itemsize < 4:
-        wide_dtype = at_least_float32(x.dtype)
-    norm: Tensor = torch.linalg.vector_norm(x, ord=power, dtype=wide_dtype)
+    dtype = None if power == math.inf else wide_dtype(x.dtype, x.device)
+    norm: Tensor = torch.linalg.vector_norm(x, ord=power, dtype=dtype)
     return norm
+
+
+def _common_dtype(parts: list[Tensor]) -> torch.dtype:
+    """What a reduction of these leaves is returned in."""
+    dtypes = [x.dtype if x.is_floating_point() or x.is_complex() else torch.get_default_dtype() for x in parts]
+    if not dtypes:
+        return torch.get_default_dtype()
+    return at_least_float32(functools.reduce(torch.promote_types, dtypes))
 
 
 def _reduce(combine: Callable[..., Tensor], parts: list[Tensor], empty: Any) -> Tensor:

@@ -157,6 +157,12 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def wide_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which the squares of all numbers of `dtype` have room: float64, complex where it is."""
+    # A device without float64 makes do.
+    return torch.promote_types(dtype, torch.float32 if device.type == "mps" else torch.float64)
+
+
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 

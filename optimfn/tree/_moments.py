@@ -42,7 +42,9 @@ def init_moment(params: Params, dtype: torch.dtype | None = None, *, real: bool 
 
 def update_moment(updates: Tree, moments: Tree, decay: Scalar, order: int) -> Tree:
     """`(1 - decay) * g**order + decay * m`, in the wider dtype of the two and at least float32."""
-    return map(lambda g, m: _lerp(m, g if order == 1 else g**order, 1 - decay), updates, moments)
+    if order == 1:
+        return map(lambda g, m: _lerp(m, g, 1 - decay), updates, moments)
+    return map(lambda g, m: _mix(m, g**order, decay), updates, moments)
 
 
 def lerp(tree_x: Tree, tree_y: Tree, weight: Scalar) -> Tree:
@@ -58,7 +60,8 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Scalar, ord
             g, m = _wider(g, m)
             return torch.addcmul(m * decay, g, g, value=1 - decay)
         # Cast first: the square of a float16 is infinite from 256 on.
-        return _lerp(m, _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), 1 - decay)
+        size = _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order)
+        return _lerp(m, size, 1 - decay) if order == 1 else _mix(m, size, decay)
 
     return map(leaf, updates, moments)
 
@@ -146,6 +149,12 @@ def _lerp(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
     y, x = _wider(y, x)
     # lerp wants a tensor weight in the dtype of the leaf.
     return torch.lerp(x, y, cast_leaf(weight, x.dtype) if isinstance(weight, Tensor) else weight)
+
+
+def _mix(x: Tensor, y: Tensor, decay: Scalar) -> Tensor:
+    """A running mean as a sum: squares may be infinite, and a lerp from infinity to infinity is NaN."""
+    x, y = _wider(x, y)
+    return cast_leaf(x * decay + y * (1 - decay), x.dtype)
 
 
 def _magnitude(g: Tensor, order: int) -> Tensor:

@@ -10,6 +10,7 @@ from ..._base import GradientTransformation
 from ..._checks import check_nonnegative, check_nonpositive
 from ..._recipe import factory
 from ..._typing import Count, Params, Scalar, Updates
+from ._factored import mixed
 
 
 class RowColState(NamedTuple):
@@ -78,14 +79,15 @@ def scale_by_row_col_rms(beta2_decay: Scalar = -0.8, eps: Scalar | None = None) 
         weight = tree.wide(count) ** beta2_decay
         g = tree.map(lambda u: tree.cast_leaf(u, torch.promote_types(u.dtype, torch.float32)), updates)
         square = tree.abs_sq(g)
-        row = tree.lerp(state.v_row, tree.map(_row, square), weight)
-        col = tree.lerp(state.v_col, tree.map(_col, square), weight)
-        v = tree.lerp(state.v, tree.map(_rest, square), weight)
+        row = mixed(state.v_row, tree.map(_row, square), weight)
+        col = mixed(state.v_col, tree.map(_col, square), weight)
+        v = mixed(state.v, tree.map(_rest, square), weight)
 
         def leaf(g: Tensor, r: Tensor, c: Tensor, v: Tensor) -> Tensor:
             if _is_factored(g):
                 # The inner axis of the matrix product R C has length one, so it is an elementwise product.
-                v = r * c / tree.clip(_col(r), min_value=_floor(r, eps))
+                mean = tree.clip(_col(r), min_value=_floor(r, eps))
+                v = torch.where(torch.isinf(mean), mean, r * c / mean)  # squares without room stop the leaf
             return g * torch.rsqrt(tree.clip(v, min_value=_floor(v, eps) ** 2))
 
         direction = tree.map(leaf, g, row, col, v)

@@ -24,7 +24,7 @@ from ..._transforms._clipping import clip_by_block_rms
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
 from ..._transforms._rate import scale, scale_by_learning_rate
-from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
+from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Tree, Updates
 
 
 class FactoredState(NamedTuple):
@@ -124,7 +124,8 @@ def scale_by_factored_rms(
         if two is None:
             return g * torch.rsqrt(v)
         second, first = two
-        row = row / row.mean(second - (second > first), keepdim=True)
+        mean = row.mean(second - (second > first), keepdim=True)
+        row = torch.where(torch.isinf(mean), mean, row / mean)  # squares without room stop the leaf, as in Adam
         return g * torch.rsqrt(row).unsqueeze(first) * torch.rsqrt(col).unsqueeze(second)
 
     def update(
@@ -134,11 +135,16 @@ def scale_by_factored_rms(
         weight = 1 - decay(state.count)
         square = tree.map(lambda s: tree.cast_leaf(s + epsilon, s.dtype), tree.abs_sq(updates))
         olds = (state.v_row, state.v_col, state.v)
-        news = [tree.lerp(old, tree.map(part(which), square), weight) for which, old in enumerate(olds)]
+        news = [mixed(old, tree.map(part(which), square), weight) for which, old in enumerate(olds)]
         direction = tree.map(leaf, updates, *news)
         return tree.cast_like(direction, updates), FactoredState(state.count + 1, *map(tree.carry, news, olds))
 
     return GradientTransformation(init, update)
+
+
+def mixed(old: Tree, new: Tree, weight: Scalar) -> Tree:
+    """`old + weight (new - old)` as a sum of two products, which is not NaN where both are infinite."""
+    return tree.add(tree.scale(weight, new), tree.scale(1 - weight, old))
 
 
 @factory

@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ... import tree
 from ..._base import GradientTransformation, chain, identity
 from ..._checks import check_decay, check_momentum, check_nonnegative
@@ -137,13 +140,17 @@ def scale_by_stddev(
         nu = tree.update_moment_per_elem_norm(updates, state.nu, decay, 2)
         mu_hat = tree.bias_correction(mu, decay, count) if bias_correction else mu
         nu_hat = tree.bias_correction(nu, decay, count) if bias_correction else nu
-        variance = tree.clip(tree.sub(nu_hat, tree.abs_sq(mu_hat)), min_value=0.0)
+        variance = tree.clip(tree.map(_less, nu_hat, tree.abs_sq(mu_hat)), min_value=0.0)
         direction = _divide(updates, variance, eps, eps_in_sqrt)
         return tree.cast_like(direction, updates), ScaleByRStdDevState(
             count, tree.carry(mu, state.mu), tree.carry(nu, state.nu)
         )
 
     return GradientTransformation(init, update)
+
+
+def _less(v: Tensor, square: Tensor) -> Tensor:
+    return torch.where(torch.isinf(v), v, v - square)  # infinity less infinity is NaN
 
 
 @factory

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, chain
@@ -17,7 +18,7 @@ class ScaleByNovogradState(NamedTuple):
 
     count: Count  # () int64, steps taken
     mu: Updates  # decayed sum of the normalised gradients, like params
-    nu: Updates  # running mean of the squared norm of the gradient, one () real per leaf
+    nu: Updates  # running mean of the squared norm of the gradient, one () float64 per leaf
 
 
 @factory
@@ -47,8 +48,8 @@ def scale_by_novograd(
         mu_dtype: Dtype of `mu`; `None` means that of the leaf, float32 for float16 and bfloat16.
 
     Shapes:
-        params: needed. state: count () int64; mu like params; nu one () per leaf, real (float32 for float16
-            and bfloat16). Memory: 1 x params.
+        params: needed. state: count () int64; mu like params; nu one () float64 per leaf.
+            Memory: 1 x params.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -69,7 +70,7 @@ def scale_by_novograd(
     check_dtype(mu_dtype=mu_dtype)
 
     def init(params: Params) -> ScaleByNovogradState:
-        nu = tree.init_moment(tree.map(lambda p: p.new_zeros(()), params), real=True)
+        nu = tree.map(lambda p: p.new_zeros((), dtype=tree.wide_dtype(torch.float32, p.device)), params)
         return ScaleByNovogradState(tree.count(params), tree.init_moment(params, mu_dtype), nu)
 
     def update(
@@ -77,9 +78,9 @@ def scale_by_novograd(
     ) -> tuple[Updates, ScaleByNovogradState]:
         need_params("scale_by_novograd", params)
         first = state.count == 0
-        size = tree.map(lambda g: tree.norm(g, squared=True), updates)
+        size = tree.map(lambda g: tree.norm(g, squared=True, wide=True), updates)
         nu = tree.where(first, size, tree.lerp(state.nu, size, 1 - b2))
-        scaled = tree.div_by_root(updates, nu, eps, eps_root)
+        scaled = tree.map(lambda g, v: _over(g, torch.sqrt(v + eps_root) + eps), updates, nu)
         step = tree.add_scale(scaled, weight_decay, params)
         mu = tree.map(lambda d, m: torch.where(first, d, tree.add_scale(d, b1, m)), step, state.mu)
         return tree.cast_like(mu, updates), ScaleByNovogradState(
@@ -87,6 +88,11 @@ def scale_by_novograd(
         )
 
     return GradientTransformation(init, update)
+
+
+def _over(g: Tensor, size: Tensor) -> Tensor:
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    return tree.cast_leaf(tree.cast_leaf(g, dtype) / size, dtype)
 
 
 @factory

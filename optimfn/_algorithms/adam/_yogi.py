@@ -65,9 +65,9 @@ def scale_by_yogi(
         return ScaleByAdamState(tree.count(params), *[tree.full_like(m, initial_accumulator_value) for m in moments])
 
     def towards(square: Tensor, v: Tensor) -> Tensor:
-        return tree.cast_leaf(
-            v - (1 - b2) * torch.sign(v - square) * square, torch.promote_types(v.dtype, square.dtype)
-        )
+        moved = v - (1 - b2) * torch.sign(v - square) * square
+        # Nothing is added to or taken from infinity: their difference is NaN.
+        return tree.cast_leaf(torch.where(torch.isinf(v), v, moved), torch.promote_types(v.dtype, square.dtype))
 
     def update(
         updates: Updates, state: ScaleByAdamState, params: Params | None = None, **extra: Any

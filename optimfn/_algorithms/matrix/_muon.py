@@ -64,7 +64,7 @@ def orthogonalize(
         if g.is_complex():
             raise ValueError(f"orthogonalize takes real leaves only, got one of {g.dtype}")
         x = g.bfloat16().mT if rows > cols else g.bfloat16()
-        x = x / tree.clip(x.norm(), min_value=eps)
+        x = x / tree.clip(tree.cast_leaf(tree.norm(x), x.dtype), min_value=eps)
         for _ in range(ns_steps):
             gram = x @ x.mT
             polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)

@@ -151,7 +151,7 @@ def lbfgs(
 
 
 def _gamma(g: Updates, y: Updates, curvature: Tensor, later: Tensor) -> Tensor:
-    size, norm = tree.wide(tree.norm(y, squared=True)), tree.wide(tree.norm(g))
+    size, norm = tree.norm(y, squared=True, wide=True), tree.norm(g, wide=True)
     scaled = torch.where(size > 0, curvature / torch.where(size > 0, size, 1.0), 1.0)
     return torch.where(later, scaled, 1 / torch.clamp(norm, min=1.0))
 
@@ -169,8 +169,8 @@ def _two_loops(g: Updates, s: Updates, y: Updates, weights: Tensor, gamma: Any) 
 
 
 def _dot(x: Updates, y: Updates) -> Tensor:
-    product = tree.vdot(x, y)
-    return tree.wide(product.real if product.is_complex() else product)
+    product = tree.vdot(x, y, wide=True)
+    return product.real if product.is_complex() else product
 
 
 def _row(memory: Updates, i: int) -> Updates:

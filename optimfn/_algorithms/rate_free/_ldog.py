@@ -15,8 +15,8 @@ from ..._typing import Params, Scalar, Updates
 class ScaleByDistanceOverGradientsState(NamedTuple):
     """How far each leaf has come, and by how much gradient."""
 
-    max_dist: Updates  # largest distance from the start, one () real per leaf
-    grad_sum_of_squares: Updates  # sum of the squared norms of the gradient, one () real per leaf
+    max_dist: Updates  # largest distance from the start, one () float64 per leaf
+    grad_sum_of_squares: Updates  # sum of the squared norms of the gradient, one () float64 per leaf
     init_params: Params  # the parameters at the start, like params
 
 
@@ -46,8 +46,7 @@ def scale_by_distance_over_gradients(
 
     Shapes:
         params: needed.
-        state: max_dist, grad_sum_of_squares one () per leaf (float32 for float16 and bfloat16); init_params like
-            params. Memory: 1 x params.
+        state: max_dist, grad_sum_of_squares one () float64 per leaf; init_params like params. Memory: 1 x params.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -69,9 +68,9 @@ def scale_by_distance_over_gradients(
     check_number(global_scale=global_scale)
 
     def init(params: Params) -> ScaleByDistanceOverGradientsState:
-        one = tree.init_moment(tree.map(lambda p: p.new_zeros(()), params), real=True)
-        dist = tree.map(lambda zero, p: zero + reps_rel * (1 + tree.norm(p)), one, params)
-        return ScaleByDistanceOverGradientsState(tree.cast_like(dist, one), one, tree.map(_copy, params))
+        sums = tree.map(lambda p: p.new_zeros((), dtype=tree.wide_dtype(torch.float32, p.device)), params)
+        dist = tree.map(lambda zero, p: zero + reps_rel * (1 + tree.norm(p, wide=True)), sums, params)
+        return ScaleByDistanceOverGradientsState(dist, sums, tree.map(_copy, params))
 
     def _copy(p: Tensor) -> Tensor:
         dtype = p.dtype if param_dtype is None else param_dtype
@@ -81,10 +80,10 @@ def scale_by_distance_over_gradients(
         updates: Updates, state: ScaleByDistanceOverGradientsState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByDistanceOverGradientsState]:
         need_params("scale_by_distance_over_gradients", params)
-        size = tree.map(lambda g: tree.norm(g, squared=True), updates)
+        size = tree.map(lambda g: tree.norm(g, squared=True, wide=True), updates)
         sums = tree.add(size, state.grad_sum_of_squares)
-        away = tree.map(lambda _, p, start: tree.norm(p - start), updates, params, state.init_params)
-        dist = tree.map(torch.maximum, away, tree.cast_like(state.max_dist, away))
+        away = tree.map(lambda _, p, start: tree.norm(p - start, wide=True), updates, params, state.init_params)
+        dist = tree.map(torch.maximum, away, state.max_dist)
         step = tree.map(lambda r, total: global_scale * r / torch.sqrt(total + eps), dist, sums)
         return tree.map(lambda eta, g: tree.scale(eta, g), step, updates), ScaleByDistanceOverGradientsState(
             tree.carry(dist, state.max_dist), tree.carry(sums, state.grad_sum_of_squares), state.init_params

@@ -57,12 +57,14 @@ def scale_by_polyak(
     ) -> tuple[Updates, EmptyState]:
         if value is None:
             raise ValueError("scale_by_polyak needs the loss: call tx.update(updates, state, params, value=loss)")
-        size = tree.wide(tree.norm(updates, squared=True)) + eps
+        size = tree.norm(updates, squared=True, wide=True) + eps
         gap = tree.wide(value).to(size.device) - f_min
         gap = torch.clamp(gap, min=0) if variant == "sps+" else gap
         flat = size <= torch.finfo(torch.float64).eps
         step = torch.minimum(gap / torch.where(flat, 1.0, size), torch.zeros_like(size) + max_learning_rate)
-        return tree.scale(torch.where(flat, 0.0, step), updates), state
+        # In two products: the step of a large gradient is too small for float32, that of its direction is not.
+        norm = torch.sqrt(torch.where(flat, 1.0, size))
+        return tree.scale(torch.where(flat, 0.0, step * norm), tree.scale(1 / norm, updates)), state
 
     return GradientTransformation(init_empty_state, update)
 
