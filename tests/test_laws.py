@@ -14,6 +14,7 @@ import torch._dynamo.testing
 from case import Case, ScheduleCase
 from cases import CASES, SCHEDULES
 from helpers import (
+    as_reals,
     assert_close_to,
     assert_fused_equals_eager,
     assert_trees_equal,
@@ -597,3 +598,67 @@ BAD = [
 def test_bad_arguments_are_named_at_construction(case: Case, changes, error, words):
     with pytest.raises(error, match=words):
         case.tx(**changes)
+
+
+# 13. Range: finite in, finite out, and in the right direction
+
+# The rules that keep squares (or bounds on their sums) in float32, which ends where they are of numbers of 1.8e19. What
+# is then infinite stops the leaf, as in optax and torch; it does not make NaN. A state in float64 would take twice the
+# memory, and the root of the second moment as a state would be another rule.
+SQUARES = frozenset(
+    ["adabelief", "adabelief_nesterov", "adadelta", "adadelta_masked", "adafactor", "adafactor_as_torch", "adafactor_as_torch_decayed", "adafactor_unclipped", "adafactor_with_all", "adagrad", "adagrad_as_torch", "adam", "adam_nesterov", "adamw", "adamw_scheduled", "adan", "amsgrad", "amsgrad_as_torch", "amsgrad_biased_mu", "amsgrad_of_the_paper", "apply_if_finite", "conditionally_mask", "conditionally_transform", "flatten", "inject_hyperparams", "lamb", "multi_steps", "multi_steps_sum", "nadam", "nadamw", "optimistic_adam", "optimistic_adam_of_itself", "optimistic_adam_v2", "rmsprop", "rmsprop_as_torch", "rmsprop_centered_as_torch", "scale_by_adadelta", "scale_by_adam", "scale_by_adan", "scale_by_amsgrad", "scale_by_amsgrad_of_raw", "scale_by_belief", "scale_by_factored_rms", "scale_by_factored_rms_whole", "scale_by_nadam", "scale_by_nadam_fast", "scale_by_rms", "scale_by_rms_debiased", "scale_by_row_col_rms", "scale_by_rss", "scale_by_rss_from_nothing", "scale_by_sm3", "scale_by_sparse_adam", "scale_by_stddev", "scale_by_stddev_debiased", "scale_by_yogi", "selective_transform", "sm3", "stacked", "stacked_factory", "yogi"]
+)
+# These call a sum of squares of 0 no information, and stand still; for the others eps decides.
+NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})
+# Their maths needs a loss, and that of the cases has fourth powers.
+NEEDS_A_LOSS = frozenset(case.name for case in CASES if "linesearch" in case.name or "lbfgs" in case.name)
+EXEMPT = {1e25: SQUARES | {"minimize_by_lbfgs", "minimize_by_lbfgs_with_line_search"}, 1e-25: NOTHING_SEEN}
+
+
+def _one_vector(tree):
+    return torch.cat([as_reals(x).flatten() for x in of.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("of_params", [1.0, None], ids=["of gradients", "of all"])
+@pytest.mark.parametrize("scale", EXEMPT, ids=str)
+@cases("range")
+def test_finite_gradients_of_any_scale_give_finite_updates_in_the_right_direction(case: Case, scale, of_params):
+    if of_params is None and case.name in NEEDS_A_LOSS:
+        pytest.skip("its maths needs a loss, and that of the case has fourth powers")
+    params = of.tree.scale(of_params or scale, wide_params())
+    gradients = [of.tree.scale(scale, like(params)) for _ in range(3)]
+    exact = of.tree.cast((params, gradients), torch.float64)
+    for got, want in zip(_updates(case, params, gradients), _updates(case, *exact), strict=True):
+        got, want = _one_vector(got), _one_vector(want)
+        size = want.abs().max()
+        if not 1e-37 < size < 1e37:
+            # What is right is no float32; but nothing may come of nothing.
+            assert size > 0 or not got.any()
+            continue
+        assert got.isfinite().all()
+        if case.name not in EXEMPT[scale]:
+            assert torch.nn.functional.cosine_similarity(got / size, want / size, dim=0) > 0.99
+
+
+def _updates(case, params, gradients):
+    tx = case.tx()
+    state = tx.init(params)
+    for grads in gradients:
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+        yield updates
+
+
+@pytest.mark.parametrize("scale", EXEMPT, ids=str)
+@cases("fused")
+def test_fused_steps_equal_eager_steps_at_any_scale(case: Case, scale):
+    tx = case.tx(**case.tensors())
+    fused, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+    params = wide_params()
+    state = tx.init(params)
+    for _ in range(3):
+        grads = of.tree.scale(scale, like(params))
+        want = eager(params, state, grads)
+        accurate = eager(*[of.tree.map(_widened, x) for x in (params, state, grads)])
+        assert_fused_equals_eager(fused, fused(*of.tree.map(torch.clone, (params, state)), grads), want, accurate)
+        params, state = want

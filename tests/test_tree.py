@@ -343,3 +343,34 @@ def test_other_containers():
     assert list(doubled) == ["b", "a"]
     assert list(tree.scale(2.0, {"b": torch.ones(1), "a": torch.ones(1)})) == ["b", "a"]
     assert tree.broadcast(True, nested())["a"][2].right == (True,)
+
+
+RANGE = [torch.tensor([3e20, 4e20]), torch.tensor([3e-25, 4e-25]), torch.tensor([2e38, 2e38, 2e38, 2e38])]
+
+
+@pytest.mark.parametrize("x", RANGE, ids=str)
+def test_norms_of_finite_leaves_neither_overflow_nor_vanish(x):
+    norm = x.double().norm()
+    torch.testing.assert_close(of.tree.norm(x, wide=True), norm)
+    torch.testing.assert_close(of.tree.norm([x[:1], x[1:]], wide=True), norm)
+    torch.testing.assert_close(of.tree.norm(x, squared=True, wide=True), norm**2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(of.tree.vdot(x, x, wide=True), norm**2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(of.tree.rms(x), (norm / len(x) ** 0.5).float())
+    clip = of.chain(of.clip_by_global_norm(norm.item() / 4), of.scale(1.0))
+    for backend in ("eager", "fused"):
+        got, _ = of.make_step(clip, backend=backend)(torch.zeros_like(x), clip.init(x), x)
+        torch.testing.assert_close(got / norm, x / 4 / norm, check_dtype=False)
+    torch.testing.assert_close(of.projection_l2_sphere(x), (x / norm).float())
+    torch.testing.assert_close(of.unitwise_norm(x[:2]), x[:2].double().norm().float().expand(2))
+    assert torch.func.grad(of.tree.norm)(x).isfinite().all()
+
+
+def test_norms_of_leaves_are_in_the_dtype_of_the_leaves_at_least_float32():
+    for dtype, want in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.complex64, torch.float32),
+    ):
+        x = torch.ones(3, dtype=dtype)
+        assert of.tree.norm(x).dtype == of.tree.rms(x).dtype == of.tree.norm(x, squared=True).dtype == want
+        assert of.tree.norm(x, wide=True).dtype == of.tree.rms(x, wide=True).dtype == torch.float64

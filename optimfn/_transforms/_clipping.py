@@ -89,4 +89,6 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """
     check_positive(threshold=threshold)
 
-    return stateless(lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u, wide=True), threshold), updates))
+    return stateless(
+        lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u, wide=True), threshold), updates)
+    )

@@ -56,8 +56,10 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Scalar, ord
     """`(1 - decay) * |g|**order + decay * m`; real also where `g` is complex."""
 
     def leaf(g: Tensor, m: Tensor) -> Tensor:
-        if order == 2 and not g.is_complex() and not isinstance(decay, Tensor):
+        if order == 2 and not g.is_complex():
             g, m = _wider(g, m)
+            if isinstance(decay, Tensor):  # the same products, as no `value` of torch is a tensor
+                return torch.addcmul(*[cast_leaf(x, m.dtype) for x in (m * decay, g * (1 - decay), g)])
             return torch.addcmul(m * decay, g, g, value=1 - decay)
         # Cast first: the square of a float16 is infinite from 256 on.
         size = _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order)

@@ -1,5 +1,6 @@
 """L-BFGS, which evaluates the loss by itself."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -198,7 +199,7 @@ def iterate(
         return x, memory
     for remaining in reversed(range(settings.max_iter)):
         memory = _turn(memory, f, g, settings, free)
-        slope = on_host(g.dot(memory.d))
+        slope = on_host(_dot(g, memory.d))
         if slope > -settings.tolerance_change:
             break
         count = 0
@@ -270,14 +271,14 @@ def _turn(memory: Memory, f: float, g: Tensor, settings: Settings, free: Tensor 
 def _push(memory: Memory, g: Tensor, history_size: int) -> Memory:
     """Add the pair of the last step if its curvature is positive."""
     y, s = g - memory.prev_g, memory.d * memory.t
-    ys = y.dot(s)
+    ys = _dot(y, s)
     if not on_host(ys) > 1e-10:
         return memory
     return memory._replace(
         y=(*memory.y, y)[-history_size:],
         s=(*memory.s, s)[-history_size:],
         rho=(*memory.rho, 1.0 / ys)[-history_size:],
-        gamma=ys / y.dot(y),
+        gamma=ys / _dot(y, y),
     )
 
 
@@ -294,6 +295,15 @@ def _two_loops(memory: Memory, g: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return r, tuple(reversed(alpha))
 
 
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """As torch computes it; in float64 where that overflows."""
+    product = x.dot(y)
+    if not math.isfinite(on_host(product)):
+        wide = tree.wide_dtype(x.dtype, x.device)
+        product = tree.cast_leaf(x, wide).dot(tree.cast_leaf(y, wide))
+    return product
+
+
 def _search(
     evaluate: Evaluate, x: Sequence[Tensor], origin: Trial, memory: Memory, max_steps: int
 ) -> tuple[Trial, int]:
@@ -301,7 +311,7 @@ def _search(
 
     def phi(t: Real) -> Trial:
         f, g = evaluate(shift(x, t, memory.d))
-        return Trial(t, f, on_host(g.dot(memory.d)), g)
+        return Trial(t, f, on_host(_dot(g, memory.d)), g)
 
     return strong_wolfe(phi, origin, memory.t, largest(memory.d), max_steps=max_steps)
 
@@ -344,7 +354,9 @@ def _unpack(state: MinimizeByLbfgsState) -> Memory:
 def _pack(memory: Memory, old: MinimizeByLbfgsState) -> MinimizeByLbfgsState:
     def tensor(value: Any, was: Tensor) -> Tensor:
         if isinstance(value, tuple):
-            return torch.cat([torch.stack(value), torch.zeros_like(was[len(value) :])]) if value else was
+            if not value:
+                return was
+            return torch.cat([torch.stack(value).to(was.dtype), torch.zeros_like(was[len(value) :])])
         return value.to(was) if isinstance(value, Tensor) else torch.full_like(was, value)
 
     new = {**memory._asdict(), "count": old.count + 1, "pairs": len(memory.y)}
