@@ -44,7 +44,7 @@ def update_moment(updates: Tree, moments: Tree, decay: Scalar, order: int) -> Tr
     """`(1 - decay) * g**order + decay * m`, in the wider dtype of the two and at least float32."""
     if order == 1:
         return map(lambda g, m: _lerp(m, g, 1 - decay), updates, moments)
-    return map(lambda g, m: _mix(m, g**order, decay), updates, moments)
+    return map(lambda g, m: _mix(m, g**order, 1 - decay), updates, moments)
 
 
 def lerp(tree_x: Tree, tree_y: Tree, weight: Scalar) -> Tree:
@@ -56,14 +56,11 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Scalar, ord
     """`(1 - decay) * |g|**order + decay * m`; real also where `g` is complex."""
 
     def leaf(g: Tensor, m: Tensor) -> Tensor:
-        if order == 2 and not g.is_complex():
+        if order == 2 and not g.is_complex() and not isinstance(decay, Tensor):
             g, m = _wider(g, m)
-            if isinstance(decay, Tensor):  # the same products, as no `value` of torch is a tensor
-                return torch.addcmul(*[cast_leaf(x, m.dtype) for x in (m * decay, g * (1 - decay), g)])
             return torch.addcmul(m * decay, g, g, value=1 - decay)
         # Cast first: the square of a float16 is infinite from 256 on.
-        size = _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order)
-        return _lerp(m, size, 1 - decay) if order == 1 else _mix(m, size, decay)
+        return _mix(m, _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), 1 - decay)
 
     return map(leaf, updates, moments)
 
@@ -153,10 +150,10 @@ def _lerp(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
     return torch.lerp(x, y, cast_leaf(weight, x.dtype) if isinstance(weight, Tensor) else weight)
 
 
-def _mix(x: Tensor, y: Tensor, decay: Scalar) -> Tensor:
-    """A running mean as a sum: squares may be infinite, and a lerp from infinity to infinity is NaN."""
-    x, y = _wider(x, y)
-    return cast_leaf(x * decay + y * (1 - decay), x.dtype)
+def _mix(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
+    """`_lerp` of squares, which may be infinite, and then stay so: from infinity to infinity it is NaN."""
+    mixed = _lerp(x, y, weight)
+    return torch.where(torch.isinf(x), cast_leaf(x, mixed.dtype), mixed)
 
 
 def _magnitude(g: Tensor, order: int) -> Tensor:

@@ -66,7 +66,7 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6) -> GradientTransfor
         e_g = tree.update_moment_per_elem_norm(updates, state.e_g, rho, 2)
         whitened = tree.div_by_root(updates, e_g, 0.0, eps)
         direction = tree.map(lambda w, e_x: w * torch.sqrt(e_x + eps), whitened, state.e_x)
-        e_x = tree.lerp(state.e_x, tree.abs_sq(direction), 1 - rho)
+        e_x = tree.update_moment_per_elem_norm(direction, state.e_x, rho, 2)
         return tree.cast_like(direction, updates), ScaleByAdaDeltaState(
             tree.carry(e_g, state.e_g), tree.carry(e_x, state.e_x)
         )
