@@ -42,9 +42,7 @@ def init_moment(params: Params, dtype: torch.dtype | None = None, *, real: bool 
 
 def update_moment(updates: Tree, moments: Tree, decay: Scalar, order: int) -> Tree:
     """`(1 - decay) * g**order + decay * m`, in the wider dtype of the two and at least float32."""
-    if order == 1:
-        return map(lambda g, m: _lerp(m, g, 1 - decay), updates, moments)
-    return map(lambda g, m: _mix(m, g**order, 1 - decay), updates, moments)
+    return map(lambda g, m: _lerp(m, g if order == 1 else g**order, 1 - decay), updates, moments)
 
 
 def lerp(tree_x: Tree, tree_y: Tree, weight: Scalar) -> Tree:
@@ -59,8 +57,8 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Scalar, ord
         if order == 2 and not g.is_complex() and not isinstance(decay, Tensor):
             g, m = _wider(g, m)
             return torch.addcmul(m * decay, g, g, value=1 - decay)
-        # Cast first: the square of a float16 is infinite from 256 on.
-        return _mix(m, _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), 1 - decay)
+        # Cast first: the square of a float16 is infinite from 256 on. From infinity to infinity a lerp is NaN.
+        return m.where(m.isinf(), _lerp(m, _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), 1 - decay))
 
     return map(leaf, updates, moments)
 
@@ -148,12 +146,6 @@ def _lerp(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
     y, x = _wider(y, x)
     # lerp wants a tensor weight in the dtype of the leaf.
     return torch.lerp(x, y, cast_leaf(weight, x.dtype) if isinstance(weight, Tensor) else weight)
-
-
-def _mix(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
-    """`_lerp` of squares, which may be infinite, and then stay so: from infinity to infinity it is NaN."""
-    mixed = _lerp(x, y, weight)
-    return torch.where(torch.isinf(x), cast_leaf(x, mixed.dtype), mixed)
 
 
 def _magnitude(g: Tensor, order: int) -> Tensor:

@@ -61,7 +61,7 @@ def scale_by_sparse_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-
         updates = tree.map(lambda g: g.coalesce() if g.is_sparse else g, updates)
         g = tree.map(lambda g: g.values() if g.is_sparse else g, updates)
         mu = tree.update_moment(g, tree.map(_rows, updates, state.mu), b1, 1)
-        nu = tree.update_moment(g, tree.map(_rows, updates, state.nu), b2, 2)
+        nu = tree.update_moment_per_elem_norm(g, tree.map(_rows, updates, state.nu), b2, 2)
         correction = tree.one_minus_power(b2, count).sqrt() / tree.one_minus_power(b1, count)
         direction = tree.scale(correction, tree.div_by_root(mu, nu, eps))
         return tree.map(_spread, updates, tree.cast_like(direction, g)), ScaleByAdamState(
