@@ -1,5 +1,6 @@
 """What steps have in common: one trace for equal rules and kinds, and for all patterns of absent gradients."""
 
+import functools
 import gc
 
 import pytest
@@ -143,3 +144,103 @@ class TestSharedPrograms:
                 want = eager(*models[number], grads)
                 take(grads)
                 assert_trees_equal(models[number], want, rtol=1e-5, atol=1e-6)
+
+
+def patterns(params, number, seed=0):
+    """Gradients of which any may be absent."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(number):
+        here = torch.rand(len(params), generator=generator) < 0.5
+        yield {name: torch.randn_like(p) if x else None for (name, p), x in zip(params.items(), here, strict=True)}
+
+
+class TestAbsentGradients:
+    @pytest.mark.parametrize("bound", [False, True], ids=["step", "bound"])
+    def test_all_patterns_have_one_trace(self, traces, bound):
+        tx = of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1, mask=of.tree.is_matrix))
+        params = {str(i): torch.randn(4, 3) if i % 2 else torch.randn(5) for i in range(12)}
+        state = tx.init(params)
+        own, want = of.tree.map(torch.clone, (params, state)), (params, state)
+        step, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+        take = step.bind(*own) if bound else lambda grads: step(*own, grads)
+        for grads in patterns(params, 40):
+            take(grads)
+            want = eager(*want, grads)
+            assert_trees_equal(own, want, rtol=1e-5, atol=1e-6)
+        # The first, that of all gradients, and some to see that it is right to leave out.
+        count = len(traces)
+        assert count <= 6
+
+        other = of.tree.map(torch.clone, (params, tx.init(params)))
+        again = of.make_step(tx.replace(), donate=True, backend="fused").bind(*other)
+        for grads in patterns(params, 5, seed=1):
+            again(grads)
+        assert len(traces) == count
+
+    def test_sums_of_leaves_go_over_those_that_are_there(self, traces):
+        def update(updates, state, params, **extra):
+            total, most = of.tree.sum(updates), of.tree.max(updates)
+            finite = functools.reduce(torch.logical_and, [u.isfinite().all() for u in of.tree.leaves(updates)])
+            return of.tree.map(lambda u: torch.where(finite, u * total + most, u), updates), (state[0] + total, most)
+
+        tx = of.GradientTransformation(lambda params: (torch.zeros(()), torch.zeros(())), update)
+        params = {name: torch.randn(7) for name in "abcdef"}
+        step, eager, state = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager"), tx.init(params)
+        for grads in patterns(params, 20):
+            if any(g is not None for g in grads.values()):
+                got, (params, state) = step(params, state, grads), eager(params, state, grads)
+                assert_trees_equal(got, (params, state), rtol=1e-5, atol=1e-6)
+        assert len(traces) <= 5
+
+    def test_numbers_that_depend_on_the_pattern_are_seen(self, traces):
+        def update(updates, state, params, **extra):
+            return of.tree.scale(float(of.tree.size(updates)), updates), state
+
+        tx, params = of.GradientTransformation(lambda params: (), update), {name: torch.zeros(4) for name in "abcd"}
+        step = of.make_step(tx, backend="fused")
+        for grads in patterns(params, 20):
+            new, _ = step(params, (), grads)
+            size = sum(g is not None for g in grads.values()) * 4.0
+            for name, g in grads.items():
+                assert torch.equal(new[name], params[name] if g is None else g * size)
+
+    def test_a_rule_that_treats_one_leaf_apart_is_seen(self, traces):
+        def update(updates, state, params, **extra):
+            moved = {
+                name: state[name] + 1 if name == "d" or g is not None else state[name] for name, g in updates.items()
+            }
+            return updates, moved
+
+        tx = of.GradientTransformation(lambda params: of.tree.zeros_like(params), update)
+        params = {name: torch.zeros(4) for name in "abcd"}
+        step, eager, state = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager"), tx.init(params)
+        for grads in patterns(params, 12):
+            got, (params, state) = step(params, state, grads), eager(params, state, grads)
+            assert_trees_equal(got, (params, state))
+
+    def test_gradients_of_other_kinds_come_back(self):
+        tx, params = of.adam(0.1), {name: torch.randn(6, 4) for name in "abc"}
+        step, eager, state = of.make_step(tx, backend="fused"), of.make_step(tx, backend="eager"), tx.init(params)
+        kinds = [lambda g: g, torch.Tensor.double, lambda g: g.T.contiguous().T, torch.Tensor.bfloat16]
+        for number, grads in enumerate(patterns(params, 24)):
+            grads = {name: g if g is None else kinds[number // 3 % 4](g) for name, g in grads.items()}
+            got, (params, state) = step(params, state, grads), eager(params, state, grads)
+            assert_trees_equal(got, (params, state), rtol=1e-5, atol=1e-6)
+
+    def test_memory_stays_as_it_is(self):
+        tx, params = of.adam(0.1), {str(i): torch.randn(3) for i in range(24)}
+        bound = of.make_step(tx, donate=True, backend="fused").bind(params, tx.init(params))
+        sizes = []
+        for seed in range(3):
+            for grads in patterns(params, 200, seed):
+                bound(grads)
+            gc.collect()
+            sizes.append(len(gc.get_objects()))
+        assert sizes[2] <= sizes[1] + 50
+
+    def test_one_frozen_part_of_a_tree_is_planned_for_itself(self, traces):
+        tx, params = of.adam(0.1), wide_params()
+        step, state = of.make_step(tx, donate=True, backend="fused"), of.adam(0.1).init(params)
+        for _ in range(3):
+            step(params, state, {**like(params), "a": None})
+        assert len(traces) == 1

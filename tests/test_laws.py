@@ -387,6 +387,22 @@ def test_fused_steps_equal_eager_steps(case: Case, donate):
 
 
 @cases("fused")
+def test_fused_steps_leave_out_what_eager_steps_leave_out(case: Case):
+    tx = case.tx(**case.tensors())
+    fused, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+    params = {f"{name}{k}": p for k in range(2) for name, p in wide_params().items()}
+    state = tx.init(params)
+    for there in (0b111111, 0b101101, 0b011010, 0b000001, 0b110100, 0, 0b010110):
+        grads = {name: g if there >> i & 1 else None for i, (name, g) in enumerate(like(params).items())}
+        got = fused(*of.tree.map(torch.clone, (params, state)), grads)
+        # One that has seen no other pattern does the same operations in the same order.
+        alone = of.make_step(tx, backend="fused")
+        assert_trees_equal(got, alone(params, state, grads))
+        params, state = eager(params, state, grads)
+        assert_trees_equal(got, (params, state), rtol=1e-4, atol=1e-4)
+
+
+@cases("fused")
 def test_fused_steps_take_ragged_trees(case: Case):
     if "ragged" in case.skips:
         pytest.skip(case.skips["ragged"])

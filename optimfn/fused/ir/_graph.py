@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Node:
     """One value of the graph.
 
@@ -77,6 +77,9 @@ class Node:
     line: str  # for readers: where the rule says so
     numel: int
     spreads: bool  # whether kernels compute it from something spread
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name} {self.number}>"  # its parents are not shown, nor theirs
 
     @property
     def dtype(self) -> torch.dtype:

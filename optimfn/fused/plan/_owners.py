@@ -40,6 +40,7 @@ class Owners:
         if not self.are_clear:
             for node, op in self.was.items():
                 node.kind, node.op = "pointwise", op
+            self._sets = {}
 
     def all(self) -> dict[Node, Owner]:
         """The owner of each node that has one."""

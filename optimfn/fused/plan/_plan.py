@@ -36,6 +36,7 @@ class Plan:
     lines: Mapping[Kernel, Sequence[str]]  # where the rule says what the entries of a kernel compute
     forms: Sequence[Form]
     owners: Mapping[Node, Owner] | None  # of all nodes that have one; `None` if no part can be left out
+    was: Mapping[Node, str]  # operators of rules that became reductions
 
     @property
     def all_stages(self) -> list[Stage]:

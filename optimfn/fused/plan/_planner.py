@@ -92,6 +92,7 @@ class _Planner:
             lines=rows.lines,
             forms=list(dict.fromkeys(call.form for call in calls if isinstance(call.form, Form))),
             owners=self.owners if is_clear else None,
+            was=self.owned.was,
         )
 
     def _new_buffer(self) -> int:

@@ -20,7 +20,7 @@ def explain(found: Program | str) -> str:
         lines.append(f"stage {k}")
         counts = collections.Counter(str(node.op) for node in stage.opaque if node.kind == "opaque")
         for name, count in counts.items():
-            reason = found.code.opaque.get(name, "brings an operand into the order of memory of the others")
+            reason = found.code.graph.opaque.get(name, "brings an operand into the order of memory of the others")
             lines.append(f"  opaque  {count} x {name}: {reason}")
         scalars = sum(len(call.rows) for call in stage.calls)
         if scalars:

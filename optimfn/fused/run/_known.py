@@ -15,6 +15,7 @@ from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, Untraceable
 from ..plan._planner import make_plan
 from ..trace._trace import Graph, trace
 from . import _build
+from ._absent import select
 from ._cache import CannotBuild
 from ._flatten import Structure
 from ._program import MACHINES, Code, Program, Selection
@@ -25,7 +26,17 @@ _MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is loo
 
 
 class Traced:
-    """What came of tracing leaves of one signature: a program, or the reason why there is none."""
+    """What came of tracing leaves of one signature: a program, or the reason why there is none.
+
+    Args:
+        leaves: The leaves; where the trace had a tensor that is absent, `None`.
+        program: The program.
+        result: The structure of its result.
+        selection: What to run of it.
+        positions: Where the trace had tensors, if not where the leaves are.
+        reason: Why there is none.
+        quiet: Whether that is no surprise.
+    """
 
     def __init__(
         self,
@@ -33,13 +44,14 @@ class Traced:
         program: Program | None = None,
         result: Structure | None = None,
         selection: Selection | None = None,
+        positions: list[int] | None = None,
         reason: str = "",
         *,
         quiet: bool = False,
     ) -> None:
         self.program, self.result, self.selection = program, result, selection
         self.reason, self.quiet = reason, quiet
-        self._positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        self.positions = positions or [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         # Functions do not count: a rule that calls one has no program.
         self._others = [(i, x) for i, x in enumerate(leaves) if not (isinstance(x, Tensor) or callable(x))]
         self._default_dtype = torch.get_default_dtype()
@@ -55,7 +67,7 @@ class Traced:
 
     def pick(self, leaves: list[Any]) -> list[Any]:
         """The leaves where the trace had tensors."""
-        return leaves if len(self._positions) == len(leaves) else [leaves[i] for i in self._positions]
+        return leaves if len(self.positions) == len(leaves) else [leaves[i] for i in self.positions]
 
 
 class Known:
@@ -70,59 +82,128 @@ class Known:
     def __init__(self, tx: GradientTransformation, donate: bool, trees: tuple[Any, ...]) -> None:
         self._tx, self._donate = tx, donate
         self._structure = Structure(trees)
+        self._size = len(leaves_of(trees))
         self.fixed_size = len(leaves_of(*trees[:2]))  # leaves of parameters and state, which come first
+        self._fixed_key = Structure(trees[:2]).key
+        self._grads = range(self.fixed_size, self.fixed_size + len(leaves_of(trees[2])))
         self.traced: dict[Hashable, list[Traced]] = {}  # several of a signature where masks say something else
         self.last: Traced | None = None
+        self._all: Traced | None = None  # what came of all gradients, once some have been absent
+        self._unlike: dict[int, tuple[Any, ...]] = {}  # kinds of gradients that are not those of their parameters
 
     def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
         """The leaves of arguments, or `None` if they have another structure."""
         return self._structure.flatten(trees)
 
-    def find(self, leaves: list[Any], keys: Keys) -> Traced:
-        """The trace for leaves of this signature: an old one, one that another step has made, or a new one."""
+    def find(self, leaves: list[Any], keys: Keys, misfit: Traced | None = None) -> Traced:
+        """The trace for leaves of this signature: an old one, one that another step has made, or a new one.
+
+        Args:
+            leaves: The leaves.
+            keys: Under what the transformation finds code.
+            misfit: The trace that was tried, if the leaves are of another kind.
+        """
+        if any(leaves[i] is None for i in self._grads):
+            found = self._find_pattern(leaves, keys, misfit)
+            if found is not None:
+                self.last = found
+                return found
+        self.last = self._find_signature(leaves, keys) or Traced(leaves)
+        return self.last
+
+    def _find_pattern(self, leaves: list[Any], keys: Keys, misfit: Traced | None) -> Traced | None:
+        """What runs of the program for all gradients when some are absent; `None` if these leaves need their own."""
+        known = self._all
+        if known is None or not known.agrees(leaves) or (misfit and misfit.program is known.program):
+            # The same may be absent in every step: the first pattern is planned for itself, unless all is known.
+            known = self._find_signature(self._with_stand_ins(leaves), keys, may_trace=bool(self.traced))
+            if known is None:
+                return None
+            self._all = known
+        if known.program is None or known.result is None:
+            return known
+        slots = [i for i in known.positions if i in self._grads]
+        pattern = tuple([leaves[i] is not None for i in slots])
+        if not any(pattern) or all(pattern) or not (self._donate or known.result.key == self._fixed_key):
+            return None
+
+        def trace(pattern: tuple[bool, ...]) -> Graph | None:
+            absent = {i for i, here in zip(slots, pattern, strict=True) if not here}
+            some = [None if i in absent else x for i, x in enumerate(self._with_stand_ins(leaves))]
+            try:
+                return self._record(some)[0]
+            except Exception:  # whatever it is, the step of this pattern meets it again
+                return None
+
+        selection = select(known.program.code, pattern, trace)
+        if selection is None:
+            return None
+        return Traced(leaves, known.program, known.result, selection, known.positions)
+
+    def _with_stand_ins(self, leaves: list[Any]) -> list[Any]:
+        """The leaves, with something like them for gradients that are absent."""
+        params = {path[1:]: i for path, i in self._paths() if path[0] == 0}
+        filled = [*leaves]
+        for path, i in self._paths():
+            param = leaves[params[path[1:]]] if path[0] == 2 and path[1:] in params else None
+            if not isinstance(param, Tensor):
+                continue
+            kind = (param.shape, param.stride(), param.dtype)
+            if leaves[i] is None:
+                shape, stride, dtype = self._unlike.get(i, kind)
+                like = (shape, stride, dtype) == kind
+                filled[i] = (
+                    param.detach() if like else torch.empty_strided(shape, stride, dtype=dtype, device=param.device)
+                )
+            elif isinstance(leaves[i], Tensor):
+                own = (leaves[i].shape, leaves[i].stride(), leaves[i].dtype)
+                if own != kind:
+                    self._unlike[i] = own
+        return filled
+
+    def _paths(self) -> list[tuple[tuple[Any, ...], int]]:
+        """The path of each leaf of `(params, state, grads, extra)`, and its number."""
+        return tree.leaves_with_path(self._structure.unflatten([*range(self._size)]))
+
+    def _find_signature(self, leaves: list[Any], keys: Keys, *, may_trace: bool = True) -> Traced | None:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if not are_ordinary(tensors, MACHINES):
             return Traced(leaves)
         kinds = tuple([None if isinstance(x, Tensor) else _constant(x) for x in leaves])
         signature = Signature(tensors), kinds, torch.get_default_dtype()
-        alike = self.traced.setdefault(signature, [])
+        alike = self.traced.get(signature, [])
         traced = next((old for old in alike if old.agrees(leaves)), None)
         if traced is None:
-            traced = self._find(leaves, tensors, keys, signature)
-            alike.append(traced)
-            if len(alike) > _MOST_PROGRAMS:
-                del alike[0]
+            # What is loaded belongs to it: code holds the addresses of its functions.
+            rest = self._donate, self._structure.key, signature, *MACHINES.values(), _build.loaded()
+            found = shared.get(keys, rest)
+            if found is None and not may_trace:
+                return None
+            if found is None:
+                found = self._trace(leaves, tensors)
+                if not (isinstance(found, Traced) or found[0].decisions):
+                    shared.put(keys, rest, found, is_own=bool(found[0].captured))
+            traced = found if isinstance(found, Traced) else Traced(leaves, Program(found[0]), found[1])
+            self.traced[signature] = [*alike, traced][-_MOST_PROGRAMS:]
             if len(self.traced) > _MOST_PROGRAMS:
                 del self.traced[next(iter(self.traced))]
-        self.last = traced
         return traced
-
-    def _find(self, leaves: list[Any], tensors: list[Tensor], keys: Keys, signature: Hashable) -> Traced:
-        # What is loaded belongs to the rest: code holds the addresses of its functions.
-        rest = self._donate, self._structure.key, signature, *MACHINES.values(), _build.loaded()
-        found = shared.get(keys, rest)
-        if found is None:
-            found = self._trace(leaves, tensors)
-            if isinstance(found, Traced):
-                return found
-            if not found[0].decisions:
-                shared.put(keys, rest, found, is_own=bool(found[0].captured))
-        code, result = found
-        return Traced(leaves, Program(code), result)
 
     def _trace(self, leaves: list[Any], tensors: list[Tensor]) -> Any:
         params, _, grads, _ = self._structure.unflatten(leaves)
         tree.check_tensors("params", params)
         tree.check_tensors("grads", grads)
-        numbers = itertools.count()
-        targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]
-        fixed = next(numbers)
         try:
-            names = _names(self._structure, len(leaves))
-            graph, result = self._record(leaves, tensors, targets, names)
+            graph, result, targets = self._record(leaves)
+            names = _names(self._paths())
             labels = [names[i] if i < self.fixed_size else "new" for i in range(len(graph.outputs))]
-            plan = make_plan(graph.nodes, graph.outputs, targets if self._donate else [None] * len(labels), labels)
-            return Code(graph, plan, tensors, fixed if self._donate else 0, fixed), result
+            positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+            may_go = [number for number, i in enumerate(positions) if i in self._grads]
+            inputs = [node for node in graph.nodes if node.kind == "input"]
+            leaf_of = {inputs[number]: leaf for leaf, number in enumerate(may_go)}
+            written = targets if self._donate else [None] * len(labels)
+            plan = make_plan(graph.nodes, graph.outputs, written, labels, leaf_of)
+            return Code(graph, plan, tensors, targets, may_go, donates=self._donate), result
         except Misshapen:
             return Traced(leaves)
         except Exception as problem:
@@ -135,9 +216,8 @@ class Known:
             quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
             return Traced(leaves, reason=reason, quiet=quiet)
 
-    def _record(
-        self, leaves: list[Any], tensors: list[Tensor], targets: list[int | None], names: list[str]
-    ) -> tuple[Graph, Structure]:
+    def _record(self, leaves: list[Any]) -> tuple[Graph, Structure, list[int | None]]:
+        """The graph, the structure of what it computes, and the inputs in the place of parameters and state."""
         results: list[Structure] = []
 
         def function(symbols: list[Any]) -> list[Any]:
@@ -157,11 +237,14 @@ class Known:
         for x in leaves:
             if not (isinstance(x, Tensor | bool | str | None) or callable(x)):
                 raise Untraceable(f"an argument holds {x!r}; pass numbers that may change as 0-dim tensors")
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        numbers = itertools.count()
+        targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]
+        names = [name for name, x in zip(_names(self._paths()), leaves, strict=True) if isinstance(x, Tensor)]
+        device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
-        own = [name for name, x in zip(names, leaves, strict=True) if isinstance(x, Tensor)]
-        device = device_of(tensors, sum(target is not None for target in targets))
-        graph = trace(function, leaves, layouts, own, device, targets if self._donate else None)
-        return graph, results[0]
+        graph = trace(function, leaves, layouts, names, device, targets if self._donate else None)
+        return graph, results[0], targets
 
 
 def pure(
@@ -197,11 +280,10 @@ def _constant(x: Any) -> Any:
     return type(x), x if isinstance(x, bool | str) else None
 
 
-def _names(structure: Structure, size: int) -> list[str]:
+def _names(named: list[tuple[tuple[Any, ...], int]]) -> list[str]:
     """A name for every leaf of `(params, state, grads, extra)`: in a state, the field that holds it."""
-    named = tree.leaves_with_path(structure.unflatten([*range(size)]))
     like_params = {path[1:] for path, _ in named if path[0] == 0}
-    names = [""] * size
+    names = [""] * len(named)
     for path, i in named:
         own = path
         if path[0] == 1:

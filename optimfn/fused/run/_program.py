@@ -64,17 +64,33 @@ class Code:
         graph: What was traced.
         plan: Its stages.
         tensors: An example of each input.
-        written: How many inputs, from the first, are overwritten; 0 if the outputs are new.
-        fixed: How many inputs, from the first, are usually the same tensors in every step.
+        targets: For each parameter, and each leaf of the state, the number of its input. These come first, and are
+            usually the same tensors in every step.
+        grads: The numbers of the inputs that may be absent.
+        donates: Whether the outputs are written over the targets.
 
     Raises:
         CannotBuild: if the kernels cannot be compiled.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, tensors: Sequence[Tensor], written: int, fixed: int) -> None:
-        self.plan, self.opaque, self.captured, self.device = plan, graph.opaque, graph.captured, graph.device
-        self.decisions = graph.decisions
-        self.written, self.fixed, self.given = written, fixed, len(tensors)
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        tensors: Sequence[Tensor],
+        targets: Sequence[Any],
+        grads: Sequence[int],
+        *,
+        donates: bool,
+    ) -> None:
+        self.graph, self.plan, self.captured, self.device = graph, plan, graph.captured, graph.device
+        self.targets, self.decisions = targets, graph.decisions
+        fixed = sum(target is not None for target in targets)
+        self._leaf_at = {number - fixed: leaf for leaf, number in enumerate(grads)}
+        self.leaf_of = {plan.inputs[number]: leaf for leaf, number in enumerate(grads)}
+        self.kinds = [(node.dtype, len(node.layout.shape)) for node in self.leaf_of]
+        self.trusted: dict[Any, bool] = {}  # kinds of patterns that were found to need nothing else
+        self.written, self.fixed, self.given = fixed if donates else 0, fixed, len(tensors)
         inputs = [*tensors, *graph.captured]
         self.fixed_signature, self.other_signature = Signature(tensors[:fixed]), Signature(tensors[fixed:])
         self.captured_signature = Signature(graph.captured)
@@ -87,17 +103,26 @@ class Code:
         self.pack = struct.Struct(f"{len(inputs) - fixed}q")
         self.machine = MACHINES[self.device.type]
         self.for_machine = self.machine.code(plan, self.device)
-        self.whole = Selection(self, [True] * (self.given - fixed), None)
+        self.whole = Selection(self, None)
         self._selections: OrderedDict[tuple[bool, ...], Selection] = OrderedDict()
 
-    def select(self, there: tuple[bool, ...], present: Set[Owner]) -> "Selection":
-        """What runs when only some of the inputs that are not fixed are there."""
-        known = self._selections.get(there)
+    def select(self, pattern: tuple[bool, ...]) -> "Selection":
+        """What runs when only some of the gradients are there."""
+        known = self._selections.get(pattern)
         if known is None:
-            known = self._selections[there] = Selection(self, there, present)
+            known = self._selections[pattern] = Selection(self, pattern)
             if len(self._selections) > _MOST_SELECTIONS:
                 self._selections.pop(next(iter(self._selections)), None)
         return known
+
+    def present(self, pattern: tuple[bool, ...]) -> frozenset[Owner]:
+        """The owners that are present."""
+        return frozenset([None, *(leaf for leaf, here in enumerate(pattern) if here)])
+
+    def are_given(self, pattern: tuple[bool, ...]) -> list[bool]:
+        """Which of the inputs that are not fixed are there."""
+        others = range(self.given - self.fixed)
+        return [i not in self._leaf_at or pattern[self._leaf_at[i]] for i in others]
 
 
 class Selection:
@@ -105,12 +130,13 @@ class Selection:
 
     Args:
         code: The code of the whole.
-        there: Which of the inputs that are not fixed are given.
-        present: The leaves whose gradients are there, and `None`; `None` stands for all.
+        pattern: Which gradients are there; `None` stands for all.
     """
 
-    def __init__(self, code: Code, there: Sequence[bool], present: Set[Owner] | None) -> None:
+    def __init__(self, code: Code, pattern: tuple[bool, ...] | None) -> None:
         plan, owners = code.plan, code.plan.owners or {}
+        present = None if pattern is None else code.present(pattern)
+        there = [True] * (code.given - code.fixed) if pattern is None else code.are_given(pattern)
 
         def runs(node: Node) -> bool:
             return present is None or is_present(owners.get(node), present)
@@ -122,7 +148,7 @@ class Selection:
         self.signature = code.other_signature if present is None else code.other_signature.of_some(there)
         self.is_whole = present is None
         self.tables = None if present is None else code.for_machine.select(present)
-        self.kept = {i for i, out in enumerate(plan.outputs) if out.node is not None and not runs(out.node)}
+        self.kept = {i: code.targets[i] for i, x in enumerate(plan.outputs) if x.node is not None and not runs(x.node)}
 
 
 class Program:
@@ -185,7 +211,7 @@ class Program:
         outputs: list[Any] = []
         for i, (kind, value, _) in enumerate(self.plan.outputs):
             if kind == "buffer" or i in chosen.kept:
-                outputs.append(inputs[value if kind == "buffer" else i])
+                outputs.append(inputs[value if kind == "buffer" else chosen.kept[i]])
             elif kind == "new":
                 outputs.append(new[value])
             else:

@@ -70,6 +70,8 @@ class Signature:
         some._strides, some._classes = list(compress(self._strides, present)), list(compress(self._classes, present))
         some._devices = None if self._devices is None else list(compress(self._devices, present))
         some._hash = some._may_be_negated = None
+        if self._may_be_negated == []:
+            some._may_be_negated = []
         return some
 
 

@@ -89,7 +89,7 @@ class Step:
         traced = known.last
         if traced is None or not traced.agrees(leaves):
             traced = self._find(known, leaves)
-        for _ in range(2):
+        for _ in range(3):
             if traced.program is None:
                 if traced.reason and self._backend == "fused":
                     raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
@@ -99,7 +99,7 @@ class Step:
             except StepAside:
                 return None
             except Misfit:
-                traced = self._find(known, leaves)
+                traced = self._find(known, leaves, traced)
                 continue
             assert traced.result is not None
             return traced.result.unflatten(outputs) if not self._donate else True
@@ -119,11 +119,11 @@ class Step:
         assert leaves is not None
         return known, leaves
 
-    def _find(self, known: Known, leaves: list[Any]) -> Traced:
+    def _find(self, known: Known, leaves: list[Any], misfit: Traced | None = None) -> Traced:
         """The trace for leaves of this signature: an old one, or a new one."""
         with self.lock:
             self._keys = self._keys or Keys(self._tx)
-            traced = known.find(leaves, self._keys)
+            traced = known.find(leaves, self._keys, misfit)
         if traced.reason and not traced.quiet and self._backend == "auto" and traced.reason not in self._warned:
             self._warned.add(traced.reason)
             warnings.warn(f"{self._tx!r} runs eagerly: {traced.reason}", RuntimeWarning, stacklevel=4)
