@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from rooms below its own. Inside a room imports are free, as long as there is no cycle; the rooms
 # of `fused` are in order too. CONTRIBUTING.md lists the same levels.
 LEVELS = [
-    ["_typing", "_version"],
+    ["_typing", "_version", "_torch"],
     ["_checks"],
     ["_recipe"],
     ["tree"],
@@ -126,6 +126,22 @@ def test_only_one_room_knows_each_outside_package(path):
         for outside, home in allowed.items():
             if module == outside or module.startswith(outside + "."):
                 assert room("optimfn." + module_name(path)) == home, f"{module} belongs to {home}"
+
+
+@every_module
+def test_only_one_module_knows_private_names_and_versions_of_torch(path):
+    if module_name(path) == "_torch":
+        return
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.partition(".")[0] == "torch":
+            used = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            used = [alias.name for alias in node.names]
+        else:
+            used = [ast.unparse(node)] if isinstance(node, ast.Attribute) else []
+        for name in used:
+            private = re.search(r"^(torch|forward_ad)\b(.*\._[a-zA-Z]|\.version\b|\.__version__)", name)
+            assert not private, f"line {node.lineno}: {name} belongs to _torch"
 
 
 @every_module

@@ -6,11 +6,11 @@ from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
+from .._torch import foreach_add_
 from .._typing import Params, State, Updates
 from ..fused import Step
 from ._bound import Bound, same
@@ -210,4 +210,4 @@ def _advance(cohort: Cohort, state: State) -> None:
             else:
                 own[key] = x + 1
     if steps:
-        torch._foreach_add_(steps, 1)
+        foreach_add_(steps, 1)

@@ -5,11 +5,11 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
+from .._torch import disable_dynamo
 from ._closure import extras_of
 from ._contract import FiresHooksOnce, is_capturing, is_watched, refuse_absent, report_step
 from ._hyperparameters import (
@@ -247,7 +247,7 @@ class Optimizer(FiresHooksOnce):
             program.take(grads, **extra)
         self._finish(program)
 
-    @_disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
+    @disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
     def _prepare(self) -> Program | None:
         """The program for this step; none if there is no step to take."""
         if not self.state and self._is_rehearsal():
@@ -258,7 +258,7 @@ class Optimizer(FiresHooksOnce):
             refuse_absent(program.params)
         return program
 
-    @_disable_dynamo
+    @disable_dynamo
     def _finish(self, program: Program) -> None:
         program.publish(self.state)
         report_step(self)

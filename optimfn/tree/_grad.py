@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
 
+from .._torch import is_differentiating, is_tracked
 from .._typing import Tree
 from ._core import flatten, leaves, map, unflatten
 
@@ -159,7 +158,7 @@ def _holds_tracked(roots: list[Any]) -> bool:
 
     Inside the custom function above it would be a constant without a word.
     """
-    if _functorch.maybe_current_level() is None and forward_ad._current_level < 0:
+    if not is_differentiating():
         return False  # autograd's own tensors are found by what the function returns
     rest, seen = list(roots), dict[int, Any]()  # what is seen is kept, so that no other thing gets its id
     while rest:
@@ -168,7 +167,7 @@ def _holds_tracked(roots: list[Any]) -> bool:
             seen[id(x)] = x
             if not isinstance(x, Tensor):
                 rest += _inside(x)
-            elif _is_tracked(x):
+            elif is_tracked(x):
                 return True
     return False
 
@@ -198,12 +197,3 @@ def _is_foreign(x: Any) -> bool:
 def _names(code: types.CodeType) -> list[str]:
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return [*code.co_names, *itertools.chain.from_iterable(_names(each) for each in inner)]
-
-
-def _is_tracked(x: Tensor) -> bool:
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_gradtrackingtensor(x):
-            return True
-        x = _functorch.get_unwrapped(x)
-    unpack: Any = forward_ad.unpack_dual
-    return forward_ad._current_level >= 0 and unpack(x).tangent is not None

@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from .._torch import is_batched, is_watched, unwrapped
 from .._typing import Tree
 from ._arithmetic import carry, where
 
@@ -45,8 +44,4 @@ def _can_be_read(flag: Tensor) -> bool:
         return False
     if flag.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    while _functorch.is_functorch_wrapped_tensor(flag):
-        if _functorch.is_batchedtensor(flag):
-            return False
-        flag = _functorch.get_unwrapped(flag)
-    return type(flag) is Tensor and _get_current_dispatch_mode() is None
+    return not is_batched(flag) and type(unwrapped(flag)) is Tensor and not is_watched()

@@ -6,10 +6,10 @@ import warnings
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice
+from ..._torch import is_intercepted
 from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
 from ._explain import explain
@@ -220,11 +220,9 @@ def _must_step_aside() -> bool:
     """Whether something watches or transforms operators, so that the rule itself must run."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        or is_intercepted()
         or torch.is_autocast_enabled("cpu")
         or torch.is_autocast_enabled("cuda")
-        or forward_ad._current_level >= 0
     )
 
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from ... import tree
+from ..._torch import unwrapped
 from ..._typing import Tree
 
 
@@ -57,8 +57,7 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
 
 def _span(x: Tensor) -> tuple[int, int]:
     """The addresses from the first to after the last element; empty if there is no memory of its own."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
+    x = unwrapped(x)
     start = 0 if x.is_meta else x.data_ptr()
     if start == 0:
         return 0, 0

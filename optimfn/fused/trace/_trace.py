@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ... import tree
+from ..._torch import DispatchMode, make_wrapper_subclass, no_torch_function
 from ..._typing import Tree
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable
@@ -55,13 +55,13 @@ class Symbol(Tensor):
     node: Node
     decide: Callable[[Callable[..., Any], Any], Any] | None  # has a function look at leaves rather than at symbols
     leaf: Tensor | None
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents
+    __torch_function__ = no_torch_function  # type: ignore[assignment]  # as torch documents
 
     @staticmethod
     def __new__(cls: type[Self], node: Node, device: torch.device, decide: Any, leaf: Tensor | None = None) -> Self:
         """Make the symbol of a node."""
         shape, dtype, stride = node.layout
-        symbol = torch.Tensor._make_wrapper_subclass(cls, shape, strides=stride, dtype=dtype, device=device)
+        symbol = make_wrapper_subclass(cls, shape, strides=stride, dtype=dtype, device=device)
         symbol.node, symbol.decide, symbol.leaf = node, decide, leaf
         return symbol
 
@@ -148,7 +148,7 @@ def trace(
     return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque, tracer.decisions)
 
 
-class Tracer(TorchDispatchMode, Builder):  # type: ignore[no-untyped-call]  # torch has no types here
+class Tracer(DispatchMode, Builder):  # type: ignore[no-untyped-call]  # torch has no types here
     """The dispatch mode that records."""
 
     @classmethod
