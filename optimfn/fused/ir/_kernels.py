@@ -67,9 +67,9 @@ class Form(NamedTuple):
     compute: torch.dtype
 
     @property
-    def operands(self) -> list[torch.dtype]:
-        """The dtypes of the values that it takes."""
-        return [x for x in self.args if not isinstance(x, Constant)]
+    def values(self) -> list[torch.dtype]:
+        """The dtypes of the 0-dim values that it takes."""
+        return [self.dtype] if self.kind == "store" else [x for x in self.args if not isinstance(x, Constant)]
 
 
 class Link(NamedTuple):

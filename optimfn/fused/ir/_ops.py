@@ -1,21 +1,18 @@
-"""The operators that kernels compute: ATen's names on the left, an expression on the right.
+"""What kernels know of ATen's operators, all in one table.
 
 An expression stands for what ATen's vectorized CPU kernel does, in the same order and with the same fused
-multiply-adds, so that the results agree bit for bit. `{0}`, `{1}`, ... are the operands, already in the dtype
-that the operator computes in, and `{s}` is the suffix of functions on it (`f` for float in C).
+multiply-adds. `{0}`, `{1}`, ... are the operands, already in the dtype that the operator computes in, and `{s}` is
+the suffix of functions on it (`f` for float in C).
 
-Expressions mean the same in C and in Triton: arithmetic is infix, and what the two write differently goes by a
-name that the header of each printer defines.
+Expressions mean the same in C and in Triton: arithmetic is infix, and what the two write differently is a word of
+the second table. What takes more than an expression to say, such as `modulo`, is in the preludes beside the writers.
 """
 
-import math
-import struct
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-
-from ._kernels import Constant, Entry, Form
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 DTYPES = frozenset(
@@ -34,71 +31,23 @@ DTYPES = frozenset(
 )
 """The dtypes that kernels know."""
 
-COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+Expression = str | Callable[[Sequence[Any], torch.dtype], str | None] | None
+"""Of operands; a function is given the arguments, Python numbers as they are, and the dtype to compute in."""
 
-TAKES_FLOAT32 = {("mul", 1), ("div", 1), ("addcmul", 3), ("addcdiv", 3), ("lerp", 2), ("copy", 0), ("fill", 0)}
-"""Where ATen takes a number or 0-dim tensor in float32 beside leaves of low precision; elsewhere it rounds it first."""
 
-_ANY_TYPE = {
-    "mul": "{0} * {1}",
-    "neg": "-{0}",
-    "square": "{0} * {0}",
-    "sign": "SIGN({0})",
-    "sgn": "SIGN({0})",
-    "where": "SELECT({0}, {1}, {2})",
-    "maximum": "MAXIMUM({0}, {1})",
-    "minimum": "MINIMUM({0}, {1})",
-    "clamp_min": "MAXIMUM({0}, {1})",
-    "clamp_max": "MINIMUM({0}, {1})",
-    "logical_not": "NOT({0})",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "gt": "{0} > {1}",
-    "ge": "{0} >= {1}",
-    "copy": "{0}",
-    "fill": "{0}",
-}
-_FLOATING = {
-    "abs": "fabs{s}({0})",
-    "div": "DIVIDE({0}, {1})",
-    "sqrt": "sqrt{s}({0})",
-    "rsqrt": "RECIPROCAL(sqrt{s}({0}))",
-    "reciprocal": "RECIPROCAL({0})",
-    "exp": "exp{s}({0})",
-    "exp2": "exp2{s}({0})",
-    "expm1": "expm1{s}({0})",
-    "log": "log{s}({0})",
-    "log2": "log2{s}({0})",
-    "log1p": "log1p{s}({0})",
-    "sin": "sin{s}({0})",
-    "cos": "cos{s}({0})",
-    "tanh": "tanh{s}({0})",
-    "erf": "erf{s}({0})",
-    "sigmoid": "RECIPROCAL(1 + exp{s}(-{0}))",
-    "atan2": "atan2{s}({0}, {1})",
-    "addcmul": "FMA{s}({3} * {1}, {2}, {0})",
-    "addcdiv": "{0} + DIVIDE({3} * {1}, {2})",
-    "floor": "floor{s}({0})",
-    "ceil": "ceil{s}({0})",
-    "round": "rint{s}({0})",
-    "trunc": "trunc{s}({0})",
-    "fmod": "fmod{s}({0}, {1})",
-    "isnan": "{0} != {0}",
-    "isfinite": "fabs{s}({0}) < INFINITY",
-    "isinf": "fabs{s}({0}) == INFINITY",
-}
-_WHOLE = {
-    "abs": "SELECT({0} < 0, -{0}, {0})",
-    "bitwise_and": "{0} & {1}",
-    "bitwise_or": "{0} | {1}",
-    "bitwise_xor": "{0} ^ {1}",
-    "isnan": "0",
-    "isfinite": "1",
-    "isinf": "0",
-}
-_TRUTH = {"logical_and": "AND({0}, {1})", "logical_or": "OR({0}, {1})", "bitwise_not": "NOT({0})"}
+class Operator(NamedTuple):
+    """How kernels compute an operator."""
+
+    floating: Expression = None  # where it computes in floating-point numbers
+    whole: Expression = None  # in whole numbers
+    truth: Expression = None  # in truth values, if not as in whole numbers
+    units: int = 0  # how far from the true value, in units in the last place; 0: nothing is rounded but the result
+    wide: tuple[int, ...] = ()  # operands that ATen takes in float32 beside low precision; others it rounds first
+    judges: bool = False  # it computes in the dtype of its operands, whatever that of the result
+
+
+def _both(expression: Expression, wide: tuple[int, ...] = (), units: int = 0, judges: bool = False) -> Operator:
+    return Operator(expression, expression, units=units, wide=wide, judges=judges)
 
 
 def _add(args: Sequence[Any], compute: torch.dtype) -> str:
@@ -160,19 +109,105 @@ def _floor_divide(args: Sequence[Any], compute: torch.dtype) -> str | None:
     return "QUOTIENT({0} - ({0} % {1} + {1}) % {1}, {1})"
 
 
-_FORMS: dict[str, Callable[[Sequence[Any], torch.dtype], str | None]] = {
-    "add": _add,
-    "sub": _sub,
-    "rsub": _rsub,
-    "lerp": _lerp,
-    "clamp": _clamp,
-    "pow": _pow,
-    "remainder": _remainder,
-    "floor_divide": _floor_divide,
-}
+def _function(name: str, operands: str = "{0}", units: int = 1) -> Operator:
+    return Operator(f"{name}{{s}}({operands})", units=units)
 
-POINTWISE = frozenset({*_ANY_TYPE, *_FLOATING, *_WHOLE, *_TRUTH, *_FORMS} - {"copy", "fill"})
-"""The operators that may be printed; `template` decides for given arguments."""
+
+OPERATORS = {
+    "abs": Operator("fabs{s}({0})", "SELECT({0} < 0, -{0}, {0})"),
+    "add": _both(_add, units=1),
+    "addcdiv": Operator("{0} + DIVIDE({3} * {1}, {2})", units=2, wide=(3,)),
+    "addcmul": Operator("FMA{s}({3} * {1}, {2}, {0})", units=2, wide=(3,)),
+    "atan2": _function("atan2", "{0}, {1}"),
+    "bitwise_and": Operator(whole="{0} & {1}"),
+    "bitwise_not": Operator(truth="NOT({0})"),
+    "bitwise_or": Operator(whole="{0} | {1}"),
+    "bitwise_xor": Operator(whole="{0} ^ {1}"),
+    "ceil": _function("ceil", units=0),
+    "clamp": _both(_clamp),
+    "clamp_max": _both("MINIMUM({0}, {1})"),
+    "clamp_min": _both("MAXIMUM({0}, {1})"),
+    "copy": _both("{0}", wide=(0,)),
+    "cos": _function("cos"),
+    "div": Operator("DIVIDE({0}, {1})", wide=(1,)),
+    "eq": _both("{0} == {1}", judges=True),
+    "erf": _function("erf"),
+    "exp": _function("exp"),
+    "exp2": _function("exp2"),
+    "expm1": _function("expm1"),
+    "fill": _both("{0}", wide=(0,)),
+    "floor": _function("floor", units=0),
+    "floor_divide": _both(_floor_divide),
+    "fmod": _function("fmod", "{0}, {1}", units=0),
+    "ge": _both("{0} >= {1}", judges=True),
+    "gt": _both("{0} > {1}", judges=True),
+    "isfinite": Operator("fabs{s}({0}) < INFINITY", "1", judges=True),
+    "isinf": Operator("fabs{s}({0}) == INFINITY", "0", judges=True),
+    "isnan": Operator("{0} != {0}", "0", judges=True),
+    "le": _both("{0} <= {1}", judges=True),
+    "lerp": _both(_lerp, wide=(2,), units=2),
+    "log": _function("log"),
+    "log1p": _function("log1p"),
+    "log2": _function("log2"),
+    "logical_and": Operator(truth="AND({0}, {1})", judges=True),
+    "logical_not": _both("NOT({0})", judges=True),
+    "logical_or": Operator(truth="OR({0}, {1})", judges=True),
+    "lt": _both("{0} < {1}", judges=True),
+    "maximum": _both("MAXIMUM({0}, {1})"),
+    "minimum": _both("MINIMUM({0}, {1})"),
+    "mul": _both("{0} * {1}", wide=(1,)),
+    "ne": _both("{0} != {1}", judges=True),
+    "neg": _both("-{0}"),
+    "pow": _both(_pow, units=2),
+    "reciprocal": Operator("RECIPROCAL({0})"),
+    "remainder": _both(_remainder, units=1),
+    "round": _function("rint", units=0),
+    "rsqrt": Operator("RECIPROCAL(sqrt{s}({0}))", units=2),
+    "rsub": _both(_rsub),
+    "sgn": _both("SIGN({0})"),
+    "sigmoid": Operator("RECIPROCAL(1 + exp{s}(-{0}))", units=3),
+    "sign": _both("SIGN({0})"),
+    "sin": _function("sin"),
+    "sqrt": _function("sqrt"),
+    "square": _both("{0} * {0}"),
+    "sub": _both(_sub, units=1),
+    "tanh": _function("tanh", units=2),
+    "trunc": _function("trunc", units=0),
+    "where": _both("SELECT({0}, {1}, {2})", judges=True),
+}
+"""By the name without namespace and overload."""
+
+POINTWISE = frozenset(OPERATORS) - {"copy", "fill"}
+"""The operators of ATen that may be printed; `template` decides for given arguments."""
+
+
+class Word(NamedTuple):
+    """What C and Triton write differently."""
+
+    c: str
+    triton: str
+
+
+WORDS = {
+    "AND(a, b)": Word("((a) && (b))", "(a != 0) & (b != 0)"),
+    "DIVIDE(a, b)": Word("((a) / (b))", "divide(a, b)"),
+    # NaN wins, as in ATen.
+    "MAXIMUM(a, b)": Word("((a) > (b) || (a) != (a) ? (a) : (b))", "tl.where((a > b) | (a != a), a, b)"),
+    "MINIMUM(a, b)": Word("((a) < (b) || (a) != (a) ? (a) : (b))", "tl.where((a < b) | (a != a), a, b)"),
+    "NOT(a)": Word("(!(a))", "a == 0"),
+    "OR(a, b)": Word("((a) || (b))", "(a != 0) | (b != 0)"),
+    "QUOTIENT(a, b)": Word("((a) / (b))", "a // b"),
+    "RECIPROCAL(a)": Word("(1 / (a))", "divide(tl.full((), 1.0, a.dtype), a)"),
+    "ROUND_BFLOAT16(a)": Word("from_bfloat16(to_bfloat16(a))", "from_bfloat16(to_bfloat16(a))"),
+    "ROUND_FLOAT16(a)": Word("((float)(_Float16)(a))", "a.to(tl.float16).to(tl.float32)"),
+    "SELECT(condition, a, b)": Word("((condition) ? (a) : (b))", "tl.where(condition != 0, a, b)"),
+    "SIGN(a)": Word("(((a) > 0) - ((a) < 0))", "(a > 0).to(a.dtype) - (a < 0).to(a.dtype)"),
+}
+"""By how they stand in expressions, with their operands."""
+
+_CALLS = [re.findall(r"([a-z]\w*)\{s\}\(", x) for one in OPERATORS.values() for x in one[:3] if isinstance(x, str)]
+FUNCTIONS = sorted({"pow"}.union(*_CALLS) - {"fabs", "sqrt"})
+"""Functions of `math.h` that Triton takes from CUDA's library; the others are in its prelude."""
 
 
 def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
@@ -183,71 +218,18 @@ def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
         args: The arguments; Python numbers as they are, and anything else for a tensor.
         compute: The dtype that the operator computes in.
     """
-    if compute not in DTYPES:
+    if compute not in DTYPES or op not in OPERATORS:
         return None
-    if op in _FORMS:
-        return _FORMS[op](args, compute)
-    if compute == torch.bool and op in _TRUTH:
-        return _TRUTH[op]
-    special = _FLOATING if compute.is_floating_point else _WHOLE
-    return special.get(op) or _ANY_TYPE.get(op)
+    operator = OPERATORS[op]
+    expression = operator.floating if compute.is_floating_point else operator.whole
+    if compute == torch.bool and operator.truth is not None:
+        expression = operator.truth
+    return expression(args, compute) if callable(expression) else expression
 
 
-class Language(Protocol):
-    """What C and Triton write differently beside what their headers define."""
-
-    def constant(self, value: float, dtype: torch.dtype) -> str:
-        """A Python number as ATen would turn it into a value of `dtype`."""
-
-    def cast(self, text: str, dtype: torch.dtype) -> str:
-        """A value converted to what `dtype` has in registers."""
-
-    def suffix(self, dtype: torch.dtype) -> str:
-        """What is appended to the names of functions on this dtype."""
-
-
-def entry_expression(language: Language, entry: Entry, entries: Sequence[Entry], names: Sequence[str]) -> str:
-    """What a leaf program computes for an entry, of the earlier ones by their names."""
-    operands = ["" if isinstance(x, Constant) else names[x] for x in entry.args]
-    dtypes = [None if isinstance(x, Constant) else entries[x].dtype for x in entry.args]
-    return _expression(language, entry.op, entry.args, operands, dtypes, entry.dtype, entry.compute)
-
-
-def form_expression(language: Language, form: Form, names: Iterable[str]) -> str:
-    """What a form computes of 0-dim values with these names."""
-    given = iter(names)
-    operands = ["" if isinstance(x, Constant) else next(given) for x in form.args]
-    dtypes = [None if isinstance(x, Constant) else x for x in form.args]
-    return _expression(language, form.op, form.args, operands, dtypes, form.dtype, form.compute)
-
-
-def _expression(
-    language: Language,
-    op: str,
-    args: Sequence[Any],
-    names: Sequence[str],
-    dtypes: Sequence[torch.dtype | None],
-    dtype: torch.dtype,
-    compute: torch.dtype,
-) -> str:
-    """One operator on operands, of which a `Constant` has no name and no dtype."""
-    operands = []
-    for position, (arg, name, own) in enumerate(zip(args, names, dtypes, strict=True)):
-        rounds = compute in LOW_PRECISION and (op, position) not in TAKES_FLOAT32
-        if isinstance(arg, Constant):
-            value = arg.value
-            if rounds and value is not None:
-                value = torch.tensor(value, dtype=compute).item()
-            operands.append("" if value is None else language.constant(value, compute))
-        elif own == compute or (op == "where" and position == 0):
-            operands.append(name)
-        else:
-            cast = language.cast(name, compute)
-            operands.append(rounded(compute, cast) if rounds else cast)
-    form = template(op, [x.value if isinstance(x, Constant) else None for x in args], compute)
-    assert form is not None
-    text = form.format(*operands, s=language.suffix(compute))
-    return text if op == "fill" else rounded(dtype, text)
+def judges(op: str) -> bool:
+    """Whether an operator computes in the dtype of its operands, whatever that of the result."""
+    return op in OPERATORS and OPERATORS[op].judges
 
 
 def rounded(dtype: torch.dtype, value: str) -> str:
@@ -255,14 +237,3 @@ def rounded(dtype: torch.dtype, value: str) -> str:
     if dtype not in LOW_PRECISION:
         return value
     return f"ROUND_{'BFLOAT16' if dtype == torch.bfloat16 else 'FLOAT16'}({value})"
-
-
-def nearest_float32(value: float) -> float:
-    """A number as float32 holds it."""
-    if not math.isfinite(value):
-        return value
-    try:
-        (value,) = struct.unpack("f", struct.pack("f", value))
-    except OverflowError:
-        value = math.copysign(math.inf, value)
-    return value

@@ -18,8 +18,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..emit._print import Function, without_comments
-from ..emit._print_c import print_unit
+from ..emit._c import print_unit
+from ..emit._function import Function, without_comments
 from . import _cache
 from ._cache import CannotBuild
 from ._process import Process

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..emit._print_c import BLOCK, print_form, print_kernel
+from ..emit._c import BLOCK, CHUNK, C
+from ..emit._print import print_form, print_kernel
 from ..ir._kernels import Owner, Row
 from ..plan._plan import Plan
 from ..plan._tables import Tables, cut, cut_columns
 from . import _build
 from ._process import Process
-
-CHUNK = 16384  # elements a thread takes at a time: three to six arrays of them fit into a core's own cache
 
 
 def _chunks(row: Row) -> Iterator[tuple[int, int]]:
@@ -39,8 +38,8 @@ class CpuCode:
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        kernels = {kernel: print_kernel(kernel, plan.lines[kernel]) for kernel in plan.kernels}
-        forms = {form: print_form(form) for form in plan.forms}
+        kernels = {kernel: print_kernel(C(), kernel, plan.lines[kernel]) for kernel in plan.kernels}
+        forms = {form: print_form(C(), form) for form in plan.forms}
         self.functions = [*kernels.values(), *forms.values()]
         self.addresses = _build.load(self.functions)
         self.tables = Tables(

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..emit._print import Function
-from ..emit._print_triton import print_chain, print_form, print_kernel, print_stage, print_unit
-from ..emit._vocabulary import CHUNK, COLUMNS
+from ..emit._function import Function
+from ..emit._print import print_form, print_kernel
+from ..emit._triton import CHUNK, COLUMNS, Triton, print_stage, print_unit
 from ..ir._graph import StepAside
 from ..ir._kernels import Call, Chain, Form, Link, Owner, Row, Stage
 from ..plan._plan import Plan
@@ -65,10 +65,10 @@ class CudaCode:
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        kernels = {kernel: print_kernel(kernel, plan.lines[kernel]) for kernel in plan.kernels}
+        kernels = {kernel: print_kernel(Triton(), kernel, plan.lines[kernel]) for kernel in plan.kernels}
         stages = _chained(plan)
         calls = [call.form for stage in stages for call in stage.calls]
-        forms = {form: print_chain(form) if isinstance(form, Chain) else print_form(form) for form in calls}
+        forms = {form: print_form(Triton(), form) for form in calls}
         scalars = [print_stage([forms[call.form] for call in stage.calls]) if stage.calls else None for stage in stages]
         self.functions: list[Function] = [*kernels.values(), *forms.values(), *filter(None, scalars)]
         self.module = _modules.load(print_unit(self.functions))

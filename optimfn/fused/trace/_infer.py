@@ -60,15 +60,7 @@ def _run_without_values(
         raise Untraceable(f"{func} returns a Python value, {line_of_rule('in ')}")
     layouts = [Layout.dense(x) for x in results]
     compute = layouts[0].dtype
-    if name in _ops.COMPARISONS or name in (
-        "where",
-        "logical_not",
-        "logical_and",
-        "logical_or",
-        "isnan",
-        "isfinite",
-        "isinf",
-    ):
+    if _ops.judges(name):
         compute = torch.result_type(examples[-2], examples[-1]) if len(examples) > 1 else examples[0].dtype
     shapes, strides = {x.layout.shape for x in large}, {x.layout.stride for x in large}
     if name in _ops.POINTWISE and len(shapes) == 1:

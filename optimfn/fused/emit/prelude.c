@@ -1,0 +1,77 @@
+/* What every generated file begins with. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __clang__
+#define RARELY __attribute__((noinline))
+#else
+#define RARELY __attribute__((noinline, optimize("no-tree-vectorize", "no-unroll-loops")))
+#endif
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FMA(a, b, c) fma(a, b, c)
+#define FMAf(a, b, c) fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define FMAf(a, b, c) ((a) * (b) + (c))
+#endif
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
+#define HALF 0.5
+#define HALFf 0.5f
+$words
+
+typedef union { float f; double d; int64_t i; } Value;
+
+typedef struct {  /* a part of a leaf */
+  int64_t kernel, buffers, slots;  /* address; positions in `places` */
+  int64_t partial, partial_step;   /* where the partial results go */
+  int64_t start, count;            /* elements */
+} Chunk;
+
+enum { SUM, MAX, MIN };
+enum { DOUBLE, FLOAT, TRUTH };
+
+typedef struct {  /* a 0-dim value made of partial results */
+  int64_t slot, partial, count, how, dtype;
+} Combine;
+
+typedef struct {  /* 0-dim arithmetic of one form */
+  int64_t form, rows, count;
+} Call;
+
+typedef struct {
+  int64_t combines, n_combines, calls, n_calls, chunks, n_chunks, elements;
+} Stage;
+
+typedef struct {
+  void **buffers;
+  Value *values;
+  double *partials;
+  const int64_t *places, *rows;
+  const Combine *combines;
+  const Call *calls;
+  const Chunk *chunks;
+  const Stage *stages;
+} Plan;
+
+static inline float from_bfloat16(uint16_t x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+static inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+static inline double modulo(double a, double b) {
+  double rest = fmod(a, b);
+  return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;
+}
+static inline float modulof(float a, float b) {
+  float rest = fmodf(a, b);
+  return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;
+}
+#pragma omp declare reduction(greatest : double : omp_out = MAXIMUM(omp_in, omp_out)) initializer(omp_priv = -INFINITY)
+#pragma omp declare reduction(least : double : omp_out = MINIMUM(omp_in, omp_out)) initializer(omp_priv = INFINITY)
