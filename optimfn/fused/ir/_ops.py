@@ -104,7 +104,7 @@ def _remainder(args: Sequence[Any], compute: torch.dtype) -> str | None:
 
 
 def _floor_divide(args: Sequence[Any], compute: torch.dtype) -> str | None:
-    if compute.is_floating_point or not (isinstance(args[1], int) and args[1] > 0):
+    if not (isinstance(args[1], int) and args[1] > 0):
         return None
     return "QUOTIENT({0} - ({0} % {1} + {1}) % {1}, {1})"
 
@@ -137,7 +137,7 @@ OPERATORS = {
     "expm1": _function("expm1"),
     "fill": _both("{0}", wide=(0,)),
     "floor": _function("floor", units=0),
-    "floor_divide": _both(_floor_divide),
+    "floor_divide": Operator(whole=_floor_divide),
     "fmod": _function("fmod", "{0}, {1}", units=0),
     "ge": _both("{0} >= {1}", judges=True),
     "gt": _both("{0} > {1}", judges=True),
