@@ -115,6 +115,7 @@ def device(monkeypatch):
     monkeypatch.setattr(_cuda._modules, "load", lambda source: Kernels(late))
     monkeypatch.setattr(_cuda, "_pinned", lambda *shape: torch.empty(shape, dtype=torch.int64))
     monkeypatch.setattr(torch.Tensor, "copy_", copy_late)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: late.graph is not None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())

@@ -168,7 +168,7 @@ OPERATORS = {
     "sigmoid": Operator("RECIPROCAL(1 + exp{s}(-{0}))", units=3),
     "sign": _both("SIGN({0})"),
     "sin": _function("sin"),
-    "sqrt": _function("sqrt"),
+    "sqrt": _function("sqrt", units=0),
     "square": _both("{0} * {0}"),
     "sub": _both(_sub, units=1),
     "tanh": _function("tanh", units=2),

@@ -227,10 +227,12 @@ class Cuda:
         Whoever gets their memory next waits for both.
         """
         stream = torch.cuda.current_stream(self._device)
-        if self._stream is not None and self._stream != stream:
+        if self._stream == stream:
+            return
+        if self._stream is not None:
             stream.wait_stream(self._stream)
-            for x in (*self._held, *self._chosen[:4]):
-                x.record_stream(stream)
+        for x in (*self._held, *self._chosen[:4]):  # code is shared, and may come from another stream
+            x.record_stream(stream)
         self._stream = stream
 
 
