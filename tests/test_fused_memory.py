@@ -107,8 +107,8 @@ def device(monkeypatch):
         return target
 
     class Pretended(_cuda.Cuda):
-        def __init__(self, plan, where):
-            super().__init__(plan, where)
+        def __init__(self, code):
+            super().__init__(code)
             self._is_gpu, late.machine = True, self
 
     monkeypatch.setitem(_program.MACHINES, "cpu", Pretended)
