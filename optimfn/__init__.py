@@ -253,6 +253,7 @@ from ._wrappers._multi_steps import skip_large_updates as skip_large_updates
 from ._wrappers._multi_steps import skip_not_finite as skip_not_finite
 from ._wrappers._partition import PartitionState as PartitionState
 from ._wrappers._partition import partition as partition
+from ._wrappers._per_leaf import per_leaf as per_leaf
 from ._wrappers._stacked import stacked as stacked
 from .fused import Step as Step
 from .fused import make_step as make_step

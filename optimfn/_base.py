@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
@@ -90,6 +90,8 @@ class GradientTransformation(Recorded):
         init: `init(params) -> state`.
         update: `update(updates, state, params=None, **extra) -> (updates, state)`.
         members: The members of a chain, by their place in its state; empty for everything else.
+        leafwise: A promise that no leaf sees another: transforming a tree is transforming each of its leaves alone,
+            counts included. `Optimizer` then counts the steps of each parameter by itself.
         recipe: How it was made; `factory` fills it in.
 
     Shapes:
@@ -108,6 +110,7 @@ class GradientTransformation(Recorded):
     init: InitFn
     update: UpdateFn
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
+    leafwise: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, gate in {"init": _InitGate, "update": _UpdateGate}.items():
@@ -122,6 +125,11 @@ class GradientTransformation(Recorded):
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.init, self.update))
+
+
+def leafwise(tx: GradientTransformation) -> GradientTransformation:
+    """The same transformation, which now promises that no leaf sees another."""
+    return replace(tx, leafwise=True)
 
 
 class EmptyState(NamedTuple):
@@ -149,7 +157,7 @@ def identity() -> GradientTransformation:
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         return updates, state
 
-    return GradientTransformation(init_empty_state, update)
+    return GradientTransformation(init_empty_state, update, leafwise=True)
 
 
 @factory
@@ -164,7 +172,7 @@ def set_to_zero() -> GradientTransformation:
         >>> of.set_to_zero().update(torch.ones(1), of.EmptyState())[0]
         tensor([0.])
     """
-    return stateless(lambda updates, params: tree.zeros_like(updates))
+    return leafwise(stateless(lambda updates, params: tree.zeros_like(updates)))
 
 
 @factory
@@ -220,7 +228,7 @@ def stateless_with_tree_map(f: Callable[[Tensor, Tensor | None], Tensor]) -> Gra
             return tree.map(lambda u: f(u, None), updates)
         return tree.map(f, updates, params)
 
-    return stateless(on_tree)
+    return leafwise(stateless(on_tree))
 
 
 @factory
@@ -260,7 +268,8 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
             states.append(member_state)
         return updates, tuple(states)
 
-    return GradientTransformation(init, update, members=dict(enumerate(transforms)))
+    alone = all(member.leafwise for member in transforms)
+    return GradientTransformation(init, update, members=dict(enumerate(transforms)), leafwise=alone)
 
 
 @factory
@@ -298,7 +307,8 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
             updates, states[name] = member.rule(updates, state[name], params, **extra)
         return updates, states
 
-    return GradientTransformation(init, update, members=members)
+    alone = all(member.leafwise for member in members.values())
+    return GradientTransformation(init, update, members=members, leafwise=alone)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:

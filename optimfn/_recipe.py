@@ -174,6 +174,20 @@ def find_arguments(value: Any, name: str) -> Iterator[Any]:
             yield from find_arguments(member, name)
 
 
+def uses_factory(value: Any, factory: Callable[..., Any]) -> bool:
+    """Whether a call of `factory` is among the recipes that made `value`."""
+    if isinstance(value, Recorded):
+        made = value.recipe is not None and value.recipe.factory is factory
+        return made or uses_factory(list(value.arguments.values()), factory) or _members_use(value, factory)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list | tuple) and any(uses_factory(member, factory) for member in value)
+
+
+def _members_use(value: Any, factory: Callable[..., Any]) -> bool:
+    return uses_factory(dict(getattr(value, "members", {})), factory)
+
+
 def substitute(value: Any, name: str, new: Any) -> Any:
     """Make `value` again with `new` for every argument that `find_arguments` finds."""
     if isinstance(value, Recorded) and value.recipe is not None:

@@ -233,6 +233,8 @@ class TestClosures:
         net = model()
         tx = of.chain(of.sgd(0.1), of.plateau(factor=0.5, patience=0))
         by_closure, by_hand = of.Optimizer(net, tx), of.Optimizer(model(), tx)
+        for p in (p for optimizer in (by_closure, by_hand) for p in optimizer.param_groups[0]["params"]):
+            p.grad = torch.ones_like(p)
         for _ in range(3):
             by_closure.step(lambda: 1.0)
             by_hand.step(value=1.0)

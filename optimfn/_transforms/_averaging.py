@@ -86,7 +86,7 @@ def params_ema(decay: Scalar, debias: bool = False) -> GradientTransformation:
         mean = tree.lerp(state.ema, apply_updates(params, updates), weight)
         return updates, ParamsEmaState(count, tree.carry(mean, state.ema))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 @factory

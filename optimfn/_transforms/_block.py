@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_nonnegative, need_params
 from .._recipe import factory
 from .._typing import Params, Scalar, Updates
@@ -81,4 +81,4 @@ def _by_block(rule: str, size: Callable[..., Tensor], min_scale: Scalar) -> Grad
         need_params(rule, params)
         return tree.map(leaf, updates, params)
 
-    return stateless(scale)
+    return leafwise(stateless(scale))

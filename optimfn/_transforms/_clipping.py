@@ -1,7 +1,7 @@
 """Bound the size of updates."""
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_nonnegative, check_positive
 from .._recipe import factory
 from .._typing import Scalar
@@ -26,7 +26,7 @@ def clip(max_delta: Scalar) -> GradientTransformation:
         tensor([-1.0000,  0.5000])
     """
     check_nonnegative(max_delta=max_delta)
-    return stateless(lambda updates, params: tree.clip(updates, -max_delta, max_delta))
+    return leafwise(stateless(lambda updates, params: tree.clip(updates, -max_delta, max_delta)))
 
 
 @factory
@@ -89,6 +89,8 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     """
     check_positive(threshold=threshold)
 
-    return stateless(
-        lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u, wide=True), threshold), updates)
+    return leafwise(
+        stateless(
+            lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u, wide=True), threshold), updates)
+        )
     )

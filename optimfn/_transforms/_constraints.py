@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import need_params
 from .._recipe import factory
 from .._typing import Params, Updates
@@ -43,7 +43,7 @@ def zero_nans() -> GradientTransformation:
         clean = tree.map(lambda n, u: torch.where(n, torch.zeros_like(u), u), nan, updates)
         return clean, ZeroNansState(tree.carry(found, state.found_nan))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 @factory
@@ -75,4 +75,4 @@ def keep_params_nonnegative() -> GradientTransformation:
         need_params("keep_params_nonnegative", params)
         return tree.map(leaf, updates, params)
 
-    return stateless(keep)
+    return leafwise(stateless(keep))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_rate, need_params
 from .._recipe import factory
 from .._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Schedule, Updates
@@ -56,7 +56,8 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
         need_params("add_decayed_weights", params)
         return updates if idle else _decayed(updates, weight_decay, mask, params)
 
-    return stateless(decay)
+    made = stateless(decay)
+    return leafwise(made) if tree.sees_leaves(mask) else made
 
 
 def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformation:

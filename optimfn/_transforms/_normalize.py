@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_nonnegative, check_number
 from .._recipe import factory
 from .._typing import Params, Scalar, Updates
@@ -61,4 +61,4 @@ def centralize() -> GradientTransformation:
     def leaf(u: Tensor) -> Tensor:
         return u - u.mean(tuple(range(1, u.ndim)), keepdim=True) if u.ndim > 1 else u
 
-    return stateless(lambda updates, params: tree.map(leaf, updates))
+    return leafwise(stateless(lambda updates, params: tree.map(leaf, updates)))

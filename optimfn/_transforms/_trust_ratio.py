@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_nonnegative, need_params
 from .._recipe import factory
 from .._typing import Params, Scalar, Updates
@@ -52,4 +52,4 @@ def scale_by_trust_ratio(
         need_params("scale_by_trust_ratio", params)
         return tree.map(leaf, updates, params)
 
-    return stateless(scale)
+    return leafwise(stateless(scale))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_at_least, check_nonnegative, need_params
 from .._recipe import factory
 from .._typing import Params, Scalar, Tree, Updates
@@ -56,7 +56,7 @@ def adaptive_grad_clip(
         need_params("adaptive_grad_clip", params)
         return tree.map(leaf, updates, params)
 
-    return stateless(clip)
+    return leafwise(stateless(clip))
 
 
 def unitwise_norm(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:

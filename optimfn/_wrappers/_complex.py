@@ -52,4 +52,4 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
         joined = tree.map(tree.as_complex, parts, updates)
         return joined, SplitRealAndImaginaryState(inner_state)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=inner.leafwise)

@@ -79,7 +79,8 @@ def masked(
         shown = tree.map(lambda keep, new, old: new if keep else old, chosen, inner_updates, updates)
         return shown, MaskedState(inner_state)
 
-    return GradientTransformation(init, update)
+    alone = inner.leafwise and tree.sees_leaves(mask)
+    return GradientTransformation(init, update, leafwise=alone)
 
 
 def _hide(leaves: Tree, chosen: Tree) -> Tree:

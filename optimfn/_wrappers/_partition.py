@@ -78,7 +78,8 @@ def partition(
             updates, states[label] = member.rule(updates, state.inner_states[label], params, **extra)
         return updates, PartitionState(states)
 
-    return GradientTransformation(init, update)
+    alone = tree.sees_leaves(param_labels) and all(member.leafwise for member in transforms.values())
+    return GradientTransformation(init, update, leafwise=alone)
 
 
 def resolve_labels(

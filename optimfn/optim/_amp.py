@@ -27,7 +27,7 @@ def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
         **extra: Any,
     ) -> tuple[Updates, State]:
         if found_inf is None:
-            return tx.update(updates, state, params, **extra)
+            return tx.rule(updates, state, params, **extra)
         if grad_scale is not None:
             inverse = grad_scale.double().reciprocal().float()  # as torch rounds it
 
@@ -36,10 +36,11 @@ def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
                 return tree.cast_leaf(g, torch.promote_types(g.dtype, torch.float32)) * inverse
 
             updates = tree.map(unscale, updates)
-        new_updates, new_state = tx.update(updates, state, params, **extra)
+        new_updates, new_state = tx.rule(updates, state, params, **extra)
         skip = found_inf.reshape(()) > 0
         # Negative zero: the only number that leaves every other as it is when it is added.
         nothing = tree.full_like(new_updates, -0.0)
-        return tree.where(skip, nothing, new_updates), tree.where(skip, state, new_state)
+        kept = tree.map(lambda old, new: old if old is new else torch.where(skip, old, new), state, new_state)
+        return tree.where(skip, nothing, new_updates), kept
 
     return GradientTransformation(tx.init, update)

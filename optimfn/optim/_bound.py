@@ -1,66 +1,152 @@
 """A step bound to the parameters and the state of an optimizer, as long as nobody changes what that holds."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from itertools import chain as concatenated
-from operator import attrgetter, is_, itemgetter
+from itertools import repeat
+from operator import attrgetter, is_, is_not, itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._base import GradientTransformation, apply_updates
-from ..fused import Step
-from ._layout import ParamKey
-from ._pipeline import Stored
+from ..fused import make_step
+from ._layout import Entries, ParamKey
+from ._pipeline import EngineState
+from ._runs import Placed
 
-_params, _grad = itemgetter("params"), attrgetter("grad")
+Stored = MutableMapping[Tensor, Entries]
+Grads = dict[ParamKey, Tensor | None]
+
+_params, _grad, _version = itemgetter("params"), attrgetter("grad"), attrgetter("_version")
 
 
 class Bound:
     """A transformation with the parameters and the state that it steps, which stay the same tensors.
 
     Args:
+        rules: What the rules of the groups were made from.
         tx: The transformation.
-        step: A donating step of it.
+        fixed: The same with the numbers as they are, for steps that run its operators.
+        placed: Its runs.
         params: The parameters, by name.
         state: Its state.
+        shown: What torch shows of the counts of each parameter.
+        backend: How steps run, as for `make_step`; `None` for those through which gradients flow.
     """
 
-    def __init__(self, tx: GradientTransformation, step: Step, params: Mapping[ParamKey, Tensor], state: Any) -> None:
-        self.tx, self.params, self.state = tx, params, state
-        self.take = step.bind(params, state)
+    def __init__(
+        self,
+        rules: Sequence[Any],
+        tx: GradientTransformation,
+        fixed: GradientTransformation,
+        placed: Sequence[Placed],
+        params: Mapping[ParamKey, Tensor],
+        state: EngineState,
+        shown: Mapping[ParamKey, Entries],
+        backend: str | None,
+    ) -> None:
+        self.rules, self.placed, self.params, self.state = rules, placed, params, state
+        self.shown, self.is_counted = shown, bool(state.shown)
+        self._fixed = fixed
+        self.is_eager = backend in (None, "eager")
+        step = make_step(fixed if self.is_eager else tx, donate=True, backend=backend or "eager")
+        self.take = step.bind(params, state) if backend else self.take_differentiable
+        together = {name for each in placed if each.is_together for name in each.names}
+        self._required = [i for i, name in enumerate(params) if name in together]
+        self.is_published = False
 
-    def watch(self, groups: Iterable[Iterable[Tensor]], stored: Stored) -> None:
-        """Take note of the parameters and the entries that the optimizer holds."""
+    def entries(self) -> dict[ParamKey, Entries]:
+        """The state of each parameter, by the keys of the layouts."""
+        found: dict[ParamKey, Entries] = {}
+        for each, state in zip(self.placed, self.state.runs, strict=True):
+            for name, entries in each.scatter(state).items():
+                found.setdefault(name, {}).update(entries)
+        return found
+
+    def watch(self, groups: Iterable[Iterable[Tensor]], stored: Stored, waiting: Collection[ParamKey] | None) -> None:
+        """Take note of what the optimizer holds.
+
+        Args:
+            groups: The parameters of each group.
+            stored: The entries.
+            waiting: Those of the parameters here that begin with their first gradient, as all do that are not here;
+                `None` if they are the same as before.
+        """
+        if waiting is not None:
+            self._waiting = waiting
         self._groups = [list(params) for params in groups]
+        here = {id(p) for name, p in self.params.items() if name not in self._waiting}
+        self._idle = [p for params in self._groups for p in params if id(p) not in here]
         self._keys, self._dicts = list(stored), list(stored.values())
         self._views = [entries.values() for entries in self._dicts if isinstance(entries, dict)]
         self._sizes = list(map(len, self._views))
         self._leaves = list(concatenated.from_iterable(self._views))
+        self._shown = [x for entries in self.shown.values() for x in entries.values()]
+        self._versions = versions(self._shown)
+        # The state holds views of these, which stay behind where `.data` is set.
+        viewed = [stored.get(p, {}) for p in self.params.values() if p.is_complex()]
+        self._viewed = [x for entries in viewed for x in entries.values() if isinstance(x, Tensor)]
+        self._addresses = list(map(Tensor.data_ptr, self._viewed))
 
-    def fits(self, groups: Sequence[Mapping[str, Any]], stored: Stored) -> bool:
-        """Whether the optimizer holds what it held when it was watched."""
+    def fits(self, rules: Sequence[Any], groups: Sequence[Mapping[str, Any]], stored: Stored) -> bool:
+        """Whether the optimizer holds what it held when it was watched, as the last step has left it."""
         return (
-            len(groups) == len(self._groups)
+            same(rules, self.rules)
             and all(map(same, map(_params, groups), self._groups))
             and same(stored, self._keys)
             and same(stored.values(), self._dicts)
             and list(map(len, self._views)) == self._sizes
             and all(map(is_, concatenated.from_iterable(self._views), self._leaves))
+            and versions(self._shown) == self._versions
+            and list(map(Tensor.data_ptr, self._viewed)) == self._addresses
         )
 
-    def gradients(self) -> dict[ParamKey, Tensor | None]:
-        """The gradient of each parameter, which may be sparse."""
-        return dict(zip(self.params, map(_grad, self.params.values()), strict=True))
+    def gradients(self) -> list[Tensor | None] | None:
+        """The gradients; `None` if a parameter has begun, or has parted from those that it stepped with."""
+        grads = list(map(_grad, self.params.values()))
+        if not all(map(is_not, grads, repeat(None))) and any(grads[i] is None for i in self._required):
+            return None
+        return grads if all(map(is_, map(_grad, self._idle), repeat(None))) else None
+
+    def counted(self) -> None:
+        """Take note of what is shown as the last step has left it."""
+        self._versions = versions(self._shown)
+
+    def edited(self) -> set[int]:
+        """The identities of what is shown and has been changed since."""
+        now = versions(self._shown)
+        return {id(x) for x, old, new in zip(self._shown, self._versions, now, strict=True) if old != new}
 
     def take_differentiable(self, grads: Mapping[ParamKey, Tensor | None], **extra: Any) -> None:
         """A step through which gradients flow; its state is a new one."""
         # Writing in place must not change what autograd has kept of the parameters.
         params = {name: p.clone() for name, p in self.params.items()}
-        updates, self.state = self.tx.update(grads, self.state, params, **extra)
+        updates, self.state = self._fixed.update(grads, self.state, params, **extra)
         for name, new in apply_updates(params, updates).items():
             self.params[name].copy_(new)
+        self.is_published = False
 
 
 def same(now: Collection[Any], then: Collection[Any]) -> bool:
     """Whether two collections hold the very same objects, in the same order."""
     return len(now) == len(then) and all(map(is_, now, then))
+
+
+def versions(shown: Sequence[Any]) -> list[int]:
+    """The versions of tensors; 0 for what has none."""
+    try:
+        return list(map(_version, shown))
+    except (AttributeError, RuntimeError):  # numbers, and tensors made in inference mode
+        return [x._version if isinstance(x, Tensor) and not x.is_inference() else 0 for x in shown]
+
+
+def is_all_absent(grads: Sequence[Tensor | None]) -> bool:
+    """Whether there is no gradient at all."""
+    return all(map(is_, grads, repeat(None)))
+
+
+def copied(rates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, which keep their values."""
+    with torch.no_grad():
+        return {label: rate.clone() for label, rate in rates.items()}

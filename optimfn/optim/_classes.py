@@ -41,6 +41,11 @@ def _chain(group: Group, *scalings: GradientTransformation, decoupled: bool = Fa
     return chain(*scalings, decay, rate) if decoupled else chain(decay, *scalings, rate)
 
 
+def _is_zero(value: Any) -> bool:
+    """Whether an option is the number 0; a tensor, which is not read, never is."""
+    return not isinstance(value, torch.Tensor) and value == 0
+
+
 def _rate_tensor(group: Group) -> torch.Tensor:
     """The learning rate as a tensor, in the dtype it has if it is one."""
     rate = group["lr"]
@@ -58,9 +63,9 @@ class SGD(DropIn, torch.optim.SGD):
     def rule(group: Group) -> GradientTransformation:
         """Decay, momentum, rate."""
         momentum, dampening, nesterov = group["momentum"], group["dampening"], group["nesterov"]
-        if momentum == 0:
+        if _is_zero(momentum):
             return _chain(group)
-        if dampening == 0:
+        if _is_zero(dampening):
             return _chain(group, trace(momentum, nesterov))
         return _chain(group, dampened_trace(momentum, dampening, nesterov))
 
@@ -94,6 +99,7 @@ class AdamW(Adam, torch.optim.AdamW):
 class SparseAdam(DropIn, torch.optim.SparseAdam):
     """torch.optim.SparseAdam on the rule `scale_by_sparse_adam`."""
 
+    _judges_gradients = True
     fields: ClassVar = {"mu": "exp_avg", "nu": "exp_avg_sq"}
     step_is_int = True
 
@@ -164,7 +170,7 @@ class RMSprop(DropIn, torch.optim.RMSprop):
     def rule(group: Group) -> GradientTransformation:
         """Decay, RMSProp, momentum, rate."""
         scaling = scale_by_stddev if group["centered"] else scale_by_rms
-        momentum = trace(group["momentum"]) if group["momentum"] > 0 else identity()
+        momentum = identity() if _is_zero(group["momentum"]) else trace(group["momentum"])
         return _chain(group, scaling(group["alpha"], group["eps"], eps_in_sqrt=False), momentum)
 
 
@@ -225,6 +231,7 @@ class Adagrad(DropIn, torch.optim.Adagrad):
 class Adafactor(DropIn, torch.optim.Adafactor):
     """torch.optim.Adafactor on the rule `scale_by_row_col_rms`."""
 
+    _judges_gradients = True
     fields: ClassVar = {"v_row": "row_var", "v_col": "col_var", "v": "variance"}
     optional: ClassVar = ("row_var", "col_var", "variance")
 
@@ -254,6 +261,7 @@ class Adafactor(DropIn, torch.optim.Adafactor):
 class Muon(DropIn, torch.optim.Muon):
     """torch.optim.Muon on the rule `orthogonalize`."""
 
+    _judges_gradients = True
     fields: ClassVar = {"ema": "momentum_buffer"}
     counts_steps = False
 

@@ -12,24 +12,22 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, chain
+from .._base import GradientTransformation
 from .._recipe import factory
-from .._transforms._rate import scale
 from .._typing import State
 from .._wrappers._complex import split_real_and_imaginary
-from ..fused import Step, make_step
-from ._bound import same
-from ._cohorts import Cohort, Joint, Past, can_be_counted, counted
-from ._contract import is_capturing, refuse_absent, report_step
-from ._layout import Entries, Layout, ParamKey
+from ._bound import Bound, Grads, same
+from ._counts import count_beside
+from ._engine import Engine, Said
+from ._layout import Entries, ParamKey
 from ._load import KeepsDtypes
-from ._pipeline import Run, pipeline
-from ._rule import Rule
+from ._rules import TorchRules, directed
+from ._runs import Placed
 
-_KEPT_LAYOUTS = 64  # one for every set of parameters that have had gradients together
+Params = Mapping[ParamKey, Tensor]
 
 
-class DropIn(KeepsDtypes):
+class DropIn(KeepsDtypes, Engine):
     """The part of a drop-in class that is not the class of torch."""
 
     fields: ClassVar[Mapping[str, str]] = {}
@@ -53,10 +51,13 @@ class DropIn(KeepsDtypes):
     scalars: ClassVar[Sequence[str]] = ()
     """Torch's names of further scalars, shared among parameters in the pure state."""
 
-    _joint: Joint | None = None
+    _judges_gradients: ClassVar[bool] = False
+    """Whether `_gradient` is to see every gradient."""
 
-    # GradScaler is to unscale and skip by itself, also where torch's class has set this for its fused kernel.
-    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+    counts_alone = True  # in torch every parameter does
+
+    # Whether GradScaler leaves unscaling and skipping to the step: where torch's class says so, for its fused kernel.
+    _step_supports_amp_scaling = False
 
     @staticmethod
     def rule(group: Mapping[str, Any]) -> GradientTransformation:
@@ -81,13 +82,7 @@ class DropIn(KeepsDtypes):
         Args:
             closure: Evaluated first, with gradients enabled; its value is returned.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-            self._step_groups()
-        return loss
+        return self._step(closure, {})
 
     def _gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
         """The gradient of a parameter as the rule takes it; raises as torch does for those it does not take.
@@ -101,122 +96,97 @@ class DropIn(KeepsDtypes):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
         return grad.to_dense() if grad.is_sparse else grad
 
-    def _step_groups(self: Any) -> None:
-        """Take the step of all cohorts, in one call of what `make_step` makes of their rules."""
-        if is_capturing(self.param_groups):
-            self._check_capturable()
-        differentiable = self.defaults.get("differentiable", False)
-        joint, grads = self._ready()
-        if grads:
-            (joint.take_differentiable if differentiable else joint.take)(grads)
-            joint.count()
-            if differentiable or self.step_is_int or not joint.is_shown:
-                self._show(joint)
-        report_step(self)
+    # What the engine asks
 
-    def _ready(self: Any) -> tuple[Joint, Mapping[ParamKey, Tensor]]:
-        """The step of all parameters that have gradients, and those."""
-        rules = [self._rule(group) for group in self.param_groups]
-        joint, grads = self._joint, None
-        if joint is not None and same(rules, joint.rules) and joint.fits(self.param_groups, self.state):
-            grads = joint.same_gradients()
-        if grads is None:
-            if is_capturing(self.param_groups):
-                raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-            joint = self._joint = self._join(rules)
-        elif not joint.any_sparse:
-            return joint, grads
-        return joint, {
-            name: self._gradient(p, cohort.group) for cohort in joint.cohorts for name, p in cohort.members.items()
-        }
-
-    def _join(self: Any, rules: list[Rule]) -> Joint:
-        """Bind all parameters that have gradients, with their state, to one donating step."""
-        known: dict[Tensor, Past] = self.__dict__.get("_known", {})
-        if self._joint is not None:
-            known.update(self._joint.pasts())
-        every = [p for group in self.param_groups for p in group["params"]]
-        self._known = {p: known[p] for p in every if p in known}  # also of those that stay behind
-        cohorts, start = [], 0
+    def _say(self, capturing: bool) -> list[Said]:
+        rules: dict[int, tuple[Any, TorchRules]] = self._own("_rules", dict)
+        said: list[Said] = []
         for number, group in enumerate(self.param_groups):
-            if rules[number].is_complex != any(p.is_complex() for p in group["params"]):
-                del self._rules[id(group)]
-                rules[number] = self._rule(group)
-            cohorts += self._cohorts(group, rules[number], start)
-            start += len(group["params"])
-        joint = Joint(cohorts, rules, *self._step_of(cohorts))
-        joint.watch([group["params"] for group in self.param_groups], self.state)
-        return joint
+            known = rules.get(id(group), (None, None))[1]
+            if known is None or known.number != number or not known.fits(group):
+                known = TorchRules.of(type(self).rule, type(self).__name__, number, self._options(), group, known)
+                rules[id(group)] = group, known
+            said.append((known, known.values(group)))
+        return said
 
-    def _step_of(self: Any, cohorts: list[Cohort]) -> tuple[GradientTransformation, Step, bool]:
-        """One donating step for these cohorts; the same one whenever the same parameters step together."""
-        steps: dict[Any, tuple[GradientTransformation, Step, bool]] = self.__dict__.setdefault("_steps", {})
-        backend = "eager" if self.defaults.get("fused") is False else "auto"
-        differentiable = self.defaults.get("differentiable", False)
-        is_counted = backend == "auto" and not differentiable and all(map(can_be_counted, cohorts))
-        key = (is_counted, *((id(cohort.run.tx), cohort.run.names) for cohort in cohorts))
-        if key not in steps:
-            if len(steps) >= _KEPT_LAYOUTS:
-                steps.clear()
-            runs = [cohort.run for cohort in cohorts]
-            tx = counted(runs) if is_counted else pipeline(runs, {})
-            steps[key] = tx, make_step(tx, donate=True, backend=backend), is_counted
-        return steps[key]
+    def _join(self, said: Sequence[Said]) -> Bound:
+        """Bind the parameters that have had gradients; what is known of their counts goes on."""
+        self._remember()
+        return super()._join(said)
 
-    def write_hyperparameters(self: Any) -> None:
-        """Put the learning rates of the groups where the rule reads them; for CUDA graphs, as `Optimizer` says."""
-        for group in self.param_groups:
-            self._rule(group)
+    def _options(self) -> Sequence[str]:
+        return list(self.defaults)
 
-    def addresses(self: Any) -> tuple[int, ...]:
-        """What a captured graph holds on to: rules, parameters, state."""
-        held = [p for group in self.param_groups for p in group["params"]]
-        held += [x for entries in self.state.values() for x in entries.values() if isinstance(x, Tensor)]
-        held += [] if self._joint is None else tree.leaves(self._joint.state)
-        return (*(id(self._rule(group)) for group in self.param_groups), *(x.data_ptr() for x in held))
+    def _names(self) -> list[list[ParamKey]]:
+        sizes = [len(group["params"]) for group in self.param_groups]
+        return [[ParamKey(sum(sizes[:i]) + k) for k in range(size)] for i, size in enumerate(sizes)]
 
-    def _check_capturable(self: Any) -> None:
+    def _named(self, bound: Bound, grads: Sequence[Tensor | None]) -> Grads:
+        if not any(g is not None and g.is_sparse for g in grads) and not self._judges_gradients:
+            return super()._named(bound, grads)
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        return {name: None if p.grad is None else self._gradient(p, groups[id(p)]) for name, p in bound.params.items()}
+
+    def _check_capture(self) -> None:
         for group in self.param_groups:
             if self.counts_steps and not (group.get("capturable") or group.get("fused")):
                 raise RuntimeError(  # in the words of torch
                     f"Attempting CUDA graph capture of step() for an instance of {type(self).__name__} but "
                     "param_groups' capturable is False."
                 )
-            refuse_absent(dict(enumerate(group["params"])))
+        super()._check_capture()
 
-    def _cohorts(self: Any, group: dict[str, Any], rule: Rule, start: int) -> list[Cohort]:
-        """The parameters of a group that have gradients, those with the same past together."""
-        cohorts: dict[Hashable, tuple[Past, dict[ParamKey, Tensor]]] = {}
-        for number, p in enumerate(group["params"], start):
-            if p.grad is not None:
-                past = self._recall(p)
-                cohorts.setdefault(past.cohort, (past, {}))[1][ParamKey(number)] = p
-        return [self._cohort(group, rule, past, members) for past, members in cohorts.values()]
+    def rename(self, member: str, path: str) -> str:
+        """Torch's name for a path in the pure state. All counts of a rule count the same steps, so they share one."""
+        last = path.rsplit(".", 1)[-1]
+        return self.fields.get(last, last)
 
-    def _cohort(self: Any, group: dict[str, Any], rule: Rule, past: Past, members: dict[ParamKey, Tensor]) -> Cohort:
-        names, first = tuple(members), next(iter(members.values()))
-        grads = {name: self._gradient(p, group) for name, p in members.items()}
-        layout = rule.layouts.get(names)
-        if layout is None:
-            if len(rule.layouts) >= _KEPT_LAYOUTS:
-                rule.layouts.clear()
-            layout = rule.layouts[names] = Layout.of(rule.tx, members, self._key)
-        if self.state.get(first):
-            stored = {name: self.state[p] for name, p in members.items()}
-            if self.optional or rule.is_complex:
-                empty = {key: first.new_empty(0) for key in self.optional}
-                stored = {name: {**empty, **_as_reals(entries)} for name, entries in stored.items()}
-            # Others may share these values, and stay behind.
-            state = layout.gather(stored, {key: value.clone() for key, value in past.values.items()})
-        else:
-            state = _init_like(rule.tx, members)
-        _, values = layout.scatter(state)
-        shown = {name: self._numbers(group, p, values) for name, p in members.items()}
-        return Cohort(
-            group, Run(type(self).__name__, rule.tx, names, layout), past.cohort, members, grads, state, shown
-        )
+    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
+        """What tells the steps that a parameter has made; read from its entries if they were loaded, or edited."""
+        if (known := self._known_of(p)) is not None:
+            return tuple(map(id, known.values()))
+        entries = self.state[p]
+        return tuple(float(entries[key]) for key in self._number_keys())
 
-    def _numbers(self: Any, group: dict[str, Any], p: Tensor, values: Mapping[str, Tensor]) -> Entries:
+    def entries(self, p: Tensor) -> Entries:
+        """The entries of a parameter by the keys of the layout."""
+        entries, values = self.state[p], self._known_of(p)
+        if values is None:
+            count = int(entries["step"]) if self.counts_steps else 1
+            values = {key: entries[key].to(p.device, copy=True) for key in self.scalars}
+            values["count"] = torch.full((), count, dtype=torch.int64, device=p.device)
+        return {**{key: p.new_empty(0) for key in self.optional}, **_as_reals(entries), **values}
+
+    def init(self, tx: GradientTransformation, params: Params) -> State:
+        """A fresh state in the dtypes of the parameters, as torch makes it."""
+
+        def like(path: tuple[Any, ...], leaf: Any) -> tuple[bool, Any]:
+            owner = next((params[entry] for entry in path if isinstance(entry, ParamKey)), None)
+            scalar = path[-1:] and path[-1] in (*self.scalars, "count")
+            if not isinstance(leaf, Tensor) or owner is None or scalar or not leaf.is_floating_point():
+                return False, None
+            return True, tree.cast_leaf(leaf, owner.dtype.to_real())
+
+        return tree.map_nodes(like, super().init(tx, params))
+
+    # What torch shows of the counts
+
+    def _number_keys(self) -> list[str]:
+        return [*(["step"] if self.counts_steps else []), *self.scalars]
+
+    def _shown(self, params: Params, placed: Sequence[Placed]) -> dict[ParamKey, Entries]:
+        if not self._number_keys():
+            return {}
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        shown: dict[ParamKey, Entries] = {}
+        for each in placed:
+            own, shared = each.layout.scatter(each.state)
+            for name in each.names:
+                p = params[name]
+                shown[name] = self._numbers_of(groups[id(p)], p, {**shared, **own.get(name, {})})
+        return shown
+
+    def _numbers_of(self, group: Mapping[str, Any], p: Tensor, values: Mapping[str, Tensor]) -> Entries:
         """The numbers that torch shows with a parameter: those in its entries, or new ones."""
         entries, numbers = self.state.get(p, {}), {}
         if self.counts_steps:
@@ -229,49 +199,52 @@ class DropIn(KeepsDtypes):
             numbers[key] = entries[key] if key in entries else torch.empty_like(values[key], device=near)
         return numbers
 
-    def _rule(self: Any, group: dict[str, Any]) -> Rule:
-        rules: dict[int, Rule] = self.__dict__.setdefault("_rules", {})
-        rule = rules.get(id(group))
-        if rule is None or not rule.fits(group):
-            rule = rules[id(group)] = Rule(lambda options: _directed(type(self).rule, options), group, rule)
-        if not is_capturing(self.param_groups):
-            rule.write(group)
-        return rule
+    def _zero_step(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
+        dtype = torch.float32 if group.get("fused") else tree.scalar_dtype()
+        near = self.step_on_device or group.get("capturable") or group.get("fused")
+        return torch.zeros((), dtype=dtype, device=p.device if near else "cpu")
 
-    def _key(self, path: str) -> str:
-        """Torch's name for a path in the pure state. All counts of a rule count the same steps, so they share one."""
-        last = path.rsplit(".", 1)[-1]
-        return self.fields.get(last, last)
+    def _count(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
+        if bound.shown and not bound.is_counted:
+            count_beside(bound, grads, extra, self.scalars)
+        bound.counted()
 
-    def _recall(self: Any, p: Tensor) -> Past:
-        """What is known of a parameter; read from its entries if they were loaded, or edited by hand."""
-        entries = self.state.get(p)
-        if not entries:
-            return Past("new", {})
-        past: Past | None = self._known.get(p)
-        shown = [entries[key] for key in (*(["step"] if self.counts_steps else []), *self.scalars)]
-        if past is not None and past.holds(shown):
-            return past
-        count = int(entries["step"]) if self.counts_steps else 1
-        values = {key: entries[key].to(p.device) for key in self.scalars}
-        values["count"] = torch.full((), count, dtype=torch.int64, device=p.device)
-        return Past((count, *map(float, (entries[key] for key in self.scalars))), values)
+    def _remember(self) -> None:
+        """Before counts are gathered anew: the rule's own are exact, what is shown of them may be rounded."""
+        bound, known = self._bound, self._own("_known", dict)
+        if bound is None:
+            return
+        edited = bound.edited()
+        for each, state in zip(bound.placed, bound.state.runs, strict=True):
+            own, shared = each.layout.scatter(state)
+            for name in each.names:
+                values = {**shared, **own.get(name, {})}
+                shown = list(bound.shown.get(name, {}).values())
+                exact = {key: values[key] for key in ("count", *self.scalars) if key in values}
+                known[bound.params[name]] = exact if edited.isdisjoint(map(id, shown)) else None, shown
 
-    def _show(self: Any, joint: Joint) -> None:
+    def _known_of(self, p: Tensor) -> dict[str, Tensor] | None:
+        values, shown = self._own("_known", dict).get(p, (None, ()))
+        here = [self.state[p].get(key) for key in self._number_keys()]
+        known: dict[str, Tensor] | None = values
+        return known if same(here, shown) else None
+
+    def _publish(self, bound: Bound) -> None:
         """Put entries where torch keeps them, in its order."""
-        for cohort, state in zip(joint.cohorts, joint.states, strict=True):
-            stored, _ = cohort.run.layout.scatter(state)
-            for name, p in cohort.members.items():
-                numbers, shown = cohort.shown[name], stored.get(name, {})
-                if not numbers and not shown:
-                    continue
-                entries = self.state[p]
-                is_new = not entries or torch.is_grad_enabled()  # else what there is has been written in place
-                entries.update(numbers)
-                if is_new:
-                    self._fill(entries, p, _as_torch(shown, p))
-        joint.watch([group["params"] for group in self.param_groups], self.state)
-        joint.is_shown = True
+        if bound.is_published and not self.step_is_int:
+            return
+        for name, found in bound.entries().items():
+            numbers, p = bound.shown.get(name, {}), bound.params[name]
+            shown = {key: x for key, x in found.items() if key != "count" and key not in self.scalars}
+            if not numbers and not shown:
+                continue
+            entries = self.state[p]
+            is_new = not entries or torch.is_grad_enabled()  # else what there is has been written in place
+            entries.update(numbers)
+            if is_new:
+                self._fill(entries, p, _as_torch(shown, p))
+        self._watch(bound)
+        bound.is_published = True
 
     def _fill(self, entries: Entries, p: Tensor, shown: Entries) -> None:
         order = [key for key in self.fields.values() if key in shown]
@@ -279,13 +252,8 @@ class DropIn(KeepsDtypes):
             if key not in self.optional or shown[key].shape != (0,) or p.shape == (0,):
                 entries[key] = shown[key]
 
-    def _zero_step(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
-        dtype = torch.float32 if group.get("fused") else tree.scalar_dtype()
-        near = self.step_on_device or group.get("capturable") or group.get("fused")
-        return torch.zeros((), dtype=dtype, device=p.device if near else "cpu")
-
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
-        for name in ("_rules", "_steps", "_known", "_joint"):
+        for name in ("_rules", "_known"):
             self.__dict__.pop(name, None)
         super().__setstate__(state)
 
@@ -294,26 +262,7 @@ class DropIn(KeepsDtypes):
 def rule_of(optimizer: type[DropIn], **options: Any) -> GradientTransformation:
     """The pure rule of a drop-in class, recorded as such, so that it prints, compares and pickles."""
     probe: Any = optimizer([torch.zeros(1, 1, requires_grad=True)], **options)
-    return split_real_and_imaginary(_directed(optimizer.rule, probe.param_groups[0]))
-
-
-def _directed(
-    rule: Callable[[Mapping[str, Any]], GradientTransformation], group: Mapping[str, Any]
-) -> GradientTransformation:
-    made = rule(group)
-    return chain(scale(-1.0), made) if group.get("maximize") else made
-
-
-def _init_like(tx: GradientTransformation, members: dict[ParamKey, Tensor]) -> State:
-    """A fresh state in the dtypes of the parameters, as torch makes it."""
-
-    def like(path: tuple[Any, ...], leaf: Any) -> tuple[bool, Any]:
-        owner = next((members[entry] for entry in path if isinstance(entry, ParamKey)), None)
-        if not isinstance(leaf, Tensor) or owner is None or not leaf.is_floating_point():
-            return False, None
-        return True, tree.cast_leaf(leaf, owner.dtype.to_real())
-
-    return tree.map_nodes(like, tx.init({name: p.detach() for name, p in members.items()}))
+    return split_real_and_imaginary(directed(optimizer.rule, probe.param_groups[0]))
 
 
 def _as_reals(entries: Entries) -> Entries:

@@ -1,7 +1,7 @@
 """The numbers of a transformation that stand in the parameter groups, and how they get back into it."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,9 @@ from .. import tree
 from .._base import GradientTransformation
 from .._recipe import Recorded, find_arguments, substitute
 from .._transforms._rate import scale
-from ._members import Member, Place, Route, labelled, members
+from ._members import Member, Place, Route, labelled
+from ._members import members as members_of
+from ._pipeline import Shown
 
 FIRST, LAST = (-1,), (1 << 60,)  # places before and after all members
 
@@ -46,7 +48,7 @@ def find_hyperparameters(tx: GradientTransformation, route: Route, whole: bool) 
     if not any(one.argument == "learning_rate" for one, _ in found):
         rates = [
             Found(Hyperparameter(member.origin, "learning_rate", False), rate)
-            for member in members(tx, route)
+            for member in members_of(tx, route)
             for rate in find_arguments(member.tx, "learning_rate")
             if rate is not None
         ]
@@ -71,7 +73,7 @@ def make_members(
         member._replace(tx=substitute(member.tx, "learning_rate", inside[member.origin]))
         if member.origin in inside
         else member
-        for member in members(remake((), tx), route, remake)
+        for member in members_of(remake((), tx), route, remake)
     ]
     if maximize:
         made.insert(0, Member(FIRST, FIRST, "maximize", scale(-1.0)))
@@ -79,10 +81,30 @@ def make_members(
     return made
 
 
-def uses(value: Any, tensors: Mapping[int, Any]) -> frozenset[int]:
+class FactoryRules(NamedTuple):
+    """What makes the members of a group of `Optimizer`: they are made again with the numbers of the group."""
+
+    tx: GradientTransformation
+    route: tuple[tuple[Place, Any], ...]
+    maximize: bool
+
+    def members(self, numbers: Mapping[Hyperparameter, Any]) -> list[Member]:
+        """The members, first to last."""
+        return make_members(self.tx, dict(self.route), numbers, self.maximize)
+
+    def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> list[Hashable]:
+        """Which of some numbers each member is made of; all, if that cannot be known."""
+        originals = {member.place: member.tx for member in members_of(self.tx, dict(self.route))}
+        return [frozenset() if originals.get(one.place) is one.tx else uses(one.tx, numbers) for one in members]
+
+    def __repr__(self) -> str:
+        return repr(self.tx)
+
+
+def uses(value: Any, tensors: Mapping[int, int]) -> frozenset[int]:
     """Which of some tensors, given by their ids, can be in what a factory made; all, if that cannot be known."""
     if isinstance(value, Tensor):
-        return frozenset([id(value)]) & tensors.keys()
+        return frozenset([tensors[id(value)]] if id(value) in tensors else [])
     if isinstance(value, Recorded) and value.recipe is not None:
         return uses(list(value.arguments.values()), tensors)
     if isinstance(value, Mapping):
@@ -92,88 +114,13 @@ def uses(value: Any, tensors: Mapping[int, Any]) -> frozenset[int]:
     plain = value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | type | Shown)
     if plain or (inspect.isfunction(value) and not value.__closure__):
         return frozenset()
-    return frozenset(tensors)
-
-
-class Shown:
-    """A schedule that remembers its last value, for the group to show it."""
-
-    def __init__(self, schedule: Callable[[Any], Any], last: Tensor) -> None:
-        self.schedule = schedule
-        self.last = last
-
-    def __call__(self, count: int | Tensor) -> Any:
-        value = self.schedule(count)
-        self.last = value.to(self.last.dtype) if isinstance(value, Tensor) else torch.full_like(self.last, value)
-        return value
+    return frozenset(tensors.values())
 
 
 def show(schedule: Callable[[Any], Any], params: Sequence[Tensor]) -> Tensor:
     """A tensor that shows the value of a schedule, at first that of the first step."""
     count = tree.count(params)
     return tree.wide(count).copy_(torch.as_tensor(schedule(count)))
-
-
-class Live:
-    """The tensors through which hyperparameters reach a rule.
-
-    Groups share the tensor of a hyperparameter until they differ in it; from then on each has its own.
-    """
-
-    def __init__(self) -> None:
-        self.apart: set[Hyperparameter] = set()
-        self._tensors: dict[Slot, Tensor] = {}
-        self._written: dict[Slot, Any] = {}
-
-    def tensor(self, one: Hyperparameter, number: int, params: Sequence[Tensor], value: Any) -> Tensor:
-        """The tensor for a group, on the device of the parameters; a new one has the value."""
-        slot = self._slot(one, number)
-        if slot not in self._tensors:
-            self._tensors[slot] = tree.wide(tree.count(params))
-            self._put(slot, value)
-        return self._tensors[slot]
-
-    def tensors(self) -> list[Tensor]:
-        """All of them."""
-        return list(self._tensors.values())
-
-    def separate(self, values: Sequence[Mapping[Hyperparameter, Any]]) -> bool:
-        """Notice in which hyperparameters the groups differ; whether there are more of them than before."""
-        first: dict[Hyperparameter, Any] = {}
-        known = len(self.apart)
-        for group in values:
-            for one, value in group.items():
-                if one not in self.apart and not _same_number(first.setdefault(one, value), value):
-                    self.apart.add(one)
-        return len(self.apart) > known
-
-    def write(self, values: Sequence[Mapping[Hyperparameter, Any]], capturing: bool = False) -> None:
-        """Put the values of the groups into the tensors.
-
-        While a graph is captured, numbers are left out, since the graph would keep them as they are now; and so
-        are tensors that lie elsewhere.
-        """
-        for number, group in enumerate(values):
-            for one, value in group.items():
-                slot = self._slot(one, number)
-                if slot not in self._tensors:  # a differentiable step takes the value itself
-                    continue
-                if not capturing or (isinstance(value, Tensor) and value.device == self._tensors[slot].device):
-                    self._put(slot, value)
-
-    def _put(self, slot: "Slot", value: Any) -> None:
-        if isinstance(value, Tensor):
-            self._tensors[slot].copy_(value.detach().reshape(()))
-            self._written.pop(slot, None)
-        elif self._written.get(slot) != value:
-            self._tensors[slot].fill_(value)
-            self._written[slot] = value
-
-    def _slot(self, one: Hyperparameter, number: int) -> "Slot":
-        return one, number if one in self.apart else None
-
-
-Slot = tuple[Hyperparameter, int | None]  # a hyperparameter, and the number of the group that has it for itself
 
 
 def complete_betas(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -215,8 +162,3 @@ def _own_numbers(tx: GradientTransformation) -> dict[str, Any]:
         return isinstance(value, float | Tensor) or whole
 
     return {name: value for name, value in tx.arguments.items() if name in defaults and is_live(name, value)}
-
-
-def _same_number(a: Any, b: Any) -> bool:
-    """Whether two groups can share one tensor for these values; tensors are told apart without being read."""
-    return a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import tree
-from .._base import GradientTransformation
 from .._typing import State
 
 Entries = dict[str, Any]  # the state of one parameter, as torch keeps it
@@ -41,14 +41,8 @@ class Layout:
     slots: Sequence[Slot]
 
     @staticmethod
-    def of(
-        tx: GradientTransformation, members: Mapping[ParamKey, Tensor], rename: Callable[[str], str] = str
-    ) -> "Layout":
-        """Find the slot of every leaf; `rename` turns the path in the state into the key.
-
-        The state is made for parameters without memory, so that a layout costs none.
-        """
-        template = tx.init({name: torch.empty_like(p, device="meta") for name, p in members.items()})
+    def of(template: State, rename: Callable[[str], str]) -> "Layout":
+        """Find the slot of every leaf; `rename` turns the path in the state into the key."""
         slots = []
         for path, _ in tree.leaves_with_path(template):
             owner = next((entry for entry in path if isinstance(entry, ParamKey)), None)
@@ -56,21 +50,22 @@ class Layout:
             slots.append(Slot(owner, rename(tree.join_path(rest))))
         return Layout(template, slots)
 
+    def shared(self) -> list[str]:
+        """The keys of the leaves that belong to all parameters."""
+        return [key for owner, key in self.slots if owner is None]
+
     def gather(self, stored: Mapping[ParamKey, Entries], shared: Mapping[str, Any]) -> State:
         """Build the state from the dicts of the parameters and the shared leaves.
 
         Raises:
             KeyError: if an entry is missing, naming it.
         """
-        found, used = [], set()
+        found = []
         for owner, key in self.slots:
             entries = shared if owner is None else stored[owner]
             if key not in entries:
                 raise KeyError(f"the optimizer state of parameter {owner!r} has no entry {key!r}")
-            # Several leaves may be one entry, as the counts of a rule are one `step`; each needs its own memory.
-            found.append(entries[key].clone() if owner is None and key in used else entries[key])
-            if owner is None:
-                used.add(key)
+            found.append(entries[key])
         return tree.unflatten(self.template, found)
 
     def scatter(self, state: State) -> tuple[dict[ParamKey, Entries], dict[str, Tensor]]:
@@ -80,3 +75,27 @@ class Layout:
         for (owner, key), leaf in zip(self.slots, tree.leaves(state), strict=True):
             (shared if owner is None else stored.setdefault(owner, {})).setdefault(key, leaf)
         return stored, shared
+
+
+class Memoryless(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+    """Tensors made under this mode have no memory, whatever they are made from.
+
+    A rule's `init` sees the parameters as they are, which a mask may judge, and what it computes costs nothing.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operator imports torch._dynamo, which takes a second
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator on the meta device."""
+        kwargs = {key: _on_meta(x) for key, x in (kwargs or {}).items()}
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("meta")
+        return func(*_on_meta(args), **kwargs)
+
+
+def _on_meta(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x if x.is_meta else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    return type(x)(map(_on_meta, x)) if type(x) in (list, tuple) else x

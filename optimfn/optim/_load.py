@@ -49,28 +49,27 @@ def compare(
 
 def fill_in(
     state: MutableMapping[Tensor, Entries],
+    kept: Mapping[Tensor, Entries],
     params: Mapping[ParamKey, Tensor],
     wanted: Mapping[ParamKey, Entries],
     loaded: Mapping[str, Any],
 ) -> None:
-    """Put what was loaded into the tensors that are wanted, and those into the state.
+    """Put what was loaded into the tensors that were there, and those into the state.
 
     Tensors stay where they are, so that a CUDA graph sees what was loaded; only one of another dtype gives way.
     """
     state.clear()
-    if not loaded["state"]:
-        return
     numbers = [number for group in loaded["param_groups"] for number in group["params"]]
     written: set[int] = set()
     for number, (name, p) in zip(numbers, params.items(), strict=True):
-        theirs = loaded["state"].get(number, {})
+        theirs, old = loaded["state"].get(number, {}), kept.get(p, {})
         entries = {}
-        for key, mine in wanted.get(name, {}).items():
-            value = theirs.get(key, mine)
-            value = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        for key, made in wanted.get(name, {}).items():
+            mine = old.get(key, None if made.is_meta else made)
+            value = torch.as_tensor(theirs.get(key, mine))
             shared = id(mine) in written  # another parameter, which may have a past of its own, has it too
-            if value.dtype != mine.dtype or (shared and not torch.equal(mine, value.to(mine.device))):
-                mine = value.detach().to(mine.device, copy=True)
+            if mine is None or value.dtype != mine.dtype or (shared and not torch.equal(mine, value.to(mine.device))):
+                mine = value.detach().to(p.device if mine is None else mine.device, copy=True)
             elif value is not mine:
                 mine.copy_(value.detach())
             written.add(id(mine))

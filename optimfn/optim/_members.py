@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .._base import GradientTransformation
+from .._recipe import Recipe
 from .._wrappers._partition import partition, resolve_labels
 from ._layout import ParamKey
 
 Place = tuple[int, ...]
 """Positions in the chains, and among the labels, that lead to a member; sorted, they are in the order of execution."""
 
-Route = Mapping[Place, str]
+Route = Mapping[Place, Any]
 """The label of a group at each `partition`."""
 
 
@@ -75,8 +76,7 @@ def members(
             under = (*place, list(transforms).index(label))
             visit(remake(under, transforms[label]), under, under, f"{prefix}{label}.")
         else:
-            name = prefix + (tx.recipe.factory.__name__ if tx.recipe else "transformation")
-            found.append(Member(place, origin, name, tx))
+            found.append(Member(place, origin, prefix + _name(tx), tx))
 
     visit(tx, (), (), "")
     return _numbered(found)
@@ -92,6 +92,15 @@ def labelled(tx: GradientTransformation, route: Route) -> Sequence[tuple[Place, 
 
     members(tx, route, see)
     return found
+
+
+def _name(tx: GradientTransformation) -> str:
+    """What a member is called: by its factory, never by its arguments, which may change."""
+    if tx.recipe is None:
+        return "transformation"
+    make = tx.recipe.factory
+    recipe: Recipe | None = getattr(make, "recipe", None)  # of a factory that was made by one
+    return (make if recipe is None else recipe.factory).__name__
 
 
 def _is_partition(tx: GradientTransformation) -> bool:

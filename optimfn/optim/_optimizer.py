@@ -1,37 +1,35 @@
 """A `torch.optim.Optimizer` around any transformation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from .. import tree
+from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
-from .._torch import disable_dynamo
-from ._closure import extras_of
-from ._contract import FiresHooksOnce, is_capturing, is_watched, refuse_absent, report_step
+from .._recipe import uses_factory
+from ._bound import Bound, copied
+from ._contract import is_capturing
+from ._engine import Engine, Said
 from ._hyperparameters import (
+    FactoryRules,
     Found,
-    Hyperparameter,
-    Live,
     complete_betas,
     find_hyperparameters,
     follow_betas,
     make_members,
     show,
 )
-from ._layout import ParamKey
+from ._layout import Entries, ParamKey
 from ._load import LoadReport, compare, copy_state, fill_in, restore_groups
 from ._members import Route, routes
-from ._pipeline import scatter
-from ._program import Group, Program
-
-_BACKENDS = {None: "auto", True: "fused", False: "eager"}  # what `fused` stands for
+from ._pipeline import make_members as make_part_members
+from ._runs import common_places, template
 
 
-class Optimizer(FiresHooksOnce):
+class Optimizer(Engine):
     """Run a transformation behind the interface of `torch.optim`.
 
     All parameters are one tree, so `clip_by_global_norm` clips the norm of all groups. Where a hyperparameter
@@ -81,10 +79,8 @@ class Optimizer(FiresHooksOnce):
         0.001
     """
 
+    _live_rates: dict[str, Tensor]  # the values of schedules at the last step, by label
     _step_supports_amp_scaling: bool  # whether GradScaler leaves unscaling and skipping to the step
-    _program: Program | None
-    _hyperparameters: dict[str, dict[str, Found]]  # by label
-    _seen: list[tuple[Any, Any, Any]]  # lr, b1 and b2 of each group at the last step
 
     def __init__(
         self,
@@ -103,7 +99,7 @@ class Optimizer(FiresHooksOnce):
             raise TypeError(f"{', '.join(hyperparameters)}: hyperparameters go with a factory, not with {tx!r}")
         self.tx = tx if isinstance(tx, GradientTransformation) else _make(tx, hyperparameters)
         self._routes: dict[str, Route] = {}
-        self._reset()
+        self._begin()
         defaults: dict[str, Any] = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
         defaults.update(differentiable=differentiable, fused=fused)
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
@@ -121,34 +117,14 @@ class Optimizer(FiresHooksOnce):
     def step(self, closure: Callable[[], Any], **extra: Any) -> Any: ...
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
-        """Take one step with the gradients in `.grad`.
+        """Take one step with the gradients in `.grad`; without any it is no step.
 
         Args:
             closure: Evaluated first, with gradients enabled; its value is returned. Rules that look at the loss
                 receive it as `value`, and rules that evaluate it `value_and_grad_fn`.
             **extra: What else the transformation takes, such as `value=loss`.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._step(closure, loss, extra)
-        return loss
-
-    def write_hyperparameters(self) -> None:
-        """Put the hyperparameters of the groups into the tensors that the rule reads.
-
-        A step does it by itself. It is for a CUDA graph captured by hand: call it before a replay, and changed
-        numbers in `param_groups` take effect in it.
-        """
-        self._current_program()
-
-    def addresses(self) -> tuple[int, ...]:
-        """Where parameters, state and hyperparameters lie; a captured graph holds as long as that stays so."""
-        program = self._current_program()
-        held = [*program.params.values(), *tree.leaves(program.state), *self._live.tensors()]
-        return tuple(x.data_ptr() for x in held)
+        return self._step(closure, extra)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, a dict with `params` and, if it is to have its own, hyperparameters.
@@ -162,7 +138,7 @@ class Optimizer(FiresHooksOnce):
         start = sum(len(group["params"]) for group in self.param_groups)
         pairs = [one if isinstance(one, tuple) else (str(start + i), one) for i, one in enumerate(given)]
         for route, names in routes(self.tx, {ParamKey(name): p for name, p in pairs}):
-            label, chosen = ".".join(route.values()), set(names)
+            label, chosen = ".".join(map(str, route.values())), set(names)
             own = {
                 **param_group,
                 "params": [one for one, (name, _) in zip(given, pairs, strict=True) if name in chosen],
@@ -172,8 +148,7 @@ class Optimizer(FiresHooksOnce):
             self._routes[label] = route
             self._complete(own, [p for name, p in pairs if name in chosen])
             super().add_param_group(own)
-            self._seen.append(_rates(own))
-        self._program = None
+            self._note(self.param_groups[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """What `torch.save` and the like store: flat, plain tensors, which are copies."""
@@ -197,25 +172,23 @@ class Optimizer(FiresHooksOnce):
             ValueError: if an entry has another shape, or groups or parameters differ in number. Nothing has been
                 loaded then.
         """
-        program = self._make_program(self._values())
-        wanted = {name: dict(entries) for name, entries in scatter(program.runs, program.state.runs).items()}
-        reports: list[LoadReport] = []
-        seen: list[dict[str, Any]] = []
+        found: list[tuple[LoadReport, dict[ParamKey, Entries], dict[str, Any]]] = []
 
         def check(_: Any, loaded: dict[str, Any]) -> None:
-            reports.append(compare(wanted, list(program.params), loaded, strict))
-            seen.append(loaded)
+            wanted = self._wanted(loaded, strict)
+            found.append((compare(wanted, list(self._params()), loaded, strict), wanted, loaded))
 
-        old_groups = self.param_groups
+        old_groups, kept = self.param_groups, {p: dict(entries) for p, entries in self.state.items()}
         handle = self.register_load_state_dict_pre_hook(check)  # the last one, so it sees what the others made
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
         restore_groups(self.param_groups, old_groups)
-        fill_in(self.state, program.params, wanted, seen[-1])
-        self._reset(self._live)
-        return reports[-1]
+        report, wanted, loaded = found[-1]
+        fill_in(self.state, kept, self._params(), wanted, loaded)
+        self._begin()
+        return report
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("tx", "_whole", "_routes", "_step_supports_amp_scaling")
@@ -223,45 +196,111 @@ class Optimizer(FiresHooksOnce):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._reset(self.__dict__.get("_live"))
+        self._begin()
 
-    def _reset(self, live: Live | None = None) -> None:
-        """Forget what is derived from groups and state."""
-        self._live = Live() if live is None else live
-        self._program = None
-        self._hyperparameters = {}
-        self._seen = [_rates(group) for group in self.__dict__.get("param_groups", ())]
+    def _begin(self) -> None:
+        """Begin anew with the groups as they are, as after a checkpoint was loaded."""
+        self._bound = None
+        self._rules: dict[tuple[str, bool], FactoryRules] = {}
+        self._hyperparameters: dict[str, dict[str, Found]] = {}
+        self._seen: dict[int, tuple[Any, ...]] = {}  # each group, its lr, b1 and b2 at the last step
+        self._shown_rates: dict[str, tuple[Tensor, int]] = {}  # what shows the value of a schedule, by label
+        live = self._own("_live_rates", dict)
+        for group in self.__dict__.get("param_groups", ()):
+            self._note(group)
+            label = group.get("label", "")
+            if any(callable(value) for _, value in self._found(group).values()):
+                live.setdefault(label, group["lr"].clone()).copy_(group["lr"])
+                self._shown_rates[label] = group["lr"], group["lr"]._version
 
-    def _step(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
-        program = self._prepare()
-        if program is None:
+    def _note(self, group: dict[str, Any]) -> None:
+        self._seen[id(group)] = group, group["lr"], group.get("b1"), group.get("b2")
+
+    # What the engine asks
+
+    def _say(self, capturing: bool) -> list[Said]:
+        said: list[Said] = []
+        for group in self.param_groups:
+            if "betas" in group:
+                follow_betas(group, self._seen.get(id(group), (None,) * 4)[2:])
+            self._note(group)
+            found, label = self._found(group), group.get("label", "")
+            values = {one: group[key] for key, (one, value) in found.items() if not callable(value)}
+            said.append((self._rules_of(label, group["maximize"]), values))
+            if label in self._shown_rates:
+                self._check_shown(label, group)
+        return said
+
+    def _rules_of(self, label: str, maximize: bool) -> FactoryRules:
+        if (label, maximize) not in self._rules:
+            self._rules[label, maximize] = FactoryRules(self.tx, tuple(self._routes[label].items()), maximize)
+        return self._rules[label, maximize]
+
+    def _names(self) -> list[list[ParamKey]]:
+        taken: set[str] = set()
+        named: list[list[ParamKey]] = []
+        for number, group in enumerate(self.param_groups):
+            start = sum(len(names) for names in named)
+            names = group.get("param_names") or range(start, start + len(group["params"]))
+            # Two groups may use the same names, as those of two modules do.
+            named.append([ParamKey(f"{number}.{name}" if str(name) in taken else str(name)) for name in names])
+            taken.update(map(str, names))
+        return named
+
+    def _schedules(self, group: dict[str, Any]) -> tuple[tuple[Hashable, str, Callable[[Any], Any]], ...]:
+        found = self._found(group).values()
+        return tuple((one, group.get("label", ""), value) for one, value in found if callable(value))
+
+    def _rates(self) -> dict[str, Tensor]:
+        return self._live_rates
+
+    def _takes_sparse(self) -> bool:
+        return uses_factory(self.tx, scale_by_sparse_adam)
+
+    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
+        """The numbers that a parameter shares with others, such as how many steps it has made."""
+        entries = self.state[p]
+        return tuple(entries[key].item() if key in entries and entries[key].ndim == 0 else None for key in keys)
+
+    def _publish(self, bound: Bound) -> None:
+        if bound.state.rates:
+            self._show_rates(bound)
+        self._publish_entries(bound)
+
+    def _publish_entries(self, bound: Bound) -> None:
+        if not bound.is_published:
+            for name, entries in bound.entries().items():
+                own = self.state[bound.params[name]]
+                own.clear()
+                own.update(entries)
+            self._watch(bound)
+            bound.is_published = True
+
+    def _show_rates(self, bound: Bound) -> None:
+        """Let the groups show the values of the schedules, in tensors that a user may keep."""
+        with torch.no_grad():
+            for label, rate in bound.state.rates.items():
+                self._live_rates[label].copy_(rate)
+        bound.state = bound.state._replace(rates=self._live_rates)
+        # A graph can write only where it has written.
+        shown = self._live_rates if is_capturing(self.param_groups) else copied(self._live_rates)
+        self._shown_rates = {label: (rate, rate._version) for label, rate in shown.items()}
+        for group in self.param_groups:
+            if group.get("label", "") in shown:
+                group["lr"] = shown[group.get("label", "")]
+
+    def _check_shown(self, label: str, group: dict[str, Any]) -> None:
+        shown, version = self._shown_rates[label]
+        value = group["lr"]
+        if value is shown and version == shown._version:
             return
-        grads = program.gradients()
-        if closure is not None:
-            extra = {**extras_of(closure, loss, program.params), **extra}
-        if (found_inf := getattr(self, "found_inf", None)) is not None:
-            extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
-        if self.defaults["differentiable"]:
-            program.take_differentiable(grads, **extra)
-        else:
-            program.take(grads, **extra)
-        self._finish(program)
-
-    @disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
-    def _prepare(self) -> Program | None:
-        """The program for this step; none if there is no step to take."""
-        if not self.state and self._is_rehearsal():
-            self._rehearse()
-            return None
-        program = self._current_program()
-        if is_capturing(self.param_groups):
-            refuse_absent(program.params)
-        return program
-
-    @disable_dynamo
-    def _finish(self, program: Program) -> None:
-        program.publish(self.state)
-        report_step(self)
+        shown = self._live_rates[label].clone()
+        self._shown_rates[label] = shown, shown._version
+        for other in self.param_groups:
+            if other.get("label", "") == label:
+                other["lr"] = shown
+        schedule = next(one for _, one in self._found(group).values() if callable(one))
+        raise ValueError(f"lr was set to {value!r}, but the schedule {schedule!r} of the transformation drives it")
 
     def _is_rehearsal(self) -> bool:
         """Whether this is no step but torch.distributed.checkpoint's way of having the state made."""
@@ -272,66 +311,33 @@ class Optimizer(FiresHooksOnce):
     def _rehearse(self) -> None:
         """Make the state. Some rules put the learning rate into it, so that must be the last true one."""
         zeros = [group["lr"] for group in self.param_groups]
-        for group, (rate, _, _) in zip(self.param_groups, self._seen, strict=True):
-            group["lr"] = rate
+        for group in self.param_groups:
+            group["lr"] = self._seen[id(group)][1]
         try:
-            self._make_program(self._values()).publish(self.state)
+            self._publish_entries(self._join(self._say(False)))
         finally:
             for group, zero in zip(self.param_groups, zeros, strict=True):
                 group["lr"] = zero
 
-    def _current_program(self) -> Program:
-        """The program for groups and state as they are, its hyperparameters written."""
-        capturing = is_capturing(self.param_groups)
-        values = self._values()
-        program = self._program
-        separated = self._live.separate(values)
-        differentiable = self.defaults["differentiable"]  # then tensors are used as they are, and may be new ones
-        if program is None or separated or differentiable or not program.fits(self.param_groups, self.state):
-            if capturing:
-                raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-            program = self._program = self._make_program(values, differentiable)
-        for group in self.param_groups:
-            label = group.get("label", "")
-            if label in program.schedules and program.was_overruled(label, group["lr"]):
-                value, group["lr"] = group["lr"], program.state.rates[label]
-                schedule = program.schedules[label].schedule
-                program.publish(self.state)
-                raise ValueError(
-                    f"lr was set to {value!r}, but the schedule {schedule!r} of the transformation drives it"
-                )
-        if not (capturing and is_watched()):
-            self._live.write(values, capturing)
-        return program
-
-    def _make_program(self, values: Sequence[dict[Hyperparameter, Any]], differentiable: bool = False) -> Program:
-        groups: list[Group] = []
-        rates: dict[str, Tensor] = {}
-        start = 0
-        for group in self.param_groups:
-            params, label = group["params"], group.get("label", "")
-            names = group.get("param_names", range(start, start + len(params)))
-            start += len(params)
-            found = self._found(group)
-            if callable(found["lr"].value):
-                rates.setdefault(label, group["lr"])
-            # Two groups may use the same names, as those of two modules do.
-            taken = {name for other in groups for name in other.names}
-            keys = [ParamKey(f"{len(groups)}.{name}" if name in taken else name) for name in names]
-            groups.append(Group(params, keys, label, self._routes[label], found, group["maximize"]))
-        backend = _BACKENDS[self.defaults["fused"]]
-        return Program(self.tx, groups, self._live, rates, self.state, values, differentiable, backend)
-
-    def _values(self) -> list[dict[Hyperparameter, Any]]:
-        """What the groups say of each hyperparameter, except those that a schedule drives."""
-        for number, group in enumerate(self.param_groups):
-            if "betas" in group:
-                follow_betas(group, self._seen[number][1:])
-            self._seen[number] = _rates(group)
-        return [
-            {one: group[key] for key, (one, value) in self._found(group).items() if not callable(value)}
-            for group in self.param_groups
+    def _wanted(self, loaded: Mapping[str, Any], strict: bool) -> dict[ParamKey, Entries]:
+        """What entries those parameters need that have some in a state dict."""
+        numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+        params = self._params()
+        if len(numbers) != len(params):
+            return {}  # of this, torch speaks
+        begun = {name for name, number in zip(params, numbers, strict=True) if loaded["state"].get(number)}
+        parts, tensors = self._parts(self._say(False), False)
+        made, _ = make_part_members(parts, tensors, self._live_rates)
+        used = [
+            part.rules.uses(own, {id(x): i for i, x in enumerate(tensors)})
+            for part, own in zip(parts, made, strict=True)
         ]
+        wanted: dict[ParamKey, Entries] = {}
+        for place in common_places(made, used, [[n for n in names if n in begun] for names in self._names()]):
+            each = template(place, params, self, has_memory=not strict)
+            for name, entries in each.scatter(each.state).items():
+                wanted.setdefault(name, {}).update(entries)
+        return wanted
 
     def _found(self, group: dict[str, Any]) -> dict[str, Found]:
         """The hyperparameters of a group, by their keys in it."""
@@ -353,6 +359,8 @@ class Optimizer(FiresHooksOnce):
                 if key in group:
                     raise ValueError(f"a group has {key}={group[key]!r}, but the schedule {value!r} drives it")
                 group[key] = peers[0][key] if peers else show(value, params)
+                self._live_rates.setdefault(group.get("label", ""), group[key].clone())
+                self._shown_rates[group.get("label", "")] = group[key], group[key]._version
                 continue
             # A scheduler writes into tensors, so each group needs one of its own.
             own = value.clone() if isinstance(value, Tensor) and peers else value
@@ -367,10 +375,6 @@ def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
     if made.recipe is None:
         raise TypeError(f"{make!r} keeps no record of its arguments; decorate it with optimfn.factory")
     return made
-
-
-def _rates(group: dict[str, Any]) -> tuple[Any, Any, Any]:
-    return group["lr"], group.get("b1"), group.get("b2")
 
 
 def _is_zero(rate: Any) -> bool:

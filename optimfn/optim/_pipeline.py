@@ -1,165 +1,178 @@
-"""One transformation for all groups of an optimizer, and where its state lives.
+"""One transformation for all groups of an optimizer, as a value.
 
-Groups whose member is the same at some place of the chain run through it as one tree, so that a global norm is
-that of all of them. Where a hyperparameter differs, or the past, as in a group that was added later, each runs
-through a member of its own.
+It is made of what the groups say without their numbers: those are part of its state, and the rules are made from them
+in every update. So two optimizers with the same rules have equal transformations, whatever their learning rates are,
+and a number that changes is nothing new to a trace.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
+from .._recipe import factory
 from .._typing import Params, State, Updates
-from ._hyperparameters import Shown
-from ._layout import Entries, Layout, ParamKey
-from ._members import Member
+from .._wrappers._per_leaf import per_leaf
+from ._amp import skip_overflow
+from ._layout import Entries, ParamKey
+from ._members import Member, Place
 
-Stored = MutableMapping[Tensor, Entries]
+
+class Rules(Protocol):
+    """What makes the members of a group from its numbers; compared by value."""
+
+    def members(self, numbers: Mapping[Any, Any]) -> Sequence[Member]:
+        """The members, first to last."""
+
+    def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> Sequence[Hashable]:
+        """Which of some numbers, given by their ids, each member is made of; what tells it from those of others."""
 
 
-class PipelineState(NamedTuple):
-    """The states of the runs, and the values of the schedules at the last step."""
+class Part(NamedTuple):
+    """What a group contributes."""
 
-    runs: tuple[State, ...]
-    rates: dict[str, Tensor]  # by the label of the groups
+    rules: Rules
+    numbers: tuple[tuple[Hashable, int], ...]  # its numbers, and which of those in the state each of them is
+    schedules: tuple[tuple[Hashable, str, Callable[[Any], Any]], ...]  # a number, the label that shows it, the schedule
 
 
 class Run(NamedTuple):
-    """A member, and the parameters that go through it together."""
+    """One member, and the parameters that go through it together."""
 
-    name: str
-    tx: GradientTransformation
-    names: tuple[ParamKey, ...]
-    layout: Layout
+    part: int
+    place: Place
+    positions: tuple[int, ...]  # of the parameters
+    alone: bool  # whether each of them has a state, and so a count, of its own
 
-    def own(self, whole: Mapping[ParamKey, Any]) -> dict[ParamKey, Any]:
+    def own(self, whole: Mapping[ParamKey, Any]) -> Mapping[ParamKey, Any]:
         """What a dict of all parameters holds for those of this run."""
-        return {name: whole[name] for name in self.names}
+        if len(self.positions) == len(whole):
+            return whole
+        names = list(whole)
+        return {names[position]: whole[names[position]] for position in self.positions}
 
 
-def merge(
-    groups: Sequence[tuple[Sequence[Member], Sequence[ParamKey]]],
-    used: Callable[[int, Member], frozenset[int]],
-    params: Mapping[ParamKey, Tensor],
-    stored: Stored,
-) -> list[Run]:
-    """Put the members of all groups in order, those that are the same in one run.
+class EngineState(NamedTuple):
+    """Everything that changes from step to step."""
+
+    runs: tuple[State, ...]
+    rates: dict[str, Tensor]  # the values of the schedules at the last step, by label
+    shown: dict[ParamKey, Entries]  # what torch shows of the counts of each parameter, where a step can write it
+    numbers: tuple[Tensor, ...]  # of the groups, which a step reads
+
+
+class Shown:
+    """A schedule that remembers its last value, for the group to show it."""
+
+    def __init__(self, schedule: Callable[[Any], Any], last: Tensor) -> None:
+        self.schedule = schedule
+        self.last = last
+
+    def __call__(self, count: int | Tensor) -> Any:
+        value = self.schedule(count)
+        self.last = value.to(self.last.dtype) if isinstance(value, Tensor) else torch.full_like(self.last, value)
+        return value
+
+
+class Built(NamedTuple):
+    """The transformations of the runs, made from certain numbers, and the schedules in them."""
+
+    txs: Sequence[GradientTransformation]
+    schedules: Mapping[str, Shown]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stepping(GradientTransformation):
+    """What `stepping` makes; it prints as what the user has made."""
+
+    parts: Sequence[Part] = ()
+
+    def __repr__(self) -> str:
+        return repr(self.parts[0].rules)
+
+
+Count = Callable[[Updates, Sequence[Run], EngineState], dict[ParamKey, Entries]]
+
+
+def make_members(
+    parts: Sequence[Part], numbers: Sequence[Any], rates: Mapping[str, Tensor]
+) -> tuple[list[Sequence[Member]], dict[str, Shown]]:
+    """The members of each part, and the schedules in them."""
+    schedules: dict[str, Shown] = {}
+    made = []
+    for part in parts:
+        own: dict[Hashable, Any] = {key: numbers[i] for key, i in part.numbers}
+        for key, label, schedule in part.schedules:
+            own[key] = schedules.setdefault(label, Shown(schedule, rates[label]))
+        made.append(part.rules.members(own))
+    return made, schedules
+
+
+def build(parts: Sequence[Part], runs: Sequence[Run], numbers: Sequence[Any], rates: Mapping[str, Tensor]) -> Built:
+    """Make the transformations of the runs."""
+    made, schedules = make_members(parts, numbers, rates)
+    places = [{member.place: member.tx for member in members} for members in made]
+    txs = [places[run.part][run.place] for run in runs]
+    return Built([per_leaf(tx) if run.alone else tx for run, tx in zip(runs, txs, strict=True)], schedules)
+
+
+def advance(
+    built: Built, runs: Sequence[Run], updates: Updates, state: EngineState, params: Params | None, extra: Any
+) -> tuple[Updates, EngineState]:
+    """Let the updates go through one run after the other."""
+    states = []
+    for label, shown in built.schedules.items():
+        shown.last = state.rates[label]
+    for run, tx, own in zip(runs, built.txs, state.runs, strict=True):
+        changed, own = tx.rule(run.own(updates), own, None if params is None else run.own(params), **extra)
+        updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
+        states.append(own)
+    rates = {label: shown.last for label, shown in built.schedules.items()}
+    return updates, state._replace(runs=tuple(states), rates=rates)
+
+
+@factory
+def stepping(
+    parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None, takes_sparse: bool
+) -> GradientTransformation:
+    """The transformation of the whole.
 
     Args:
-        groups: The members of each group, and its parameters.
-        used: The identities of the hyperparameters that a member of a group, given by its number, uses.
-        params: All parameters.
-        stored: Their entries, which tell the past.
+        parts: What the groups contribute.
+        runs: What is done, in order.
+        count: Brings what is shown up to date, after the runs.
+        takes_sparse: Whether the rules take sparse gradients as they are.
     """
-    runs = []
-    for place in sorted({member.place for members, _ in groups for member in members}):
-        together: dict[Any, list[tuple[Member, Sequence[ParamKey], Layout]]] = {}
-        for number, (members, names) in enumerate(groups):
-            for member in members:
-                if member.place == place:
-                    layout = _layout(member, names, params)
-                    past = _past(layout, stored.get(params[names[0]], {}))
-                    together.setdefault((used(number, member), past), []).append((member, names, layout))
-        for alike in together.values():
-            member, names, layout = alike[0]
-            if len(alike) > 1:
-                names = [name for _, own, _ in alike for name in own]
-                layout = _layout(member, names, params)
-            runs.append(Run(member.name, member.tx, tuple(names), layout))
-    return runs
-
-
-def pipeline(runs: Sequence[Run], schedules: Mapping[str, Shown]) -> GradientTransformation:
-    """The transformation of the whole: dicts of parameters by name go through one run after the other."""
-
-    def init(params: Params) -> PipelineState:
-        states = tuple(run.tx.init(run.own(params)) for run in runs)
-        return PipelineState(states, {label: shown.last for label, shown in schedules.items()})
 
     def update(
-        updates: Updates, state: PipelineState, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, PipelineState]:
-        states = []
-        for label, shown in schedules.items():
-            shown.last = state.rates[label]
-        for run, run_state in zip(runs, state.runs, strict=True):
-            if len(run.names) == len(updates):
-                updates, run_state = run.tx.update(updates, run_state, params, **extra)
-            else:
-                own_params = None if params is None else run.own(params)
-                changed, run_state = run.tx.update(run.own(updates), run_state, own_params, **extra)
-                updates = {**updates, **changed}
-            states.append(run_state)
-        return updates, PipelineState(tuple(states), {label: shown.last for label, shown in schedules.items()})
+        updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EngineState]:
+        built = build(parts, runs, state.numbers, state.rates)
+        return whole(built, runs, count, takes_sparse).rule(updates, state, params, **extra)
 
-    return GradientTransformation(init, update)
+    return Stepping(init_none, update, parts=parts)
 
 
-def gather(runs: Sequence[Run], params: Mapping[ParamKey, Tensor], stored: Stored) -> tuple[State, ...]:
-    """The states of the runs from the entries of the parameters; fresh ones for those that have none.
+def whole(built: Built, runs: Sequence[Run], count: Count | None, takes_sparse: bool) -> GradientTransformation:
+    """The same, of transformations that are made already."""
 
-    Raises:
-        KeyError: if a parameter has entries and one is missing, naming it.
-    """
-    states = []
-    for run in runs:
-        entries = {name: stored[params[name]] for name in run.names if stored.get(params[name])}
-        if len(entries) == len(run.names):
-            states.append(run.layout.gather(entries, _shared(run, entries)))
-            continue
-        fresh = run.tx.init({name: params[name].detach() for name in run.names})
-        if entries:
-            of_params, shared = run.layout.scatter(fresh)
-            known = {name: entries.get(name, of_params.get(name, {})) for name in run.names}
-            fresh = run.layout.gather(known, {**shared, **_shared(run, entries)})
-        states.append(fresh)
-    return _apart(tuple(states))
+    def update(
+        updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EngineState]:
+        if not takes_sparse:  # kernels refuse them, so this is only asked where the rule itself runs
+            updates = tree.map(lambda g: g.to_dense() if g.is_sparse else g, updates)
+        updates, state = advance(built, runs, updates, state, params, extra)
+        if count is not None:
+            state = state._replace(shown=count(updates, runs, state))
+        return updates, state
+
+    return skip_overflow(GradientTransformation(init_none, update))
 
 
-def scatter(runs: Sequence[Run], states: Sequence[State]) -> dict[ParamKey, Entries]:
-    """The entries of the parameters. Shared leaves stand under each, if they are more than numbers under the first."""
-    found: dict[ParamKey, Entries] = {}
-    for run, state in zip(runs, states, strict=True):
-        of_params, shared = run.layout.scatter(state)
-        numbers = {key: leaf for key, leaf in shared.items() if leaf.ndim == 0}
-        for position, name in enumerate(run.names):
-            entries = {**(numbers if position else shared), **of_params.get(name, {})}
-            if entries:
-                found.setdefault(name, {}).update(entries)
-    return found
-
-
-def _apart(states: tuple[State, ...]) -> tuple[State, ...]:
-    """The same states without a tensor in two places, as of a group that from now on counts by itself."""
-    seen: set[int] = set()
-
-    def once(leaf: Tensor) -> Tensor:
-        leaf = leaf.clone() if id(leaf) in seen else leaf
-        seen.add(id(leaf))
-        return leaf
-
-    return tuple(tree.map(once, state) for state in states)
-
-
-def _shared(run: Run, entries: Mapping[ParamKey, Entries]) -> Entries:
-    return next(iter(entries.values()))
-
-
-def _layout(member: Member, names: Sequence[ParamKey], params: Mapping[ParamKey, Tensor]) -> Layout:
-    def key(path: str) -> str:
-        return f"{member.name}.{path}" if path else member.name
-
-    return Layout.of(member.tx, {name: params[name] for name in names}, key)
-
-
-def _past(layout: Layout, entries: Entries) -> Any:
-    """The numbers that a group shares, such as how many steps it has made; all alike if there are none to share."""
-    keys = [slot.key for slot in layout.slots if slot.owner is None]
-    return tuple(_number(entries.get(key)) for key in keys)
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else None
+def init_none(params: Params) -> State:
+    """The optimizer makes the state, from what it has."""
+    raise NotImplementedError

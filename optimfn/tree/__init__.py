@@ -75,6 +75,7 @@ from ._paths import looks_at_shapes_only as looks_at_shapes_only
 from ._paths import mask_by as mask_by
 from ._paths import mask_by_path as mask_by_path
 from ._paths import resolve_mask as resolve_mask
+from ._paths import sees_leaves as sees_leaves
 from ._paths import select as select
 from ._query import get as get
 from ._query import get_all_with_path as get_all_with_path

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from .._checks import check_callable
-from .._recipe import factory
+from .._recipe import Recorded, factory
 from .._typing import Mask, Params, Tree
 from ._core import ParamsPlaceholder, broadcast, join_path, leaves, leaves_with_path, map, paths, resolve
 
@@ -109,6 +109,16 @@ def looks_at_shapes_only(function: Callable[[Params], Tree]) -> bool:
     """Whether a mask or labels are known to depend on the shapes and paths of leaves alone."""
     recipe = getattr(function, "recipe", None)
     return function is is_matrix or (recipe is not None and recipe.factory in (mask_by_path, label_by_path))
+
+
+def sees_leaves(marks: object) -> bool:
+    """Whether a mask, or labels, are known to judge each leaf by itself, by what it is and what it is called."""
+    if marks is None or isinstance(marks, bool | str) or marks is is_matrix:
+        return True
+    return isinstance(marks, Recorded) and marks.recipe is not None and marks.recipe.factory in _MAKERS
+
+
+_MAKERS = (mask_by, mask_by_path, label_by, label_by_path)
 
 
 def resolve_mask(mask: Mask, params: Params) -> Tree:

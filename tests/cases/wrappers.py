@@ -146,6 +146,12 @@ def later_adam(wrapper, learning_rate):
 
 
 @of.factory
+def adam_per_leaf(learning_rate):
+    """Adam with a count for each leaf."""
+    return of.per_leaf(of.adam(learning_rate))
+
+
+@of.factory
 def flat_adam(learning_rate):
     """Adam on one vector."""
     return of.flatten(of.adam(learning_rate))
@@ -319,6 +325,15 @@ CASES = (
         live=("learning_rate",),
         covers=("flatten",),
         skips={"alone": "one vector has one dtype, that of all leaves together"},
+        bad=(BAD_RATE,),
+    ),
+    Case(
+        "per_leaf",
+        adam_per_leaf,
+        {"learning_rate": 1e-2},
+        oracle=leafwise(lambda _: Adam(1e-2)),
+        live=("learning_rate",),
+        covers=("per_leaf",),
         bad=(BAD_RATE,),
     ),
     Case(

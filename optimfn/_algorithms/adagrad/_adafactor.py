@@ -95,7 +95,7 @@ def scale_by_row_col_rms(beta2_decay: Scalar = -0.8, eps: Scalar | None = None) 
             count, tree.carry(row, state.v_row), tree.carry(col, state.v_col), tree.carry(v, state.v)
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 def _is_factored(x: Tensor) -> bool:

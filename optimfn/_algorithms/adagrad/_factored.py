@@ -139,7 +139,7 @@ def scale_by_factored_rms(
         direction = tree.map(leaf, updates, *news)
         return tree.cast_like(direction, updates), FactoredState(state.count + 1, *map(tree.carry, news, olds))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 def mixed(old: Tree, new: Tree, weight: Scalar) -> Tree:

@@ -75,7 +75,7 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
         )
         return tree.cast_like(nu, updates), ScaleBySM3State(mu, tree.carry(nu, state.nu))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 @factory

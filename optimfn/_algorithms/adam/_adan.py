@@ -83,7 +83,7 @@ def scale_by_adan(
             tree.carry(m, state.m), tree.carry(v, state.v), tree.carry(n, state.n), tree.carry(updates, state.g), t
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 @factory

@@ -87,7 +87,7 @@ def scale_by_novograd(
             state.count + 1, tree.carry(mu, state.mu), tree.carry(nu, state.nu)
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)
 
 
 def _over(g: Tensor, size: Tensor) -> Tensor:

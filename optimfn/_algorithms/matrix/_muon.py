@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ..._base import GradientTransformation, chain, stateless
+from ..._base import GradientTransformation, chain, leafwise, stateless
 from ..._checks import check_choice, check_decay, check_nonnegative, check_number, check_steps
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
@@ -71,7 +71,7 @@ def orthogonalize(
             x = torch.addmm(x, polynomial, x, beta=a)
         return tree.cast_leaf(x.mT if rows > cols else x, g.dtype)
 
-    return stateless(lambda updates, params: tree.map(leaf, updates))
+    return leafwise(stateless(lambda updates, params: tree.map(leaf, updates)))
 
 
 @factory
@@ -103,7 +103,7 @@ def scale_by_matrix_shape(mode: str = "original") -> GradientTransformation:
     """
     check_choice("mode", mode, ("original", "match_rms_adamw"))
 
-    return stateless(lambda updates, params: tree.map(lambda g: shape_factor(mode, g) * g, updates))
+    return leafwise(stateless(lambda updates, params: tree.map(lambda g: shape_factor(mode, g) * g, updates)))
 
 
 @factory

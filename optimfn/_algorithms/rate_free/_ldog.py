@@ -89,4 +89,4 @@ def scale_by_distance_over_gradients(
             tree.carry(dist, state.max_dist), tree.carry(sums, state.grad_sum_of_squares), state.init_params
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, leafwise=True)

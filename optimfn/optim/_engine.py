@@ -1,0 +1,316 @@
+"""The one engine behind `Optimizer` and the drop-in classes.
+
+Each of the two is a source: it says what rules its groups stand for, with which numbers, and what an entry of the
+state is called. What is done with that stands here once: parameters that share a past step together in one donating
+step, which is bound to parameters, state and numbers as long as nobody changes what the optimizer holds.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from .. import tree
+from .._base import GradientTransformation
+from .._typing import State
+from .._wrappers._per_leaf import per_leaf
+from ._bound import Bound, Grads, is_all_absent
+from ._closure import extras_of
+from ._contract import FiresHooksOnce, is_capturing, is_watched, refuse_absent, report_step
+from ._counts import can_count_within, count_within
+from ._layout import Entries, ParamKey
+from ._members import Member
+from ._numbers import Numbers
+from ._pipeline import Built, EngineState, Part, Rules, make_members, stepping, whole
+from ._runs import Placed, apart, cohorts, common_places, place_run
+
+Values = Mapping[Any, Any]  # the numbers of a group
+Said = tuple[Rules, Values]
+
+_BACKENDS = {None: "auto", True: "fused", False: "eager"}  # what `fused` stands for
+
+
+class Engine(FiresHooksOnce):
+    """The part of an optimizer that takes steps."""
+
+    counts_alone = False
+    """Whether every rule counts the steps of each parameter by itself, also one that sees all parameters."""
+
+    _bound: Bound | None = None
+
+    # What a source says
+
+    def _say(self, capturing: bool) -> Sequence[Said]:
+        """For each group what makes its rules, the same object as long as that is the same, and its numbers."""
+        raise NotImplementedError
+
+    def _names(self) -> Sequence[Sequence[ParamKey]]:
+        """What the parameters of each group are called."""
+        raise NotImplementedError
+
+    def _schedules(self, group: dict[str, Any]) -> tuple[tuple[Hashable, str, Callable[[Any], Any]], ...]:
+        """The schedules among the hyperparameters of a group, each with the label under which its value is shown."""
+        return ()
+
+    def _rates(self) -> dict[str, Tensor]:
+        """The values of the schedules, by label."""
+        return {}
+
+    def _check_capture(self) -> None:
+        """Refuse what a graph would do wrong."""
+        refuse_absent(self._params())
+
+    def rename(self, member: str, path: str) -> str:
+        """The key of a path in the state of a member."""
+        return f"{member}.{path}" if path else member
+
+    def has_state(self, p: Tensor) -> bool:
+        """Whether there are entries for a parameter."""
+        return bool(self.state.get(p))
+
+    def has_parted(self, p: Tensor) -> bool:
+        """Whether a parameter has missed a gradient that others had."""
+        return p in self._own("_parted", set)
+
+    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
+        """What tells the steps that a parameter has made from those of others."""
+        raise NotImplementedError
+
+    def entries(self, p: Tensor) -> Entries:
+        """The entries of a parameter by the keys of the layout."""
+        own: Entries = self.state[p]
+        return own
+
+    def init(self, tx: GradientTransformation, params: Mapping[ParamKey, Tensor]) -> State:
+        """A fresh state."""
+        with torch.no_grad():
+            return tx.init(params)
+
+    def _sees_all(self) -> bool:
+        """Whether rules must be given all parameters, also those that have had no gradient yet."""
+        return False
+
+    def _takes_sparse(self) -> bool:
+        """Whether the rules take sparse gradients as they are."""
+        return True
+
+    def _is_rehearsal(self) -> bool:
+        """Whether this is no step, but a way of having the state made."""
+        return False
+
+    def _rehearse(self) -> None:
+        """Make the state."""
+
+    def _shown(self, params: Mapping[ParamKey, Tensor], placed: Sequence[Placed]) -> dict[ParamKey, Entries]:
+        """What torch shows of the counts of each parameter."""
+        return {}
+
+    def _publish(self, bound: Bound) -> None:
+        """Put the state where the optimizer keeps it."""
+        raise NotImplementedError
+
+    def _count(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
+        """Bring up to date what a step cannot write."""
+
+    def _params(self) -> dict[ParamKey, Tensor]:
+        """All parameters, by name."""
+        pairs = zip(self._names(), self.param_groups, strict=True)
+        return {name: p for names, group in pairs for name, p in zip(names, group["params"], strict=True)}
+
+    # Steps
+
+    def _step(self, closure: Callable[[], Any] | None, extra: dict[str, Any]) -> Any:
+        """Take a step; returns what the closure does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            if torch.compiler.is_compiling() and self._is_compilable():
+                self._take(closure, loss, extra)
+            else:
+                self._take_alone(closure, loss, extra)
+        return loss
+
+    @_disable_dynamo
+    def _is_compilable(self) -> bool:
+        bound = self._bound
+        return bound is None or bound.is_eager
+
+    @_disable_dynamo  # kernels are no operators, and the rest is bookkeeping
+    def _take_alone(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
+        with self._own("_lock", threading.RLock):
+            self._take(closure, loss, extra)
+
+    def _take(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
+        bound, grads = self._ready()
+        if bound is None:
+            return
+        if closure is not None:
+            extra = {**extras_of(closure, loss, bound.params), **extra}
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
+        bound.take(grads, **extra)
+        self._finish(bound, grads, extra)
+
+    @_disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
+    def _ready(self) -> tuple[Bound | None, Grads]:
+        """What is to step, and the gradients; nothing if there is no step to take."""
+        if is_all_absent([p.grad for group in self.param_groups for p in group["params"]]):
+            return None, {}
+        if not self.state and self._is_rehearsal():
+            self._rehearse()
+            return None, {}
+        bound, grads = self._current(True)
+        assert bound is not None
+        assert grads is not None
+        if is_capturing(self.param_groups):
+            self._check_capture()
+        return bound, grads
+
+    @_disable_dynamo
+    def _finish(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
+        self._count(bound, grads, extra)
+        self._publish(bound)
+        report_step(self)
+
+    def _current(self, is_step: bool) -> tuple[Bound | None, Grads | None]:
+        """What is bound to groups and state as they are, its numbers written; and for a step the gradients."""
+        capturing = is_capturing(self.param_groups)
+        said = self._say(capturing)
+        rules, values = [one for one, _ in said], [own for _, own in said]
+        numbers, bound = self._live_numbers(), self._bound
+        separated = numbers.separate(values)
+        differentiable = self.defaults.get("differentiable", False)  # tensors are used as they are, and may be new ones
+        fits = not (bound is None or separated or differentiable) and bound.fits(rules, self.param_groups, self.state)
+        grads = bound.gradients() if fits and bound is not None and is_step else None
+        if not fits or (is_step and grads is None):
+            if capturing:
+                raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
+            bound = self._join(said)
+            grads = [p.grad for p in bound.params.values()]
+        if not (capturing and is_watched()):
+            numbers.write(values, capturing)
+        if bound is None or grads is None:
+            return bound, None
+        return bound, self._named(bound, grads)
+
+    def _join(self, said: Sequence[Said]) -> Bound:
+        """Bind the parameters that have had gradients, with their state, to one donating step."""
+        names = self._names()
+        here = [self._active(group, own) for group, own in zip(self.param_groups, names, strict=True)]
+        params = {name: p for own in here for name, p in own.items()}
+        self._own("_parted", set).update(p for p in params.values() if p.grad is None and self.has_state(p))
+        differentiable, backend = self.defaults.get("differentiable", False), self._backend()
+        parts, numbers = self._parts(said, differentiable)
+        rates = self._rates()
+        made, schedules = make_members(parts, numbers, rates)
+        placed, txs, waiting = self._place(parts, made, numbers, here)
+        shown = self._shown(params, placed)
+        is_counted = backend not in (None, "eager") and can_count_within(params, shown)
+        state = EngineState(apart([each.state for each in placed]), rates, shown if is_counted else {}, numbers)
+        runs = tuple(each.run for each in placed)
+        count, sparse = count_within if is_counted else None, self._takes_sparse()
+        tx, fixed = stepping(parts, runs, count, sparse), whole(Built(txs, schedules), runs, None, sparse)
+        bound = self._bound = Bound([one for one, _ in said], tx, fixed, placed, params, state, shown, backend)
+        self._watch(bound, waiting)
+        return bound
+
+    def _active(self, group: Mapping[str, Any], names: Sequence[ParamKey]) -> dict[ParamKey, Tensor]:
+        """The parameters of a group that have, or have had, a gradient."""
+        was = set() if self._bound is None else set(map(id, self._bound.params.values()))
+        everyone = self._sees_all()
+        return {
+            name: p
+            for name, p in zip(names, group["params"], strict=True)
+            if everyone or p.grad is not None or self.has_state(p) or id(p) in was
+        }
+
+    def _parts(self, said: Sequence[Said], differentiable: bool) -> tuple[tuple[Part, ...], tuple[Tensor, ...]]:
+        """What the groups contribute, and the tensors for their numbers."""
+        live, tensors = self._live_numbers(), dict[Any, tuple[int, Tensor]]()
+        parts = []
+        for number, (group, (rules, values)) in enumerate(zip(self.param_groups, said, strict=True)):
+            slots = []
+            for key, value in values.items():
+                slot = live.slot(key, number)
+                if slot not in tensors:
+                    own = differentiable and isinstance(value, Tensor)
+                    tensor = value.reshape(()) if own else live.tensor(slot, group["params"][0], value)
+                    tensors[slot] = len(tensors), tensor
+                slots.append((key, tensors[slot][0]))
+            parts.append(Part(rules, tuple(slots), self._schedules(group)))
+        return tuple(parts), tuple(tensor for _, tensor in tensors.values())
+
+    def _place(
+        self,
+        parts: Sequence[Part],
+        made: Sequence[Sequence[Member]],
+        numbers: Sequence[Tensor],
+        here: Sequence[Mapping[ParamKey, Tensor]],
+    ) -> tuple[list[Placed], list[GradientTransformation], set[ParamKey]]:
+        """The runs in order, their transformations, and the parameters that are still to begin in one of them."""
+        used = [
+            part.rules.uses(members, {id(numbers[i]): i for _, i in part.numbers})
+            for part, members in zip(parts, made, strict=True)
+        ]
+        places = common_places(made, used, list(map(list, here)))
+        params = {name: p for own in here for name, p in own.items()}
+        positions = {name: i for i, name in enumerate(params)}
+        placed, txs, waiting = [], [], set()
+        for place in places:
+            found = cohorts(place, params, self)
+            waiting |= set(place.names).difference(*(cohort.names for cohort in found))
+            for cohort in found:
+                if cohort.names:
+                    placed.append(place_run(place, cohort, params, positions, self))
+                    txs.append(per_leaf(place.member.tx) if cohort.alone else place.member.tx)
+        return placed, txs, waiting
+
+    def _watch(self, bound: Bound, waiting: Collection[ParamKey] | None = None) -> None:
+        bound.watch([group["params"] for group in self.param_groups], self.state, waiting)
+
+    def _named(self, bound: Bound, grads: Sequence[Tensor | None]) -> Grads:
+        """The gradients by name."""
+        return dict(zip(bound.params, grads, strict=True))
+
+    def _backend(self) -> str | None:
+        """How steps run, as for `make_step`; `None` for those through which gradients flow."""
+        if self.defaults.get("differentiable", False):
+            return None
+        backend = _BACKENDS[self.defaults.get("fused")]
+        return (os.environ.get("OPTIMFN_BACKEND") or backend) if backend == "auto" else backend
+
+    def write_hyperparameters(self) -> None:
+        """Put the hyperparameters of the groups into the tensors that the rule reads.
+
+        A step does it by itself. It is for a CUDA graph captured by hand: call it before a replay, and changed
+        numbers in `param_groups` take effect in it.
+        """
+        self._current(False)
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where parameters, state and hyperparameters lie; a captured graph holds as long as that stays so."""
+        bound, _ = self._current(False)
+        held = [] if bound is None else [*bound.params.values(), *tree.leaves(bound.state)]
+        entries = [x for own in self.state.values() for x in own.values() if isinstance(x, Tensor)]
+        return (*map(id, () if bound is None else bound.rules), *(x.data_ptr() for x in [*held, *entries]))
+
+    def _live_numbers(self) -> Numbers:
+        numbers: Numbers = self._own("_numbers", lambda: Numbers(not self.counts_alone))
+        return numbers
+
+    def _own(self, name: str, make: Callable[[], Any]) -> Any:
+        """An attribute, made where it is missing: the classes of torch have constructors of their own."""
+        if name not in self.__dict__:
+            self.__dict__[name] = make()
+        return self.__dict__[name]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("_bound", "_parted"):
+            self.__dict__.pop(name, None)
+        super().__setstate__(state)
