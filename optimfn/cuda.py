@@ -97,6 +97,7 @@ class CapturedFunction:
         before = [(p, p.grad, None if p.grad is None else p.grad._version) for p in params]
         for optimizer in self._optimizers:
             optimizer.write_hyperparameters()
+            optimizer.settle()
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads, such as the watchdog of NCCL, may go on using CUDA meanwhile.

@@ -293,6 +293,11 @@ class Engine(FiresHooksOnce):
         """
         self._current(False)
 
+    def settle(self) -> None:
+        """Bind the step to the gradients as they are now; for who is about to capture it."""
+        if not is_all_absent([p.grad for group in self.param_groups for p in group["params"]]):
+            self._current(True)
+
     def addresses(self) -> tuple[int, ...]:
         """Where parameters, state and hyperparameters lie; a captured graph holds as long as that stays so."""
         bound, _ = self._current(False)

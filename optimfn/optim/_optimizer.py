@@ -79,6 +79,7 @@ class Optimizer(Engine):
         0.001
     """
 
+    _rules: dict[tuple[str, bool], FactoryRules]  # by label, and whether it goes uphill
     _live_rates: dict[str, Tensor]  # the values of schedules at the last step, by label
     _step_supports_amp_scaling: bool  # whether GradScaler leaves unscaling and skipping to the step
 
@@ -201,7 +202,7 @@ class Optimizer(Engine):
     def _begin(self) -> None:
         """Begin anew with the groups as they are, as after a checkpoint was loaded."""
         self._bound = None
-        self._rules: dict[tuple[str, bool], FactoryRules] = {}
+        self._own("_rules", dict)
         self._hyperparameters: dict[str, dict[str, Found]] = {}
         self._seen: dict[int, tuple[Any, ...]] = {}  # each group, its lr, b1 and b2 at the last step
         self._shown_rates: dict[str, tuple[Tensor, int]] = {}  # what shows the value of a schedule, by label
