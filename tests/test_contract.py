@@ -153,7 +153,9 @@ class TestFailures:
         net[2].weight.grad.data = torch.ones(
             3, 5, dtype=torch.float64
         )  # assigning to `grad` itself is checked by torch
-        self.failing(optimizer, net, r"the gradient of 2\.weight has shape \(3, 5\) and its parameter \(2, 4\)", ValueError)
+        self.failing(
+            optimizer, net, r"the gradient of 2\.weight has shape \(3, 5\) and its parameter \(2, 4\)", ValueError
+        )
 
     def test_a_rule_that_breaks_in_the_last_group(self):
         def update(updates, state, params=None, **extra):

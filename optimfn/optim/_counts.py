@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import tree
+from .._torch import foreach_add_
 from .._typing import Updates
 from ._bound import Bound, Grads
 from ._layout import Entries, ParamKey
@@ -44,7 +44,7 @@ def count_beside(bound: Bound, grads: Grads, extra: Mapping[str, Any], scalars: 
                 own[key] = x + 1
     if steps:
         found_inf = extra.get("found_inf")
-        torch._foreach_add_(steps, 1 if found_inf is None else (found_inf.reshape(()) == 0).to(steps[0].dtype))
+        foreach_add_(steps, 1 if found_inf is None else (found_inf.reshape(()) == 0).to(steps[0].dtype))
 
 
 def can_count_within(bound_params: Mapping[ParamKey, Tensor], shown: Mapping[ParamKey, Entries]) -> bool:

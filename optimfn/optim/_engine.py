@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from .. import tree
 from .._base import GradientTransformation
+from .._torch import disable_dynamo
 from .._typing import State
 from .._wrappers._per_leaf import per_leaf
 from ._bound import Bound, Grads, is_all_absent
@@ -136,12 +136,12 @@ class Engine(FiresHooksOnce):
                 self._take_alone(closure, loss, extra)
         return loss
 
-    @_disable_dynamo
+    @disable_dynamo
     def _is_compilable(self) -> bool:
         bound = self._bound
         return bound is None or bound.is_eager
 
-    @_disable_dynamo  # kernels are no operators, and the rest is bookkeeping
+    @disable_dynamo  # kernels are no operators, and the rest is bookkeeping
     def _take_alone(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
         with self._own("_lock", threading.RLock):
             self._take(closure, loss, extra)
@@ -157,7 +157,7 @@ class Engine(FiresHooksOnce):
         bound.take(grads, **extra)
         self._finish(bound, grads, extra)
 
-    @_disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
+    @disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
     def _ready(self) -> tuple[Bound | None, Grads]:
         """What is to step, and the gradients; nothing if there is no step to take."""
         if is_all_absent([p.grad for group in self.param_groups for p in group["params"]]):
@@ -172,7 +172,7 @@ class Engine(FiresHooksOnce):
             self._check_capture()
         return bound, grads
 
-    @_disable_dynamo
+    @disable_dynamo
     def _finish(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
         self._count(bound, grads, extra)
         self._publish(bound)

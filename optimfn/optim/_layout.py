@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import tree
+from .._torch import DispatchMode
 from .._typing import State
 
 Entries = dict[str, Any]  # the state of one parameter, as torch keeps it
@@ -77,7 +77,7 @@ class Layout:
         return stored, shared
 
 
-class Memoryless(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+class Memoryless(DispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """Tensors made under this mode have no memory, whatever they are made from.
 
     A rule's `init` sees the parameters as they are, which a mask may judge, and what it computes costs nothing.
