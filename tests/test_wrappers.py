@@ -388,8 +388,8 @@ def test_static_arguments_and_those_that_take_no_tensor_stay_out():
         of.inject_hyperparams(of.adam, "b9")
 
 
-def test_whole_numbers_without_annotation_stay_whole():
-    def every(k, rate):
+def test_whole_numbers_stay_whole_where_the_annotation_says_so():
+    def every(k: int | torch.Tensor, rate):
         return of.conditionally_mask(of.scale(rate), lambda step: step % k == 0)
 
     tx = of.inject_hyperparams(every)(2, 0.5)

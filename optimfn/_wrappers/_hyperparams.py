@@ -1,18 +1,19 @@
 """Hyperparameters that live in the state."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from types import UnionType
-from typing import Any, NamedTuple, Protocol, Union, get_args, get_origin, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, Union, get_args, get_origin, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
-from .._checks import check_callable, check_dtype
-from .._recipe import Recipe, RecordedFunction, factory
+from .._checks import check_callable, check_dtype, check_number, plain
+from .._recipe import Recipe, RecordedFunction, factory, own
 from .._typing import Count, Params, State, Updates
 
 
@@ -49,6 +50,7 @@ class InjectedFactory(RecordedFunction):
 
     def __call__(self, *args: Any, **kwargs: Any) -> GradientTransformation:
         """Make a transformation, with the arguments of the inner factory."""
+        args, kwargs = own(args), own(kwargs)
         made: GradientTransformation = self.function(*args, **kwargs)
         return replace(made, recipe=Recipe(self, args, kwargs))
 
@@ -61,14 +63,14 @@ def inject_hyperparams(
 ) -> Callable[..., GradientTransformation]:
     """Make a factory whose transformations keep their hyperparameters in the state.
 
-    There they can be read, written between steps, saved, and under `vmap` be different for every member. Each
-    argument that is a number may also be a schedule, or a `StatefulSchedule`. The transformation is made anew in every
-    update with the values of this step. Without this wrapper a 0-dim tensor is a live hyperparameter too, but one that
-    belongs to the transformation.
+    There they can be read, written between steps (in place, or by another number or tensor under the name), saved, and
+    under `vmap` be different for every member. Each argument that is a number may also be a schedule, or a
+    `StatefulSchedule`. The transformation is made anew in every update with the values of this step. Without this
+    wrapper a 0-dim tensor is a live hyperparameter too, but one that belongs to the transformation.
 
     Which arguments become hyperparameters: numbers, 0-dim tensors and functions, where the signature of the factory
-    lets a `float` or a tensor in or says nothing; bools and masks, say, stay as they are. Writing to one that a
-    schedule drives has no effect.
+    lets a `float` or a tensor in or says nothing that can be read; bools and masks, say, stay as they are. Writing to
+    one that a schedule drives has no effect.
 
     Args:
         inner_factory: A function that returns a `GradientTransformation`, such as `adam`.
@@ -79,8 +81,8 @@ def inject_hyperparams(
         TypeError, ValueError: at construction, naming the argument and its value.
 
     Shapes:
-        state: count () int64; hyperparams a dict of () float64 (int64 for whole numbers where the signature has no
-            `float`); hyperparams_states that of each stateful schedule; inner_state that of the transformation.
+        state: count () int64; hyperparams a dict of () float64 (int64 for whole numbers where the signature says so,
+            without `float`); hyperparams_states that of each stateful schedule; inner_state that of the transformation.
 
     Differs from: optax, where masks and other functions must be named in `static_args`, and where the values take the
         dtype of the parameters, so that with bfloat16 a `b2` of 0.999 becomes 1 (google-deepmind/optax#1414).
@@ -96,7 +98,7 @@ def inject_hyperparams(
     """
     check_callable(inner_factory=inner_factory)
     check_dtype(hyperparam_dtype=hyperparam_dtype)
-    signature = inspect.signature(inner_factory)
+    signature = signature_of(inner_factory)
     # Once, here: compilers cannot follow what is asked of annotations.
     takes_tensors = {name for name, parameter in signature.parameters.items() if lets_tensors_in(parameter)}
     takes_whole = {name for name, parameter in signature.parameters.items() if _wants_whole_numbers(parameter)}
@@ -146,11 +148,15 @@ def inject_hyperparams(
             updates: Updates, state: InjectHyperparamsState, params: Params | None = None, **extra: Any
         ) -> tuple[Updates, InjectHyperparamsState]:
             count, states = state.count, state.hyperparams_states
-            kept = {name: tensor(name, value, count) for name, value in state.hyperparams.items()}
+            old = {name: plain(value) for name, value in state.hyperparams.items()}
+            check_number(**{f"hyperparams[{name!r}]": value for name, value in old.items()})
+            kept = {name: tensor(name, value, count) for name, value in old.items()}
             values = {**kept, **values_at(count, states, extra)}
             states = {name: schedule.update(states[name], **extra) for name, schedule in stateful.items()}
             updates, inner_state = transformation(values).rule(updates, state.inner_state, params, **extra)
-            return updates, InjectHyperparamsState(count + 1, values, states, inner_state)
+            # A tensor that someone has put there keeps its dtype, as everything in a state does.
+            shown = {name: _in_dtype_of(value, old[name]) for name, value in values.items()}
+            return updates, InjectHyperparamsState(count + 1, shown, states, inner_state)
 
         # Made once here, so that bad arguments are found at construction.
         start = {name: schedule.init() for name, schedule in stateful.items()}
@@ -158,6 +164,11 @@ def inject_hyperparams(
         return GradientTransformation(init, update)
 
     return InjectedFactory(make)
+
+
+def _in_dtype_of(new: Tensor, old: Any) -> Tensor:
+    """A new value in the dtype of an old one, if that is a tensor."""
+    return tree.cast_leaf(new, old.dtype) if isinstance(old, Tensor) else new
 
 
 def _is_live(value: Any) -> bool:
@@ -168,18 +179,46 @@ def lets_tensors_in(parameter: inspect.Parameter) -> bool:
     """Whether an argument may be a number that is no whole one, as far as its annotation says."""
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         return False
-    said = parameter.annotation
-    return said is parameter.empty or isinstance(said, str) or bool({float, Tensor} & _alternatives(said))
+    return _says_nothing(parameter) or bool({float, Tensor} & _alternatives(parameter.annotation))
 
 
 def _wants_whole_numbers(parameter: inspect.Parameter) -> bool:
-    """Whether a number given for an argument stays whole: where the annotation has no `float`, or there is none."""
+    """Whether a whole number given for an argument stays one: where the annotation has no `float`."""
+    return not (_says_nothing(parameter) or float in _alternatives(parameter.annotation))
+
+
+def _says_nothing(parameter: inspect.Parameter) -> bool:
     said = parameter.annotation
-    return said is parameter.empty or not (isinstance(said, str) or float in _alternatives(said))
+    return said in (parameter.empty, Any, object) or isinstance(said, str)
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a factory, its annotations evaluated where they are strings; what cannot be stays a string."""
+    signature = inspect.signature(function)
+    plain_function: Any = inspect.unwrap(function)
+    while isinstance(plain_function, functools.partial):
+        plain_function = inspect.unwrap(plain_function.func)
+    scope = getattr(plain_function, "__globals__", None) or getattr(type(plain_function).__call__, "__globals__", {})
+
+    def evaluated(said: Any) -> Any:
+        def bearer() -> None: ...
+
+        bearer.__annotations__ = {"said": said}
+        try:
+            return inspect.get_annotations(bearer, globals=scope, eval_str=True)["said"]
+        except Exception:  # a name that only a type checker knows
+            return said
+
+    new = [parameter.replace(annotation=evaluated(parameter.annotation)) for parameter in signature.parameters.values()]
+    return signature.replace(parameters=new)
 
 
 def _alternatives(annotation: Any) -> set[Any]:
     """The members of a union, and of unions inside it; else the annotation itself."""
     if get_origin(annotation) in (Union, UnionType):
         return set().union(*map(_alternatives, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if hasattr(annotation, "__value__"):  # an alias made by a `type` statement
+        return _alternatives(annotation.__value__)
     return {annotation}

@@ -1,6 +1,5 @@
 """One transformation for many models, whose trees are stacked along a first axis."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from .._base import GradientTransformation
 from .._checks import check_callable
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
-from ._hyperparams import inject_hyperparams, lets_tensors_in
+from ._hyperparams import inject_hyperparams, lets_tensors_in, signature_of
 
 
 @factory
@@ -79,7 +78,7 @@ def _maker(inner: Any, arguments: dict[str, Any], own: dict[str, Tensor]) -> Cal
             raise TypeError(f"stacked has no factory to give {sorted(arguments)} to, got {inner!r}")
         return lambda: inner
     check_callable(inner=inner)
-    parameters = inspect.signature(inner).parameters
+    parameters = signature_of(inner).parameters
     for name in own:
         if name not in parameters or not lets_tensors_in(parameters[name]):
             raise TypeError(f"{name} must be the same for all members: {inner!r} takes no tensor for it")

@@ -21,6 +21,7 @@ from ._flatten import Structure
 from ._program import MACHINES, Code, Program, Selection
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
+from ._write import is_number
 
 _MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is looked for anew when it comes back
 
@@ -193,6 +194,8 @@ class Known:
         params, _, grads, _ = self._structure.unflatten(leaves)
         tree.check_tensors("params", params)
         tree.check_tensors("grads", grads)
+        if any(map(is_number, leaves[: self.fixed_size])):
+            return Traced(leaves)  # someone has put a number into the state; the rule makes a tensor of it
         try:
             graph, result, targets = self._record(leaves)
             names = _names(self._paths())

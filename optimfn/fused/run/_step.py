@@ -17,7 +17,7 @@ from ._flatten import Structure
 from ._known import Known, Traced, leaves_of, pure
 from ._process import Process
 from ._shared import Keys
-from ._write import overwrite
+from ._write import overwrite, settle
 
 BACKENDS = ("auto", "fused", "eager")
 _MOST_STRUCTURES = 64  # that a step remembers
@@ -81,7 +81,9 @@ class Step:
         if not self._donate:
             return pure(self._tx, params, state, grads, extra)
         with torch.no_grad():
-            overwrite((params, state), pure(self._tx, params, state, grads, extra))
+            new = pure(self._tx, params, state, grads, extra)
+            state, new_state = settle(state, new[1])
+            overwrite((params, state), (new[0], new_state))
         return params, state
 
     def _run(self, known: Known, leaves: list[Any], token: object = None) -> Any:

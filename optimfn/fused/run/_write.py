@@ -3,11 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import tree
+from ..._checks import plain
 from ..._torch import unwrapped
 from ..._typing import Tree
 
@@ -33,6 +35,30 @@ def overwrite(old: Tree, new: Tree) -> None:
         for target, value in zip(targets, safe, strict=True):
             if value is not target:
                 target.copy_(value)
+
+
+def settle(old: Tree, new: Tree) -> tuple[Tree, Tree]:
+    """Both trees with tensors where they hold numbers, which someone has put in the place of tensors that change.
+
+    A dict of `old` that holds some is changed itself; elsewhere the result is another tree.
+    """
+    if not any(map(is_number, tree.leaves(old))) or tree.structure(old) != tree.structure(new):
+        return old, new
+    new = tree.map(lambda x: _as_tensor(x) if is_number(x) else x, new)
+    filled = tree.map(lambda was, now: now.clone() if is_number(was) else was, old, new)
+    for (_, node), (_, full) in zip(tree.walk(old), tree.walk(filled), strict=True):
+        if type(node) is dict:
+            node.update({key: full[key] for key, x in node.items() if is_number(x)})
+    return filled if any(map(is_number, tree.leaves(old))) else old, new
+
+
+def is_number(x: Any) -> bool:
+    """Whether a leaf is a number of Python or NumPy."""
+    return type(plain(x)) in (int, float)
+
+
+def _as_tensor(x: Any) -> Tensor:
+    return torch.tensor(x, dtype=torch.int64 if isinstance(plain(x), int) else torch.float64)
 
 
 def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
