@@ -144,6 +144,32 @@ def test_the_class_evaluates_moves_and_remembers_as_torch_does(name, options, dt
         assert_same(ours, theirs)
 
 
+GOES_UPHILL = "maximize" in inspect.signature(torch.optim.LBFGS).parameters
+
+
+@pytest.mark.skipif(not GOES_UPHILL, reason="torch has no LBFGS that maximizes yet")
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+@every_problem
+def test_the_class_goes_uphill_as_torch_does(name, line_search):
+    loss, start, options = problem(name, line_search_fn=line_search, maximize=True)
+
+    def height(params):
+        return -loss(params)
+
+    ours, theirs = Run(optim.LBFGS, height, start, options), Run(torch.optim.LBFGS, height, start, options)
+    for _ in range(6):
+        assert_alike(ours.step(), theirs.step(), "what step returns")
+        assert_same(ours, theirs)
+    with pytest.raises(ValueError, match="maximize=True: the transformation only minimises"):
+        optim.LBFGS.transform(maximize=True)
+
+
+@pytest.mark.skipif(not GOES_UPHILL, reason="an older torch fails with an index")
+@pytest.mark.parametrize("cls", [optim.LBFGS, torch.optim.LBFGS])
+def test_without_parameters_the_closure_is_evaluated(cls):
+    assert cls([{"params": []}]).step(lambda: torch.tensor(3.0)) == 3.0
+
+
 @pytest.mark.parametrize("one", INFO.optim_inputs_func("cpu"), ids=lambda one: one.desc)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_inputs_of_torchs_database(one, dtype):

@@ -26,6 +26,8 @@ class LBFGS(KeepsDtypes, torch.optim.LBFGS):
             TypeError, ValueError: as the constructor does, and for options with which no step can be taken.
         """
         probe: Any = cls([torch.zeros(1, requires_grad=True)], **options)
+        if probe.param_groups[0].get("maximize"):
+            raise ValueError("maximize=True: the transformation only minimises; give it the negative of the loss")
         settings = _settings(probe.param_groups[0])
         return minimize_by_lbfgs(*settings)
 
@@ -47,16 +49,20 @@ class LBFGS(KeepsDtypes, torch.optim.LBFGS):
             raise RuntimeError("only 'strong_wolfe' is supported")
         closure = torch.enable_grad()(closure)
         loss = closure()
+        if not params:
+            return loss
+        sign = -1 if self.param_groups[0].get("maximize") else 1  # older versions have no such argument
         start = [p.clone() for p in params]
 
         def evaluate(x: Sequence[Tensor]) -> tuple[float, Tensor]:
             _write(params, x)
-            f = number(closure())
-            return f, _flat_grad(params)
+            f = sign * number(closure())
+            return f, sign * _flat_grad(params)
 
         entries = self.state[params[0]]
         try:
-            end, memory = iterate(evaluate, start, number(loss), _flat_grad(params), _recall(entries), settings)
+            f, g = sign * number(loss), sign * _flat_grad(params)
+            end, memory = iterate(evaluate, start, f, g, _recall(entries), settings)
         except BaseException:
             _write(params, start)
             raise

@@ -82,7 +82,7 @@ CASES = (
         needs_params=True,
         batched=5e-3,  # as above
         skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
-        bad=(BAD_RATE, ({"mode": "none"}, ValueError, "mode must be one of 'original', 'match_rms_adamw', got 'none'")),
+        bad=(BAD_RATE, ({"mode": "none"}, ValueError, "mode must be one of .*'spectral_unclamped', got 'none'")),
     ),
     Case(
         "muon_as_torch_changed",

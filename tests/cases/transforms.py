@@ -199,13 +199,19 @@ CASES = (
         {"mode": "original"},
         oracle=leafwise(lambda name: Each(lambda g, p, t: math.sqrt(4 / 3) * g if name == "a" else g)),
         covers=("scale_by_matrix_shape",),
-        bad=(({"mode": "adamw"}, ValueError, "mode must be one of 'original', 'match_rms_adamw', got 'adamw'"),),
+        bad=(({"mode": "adamw"}, ValueError, "mode must be one of .*'spectral_unclamped', got 'adamw'"),),
     ),
     Case(
         "scale_by_matrix_shape_as_adamw",
         matrices_to_shape,
         {"mode": "match_rms_adamw"},
         oracle=leafwise(lambda name: Each(lambda g, p, t: 0.2 * math.sqrt(4) * g if name == "a" else g)),
+    ),
+    Case(
+        "scale_by_matrix_shape_unclamped",
+        matrices_to_shape,
+        {"mode": "spectral_unclamped"},
+        oracle=leafwise(lambda name: Each(lambda g, p, t: math.sqrt(4 / 3) * g if name == "a" else g)),
     ),
     Case(
         "dampened_trace",

@@ -81,11 +81,13 @@ def scale_by_matrix_shape(mode: str = "original") -> GradientTransformation:
     Maths:
         update <- sqrt(max(1, rows / cols)) g     with mode "original"
                   0.2 sqrt(max(rows, cols)) g     with mode "match_rms_adamw"
+                  sqrt(rows / cols) g             with mode "spectral_unclamped"
 
     Args:
         mode: "original", for an orthogonal update that changes the output of a layer alike whatever its
             width; "match_rms_adamw", for one whose elements are about as large as Adam's, so that its
-            learning rate and weight decay serve.
+            learning rate and weight decay serve; "spectral_unclamped", as "original" but also smaller for a matrix that
+            is wider than high.
 
     Shapes:
         updates: matrices, outputs by inputs as in `torch.nn.Linear`. state: empty.
@@ -94,14 +96,15 @@ def scale_by_matrix_shape(mode: str = "original") -> GradientTransformation:
         ValueError: at construction, naming the argument and its value.
         ValueError: in `update` if a leaf has not two axes.
 
-    Source: Jordan et al., 2024 ("original"); Liu et al., 2025, arXiv:2502.16982 ("match_rms_adamw").
+    Source: Jordan et al., 2024 ("original"); Liu et al., 2025, arXiv:2502.16982 ("match_rms_adamw"); Bernstein, 2025,
+        "Deriving Muon" ("spectral_unclamped").
 
     Example:
         >>> import torch, optimfn as of
         >>> of.scale_by_matrix_shape().update(torch.ones(4, 1), of.EmptyState())[0].T
         tensor([[2., 2., 2., 2.]])
     """
-    check_choice("mode", mode, ("original", "match_rms_adamw"))
+    check_choice("mode", mode, ("original", "match_rms_adamw", "spectral_unclamped"))
 
     return leafwise(stateless(lambda updates, params: tree.map(lambda g: shape_factor(mode, g) * g, updates)))
 
@@ -175,6 +178,8 @@ def shape_factor(mode: str, g: Tensor) -> float:
     rows, cols = _sides("scale_by_matrix_shape", g)
     if mode == "original":
         return math.sqrt(max(1.0, rows / max(cols, 1)))
+    if mode == "spectral_unclamped":
+        return math.sqrt(rows / max(cols, 1))
     return 0.2 * math.sqrt(max(rows, cols))
 
 
