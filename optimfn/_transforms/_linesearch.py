@@ -118,7 +118,7 @@ def scale_by_backtracking_linesearch(
     def update(
         updates: Updates, state: ScaleByBacktrackingLinesearchState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByBacktrackingLinesearchState]:
-        f, value, grad = loss_at("scale_by_backtracking_linesearch", params, extra)
+        f, both, value, grad = loss_at("scale_by_backtracking_linesearch", params, extra)
         slope = slope_along(updates, grad)
         last, longest = state.learning_rate, torch.zeros_like(state.learning_rate) + max_learning_rate
 
@@ -138,7 +138,7 @@ def scale_by_backtracking_linesearch(
         step = torch.where(stuck, 0.0, end.learning_rate)
         scaled, end_value, end_grad = tree.scale(step, updates), torch.where(stuck, value, end.value), state.grad
         if store_grad:
-            _, new_grad = tree.value_and_grad(f)(apply_updates(params, scaled))
+            _, new_grad = both(apply_updates(params, scaled))
             end_grad = tree.carry(tree.map(lambda _, g: g, updates, new_grad), state.grad)
         info = BacktrackingLinesearchInfo(end.tries, end.error)
         return scaled, ScaleByBacktrackingLinesearchState(step, end_value, end_grad, info)
@@ -191,10 +191,17 @@ def value_and_grad_from_state(value_fn: ValueFn) -> Callable[..., tuple[Tensor, 
     return from_state
 
 
-def loss_at(rule: str, params: Params | None, extra: dict[str, Any]) -> tuple[ValueFn, Tensor, Updates]:
-    """The loss as a function of the parameters only, and its value and gradient at some."""
+def loss_at(
+    rule: str, params: Params | None, extra: dict[str, Any]
+) -> tuple[ValueFn, Callable[..., Any], Tensor, Updates]:
+    """The loss as a function of the parameters only, the same with its gradient, and both at some parameters."""
     need_params(rule, params)
     value_fn, value, grad = extra.get("value_fn"), extra.get("value"), extra.get("grad")
+    both = extra.get("value_and_grad_fn")
+    if value_fn is None and both is not None:
+        if value is None or grad is None:
+            value, grad = both(params)
+        return lambda at: both(at)[0], both, tree.wide(value).to(tree.count(params).device), grad
     if value_fn is None:
         raise ValueError(f"{rule} needs the loss: call tx.update(updates, state, params, value_fn=f)")
     names = inspect.signature(value_fn).parameters.values()
@@ -208,7 +215,7 @@ def loss_at(rule: str, params: Params | None, extra: dict[str, Any]) -> tuple[Va
 
     if value is None or grad is None:
         value, grad = tree.value_and_grad(f)(params)
-    return f, tree.wide(value).to(tree.count(params).device), grad
+    return f, tree.value_and_grad(f), tree.wide(value).to(tree.count(params).device), grad
 
 
 _OWN = ("value_fn", "value", "grad")

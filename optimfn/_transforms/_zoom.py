@@ -161,12 +161,12 @@ def scale_by_zoom_linesearch(
     def update(
         updates: Updates, state: ScaleByZoomLinesearchState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByZoomLinesearchState]:
-        f, value, grad = loss_at("scale_by_zoom_linesearch", params, extra)
+        _, both, value, grad = loss_at("scale_by_zoom_linesearch", params, extra)
         # Only the leaves that move: the others keep the gradient in the state.
         grad = tree.map(lambda _, g: g, updates, grad)
 
         def line(t: Tensor) -> tuple[_Point, Updates]:
-            found, there = tree.value_and_grad(f)(apply_updates(params, tree.scale(t, updates)))
+            found, there = both(apply_updates(params, tree.scale(t, updates)))
             there = tree.cast_like(tree.map(lambda _, g: g, updates, there), grad)
             return _Point(t, tree.wide(found), slope_along(updates, there)), there
 

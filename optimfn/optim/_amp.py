@@ -1,5 +1,6 @@
 """Mixed precision without waiting for the device."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,3 +45,12 @@ def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
         return tree.where(skip, nothing, new_updates), kept
 
     return GradientTransformation(tx.init, update)
+
+
+@torch.no_grad()
+def unscale(params: Iterable[Tensor], found_inf: Tensor, grad_scale: Tensor) -> None:
+    """Leave unscaled gradients behind, as the fused classes of torch do; those of a skipped step stay as they are."""
+    factor = torch.where(found_inf.reshape(()) > 0, 1.0, grad_scale.double().reciprocal().float())
+    for p in params:
+        if p.grad is not None:
+            p.grad.mul_(factor.to(p.grad.device))

@@ -268,6 +268,8 @@ class Muon(DropIn, torch.optim.Muon):
     @staticmethod
     def rule(group: Group) -> GradientTransformation:
         """Momentum, orthogonalisation, shape, decay, rate."""
+        if group["ns_steps"] >= 100:  # in the words of torch
+            raise ValueError("Number of steps must be less than 100 for computational efficiency")
         rate, decay, mode = _rate_tensor(group), group["weight_decay"], group["adjust_lr_fn"] or "original"
 
         def scaled(u: torch.Tensor, p: torch.Tensor | None) -> torch.Tensor:

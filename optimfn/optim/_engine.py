@@ -6,6 +6,7 @@ step, which is bound to parameters, state and numbers as long as nobody changes 
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from .._base import GradientTransformation
 from .._torch import disable_dynamo
 from .._typing import State
 from .._wrappers._per_leaf import per_leaf
+from ._amp import unscale
 from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
 from ._contract import FiresHooksOnce, is_capturing, is_watched, refuse_absent, report_step
@@ -154,7 +156,13 @@ class Engine(FiresHooksOnce):
             extra = {**extras_of(closure, loss, bound.params), **extra}
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
-        bound.take(grads, **extra)
+        try:
+            bound.take(grads, **extra)
+        except (TypeError, ValueError) as error:
+            if not extra and re.search("value|loss", str(error)):
+                hint = "an optimizer hands it over in step(closure), or by name, as in step(value=loss)"
+                raise type(error)(f"{error}; {hint}") from error
+            raise
         self._finish(bound, grads, extra)
 
     @disable_dynamo  # of a compiled step this is bookkeeping, and would be compiled again for every number
@@ -162,7 +170,7 @@ class Engine(FiresHooksOnce):
         """What is to step, and the gradients; nothing if there is no step to take."""
         if is_all_absent([p.grad for group in self.param_groups for p in group["params"]]):
             return None, {}
-        if not self.state and self._is_rehearsal():
+        if not self.state and self._bound is None and self._is_rehearsal():
             self._rehearse()
             return None, {}
         bound, grads = self._current(True)
@@ -174,6 +182,8 @@ class Engine(FiresHooksOnce):
 
     @disable_dynamo
     def _finish(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
+        if extra.get("grad_scale") is not None:
+            unscale(bound.params.values(), extra["found_inf"], extra["grad_scale"])
         self._count(bound, grads, extra)
         self._publish(bound)
         report_step(self)

@@ -24,6 +24,7 @@ class ParamKey(str):
     """The name of a parameter, told apart from every other dict key in a state."""
 
     __slots__ = ()
+    owns_state = True  # what stands below it in a state is its own, and rests where it has no gradient
 
 
 class Slot(NamedTuple):

@@ -145,7 +145,10 @@ class KeepsDtypes(FiresHooksOnce):
 def _as_saved(value: Any, kept: Any) -> Any:
     """What was saved, on the device that torch chose: `step` may belong on the CPU."""
     if isinstance(value, Tensor) and isinstance(kept, Tensor):
-        return value.detach().to(kept.device, copy=True)
+        # torch cast it to the dtype of the parameter; what is wider stays, so that nothing is lost either way.
+        both_float = value.is_floating_point() and kept.is_floating_point() and value.ndim > 0
+        dtype = torch.promote_types(value.dtype, kept.dtype) if both_float else value.dtype
+        return value.detach().to(kept.device, dtype, copy=True)
     if isinstance(value, list) and isinstance(kept, list):
         return [_as_saved(one, its) for one, its in zip(value, kept, strict=True)]
     return kept

@@ -25,12 +25,15 @@ class Owners:
     Args:
         nodes: The graph, parents first.
         leaf_of: The leaf of each gradient.
+        kept_by: The leaf of each input that stays as it is without the gradient of that leaf.
     """
 
-    def __init__(self, nodes: Iterable[Node], leaf_of: Mapping[Node, int]) -> None:
+    def __init__(self, nodes: Iterable[Node], leaf_of: Mapping[Node, int], kept_by: Mapping[Node, int]) -> None:
         self.was: dict[Node, str] = {}
         self.are_clear = True  # whether every value belongs to one leaf, or to a reduction over several
-        self._sets: dict[Node, frozenset[int]] = {node: frozenset([leaf]) for node, leaf in leaf_of.items()}
+        self._sets: dict[Node, frozenset[int]] = {
+            node: frozenset([leaf]) for node, leaf in [*leaf_of.items(), *kept_by.items()]
+        }
         self._all = frozenset(leaf_of.values())
         for node in nodes:
             if node.kind != "input":

@@ -19,6 +19,7 @@ def make_plan(
     targets: Sequence[int | None],
     names: Sequence[str],
     leaf_of: Mapping[Node, int] | None = None,
+    kept_by: Mapping[Node, int] | None = None,
 ) -> Plan:
     """Plan the stages that compute the outputs of a graph.
 
@@ -28,19 +29,22 @@ def make_plan(
         targets: For each output the number of the input to overwrite; `None` to make a new tensor.
         names: For each output a name for readers.
         leaf_of: The inputs that may be absent, each with the leaf whose gradient it is.
+        kept_by: Those that stay as they are without the gradient of a leaf, such as a count of its own.
     """
-    return _Planner(nodes, outputs, leaf_of or {}).plan(outputs, targets, names)
+    return _Planner(nodes, outputs, leaf_of or {}, kept_by or {}).plan(outputs, targets, names)
 
 
 class _Planner:
     """What is known half way."""
 
-    def __init__(self, nodes: Sequence[Node], outputs: Sequence[Any], leaf_of: Mapping[Node, int]) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], outputs: Sequence[Any], leaf_of: Mapping[Node, int], kept_by: Mapping[Node, int]
+    ) -> None:
         self.buffers = 0
         self.inputs = [node for node in nodes if node.kind == "input"]
         self.buffer_of = {node: self._new_buffer() for node in self.inputs}
         self.nodes = _live(nodes, outputs)
-        self.owned = Owners(self.nodes, leaf_of)
+        self.owned = Owners(self.nodes, leaf_of, kept_by)
         self.owners = self.owned.all()
         self.level: dict[Node, int] = {}
         self.temporary: dict[Node, int] = {}

@@ -205,7 +205,8 @@ class Known:
             inputs = [node for node in graph.nodes if node.kind == "input"]
             leaf_of = {inputs[number]: leaf for leaf, number in enumerate(may_go)}
             written = targets if self._donate else [None] * len(labels)
-            plan = make_plan(graph.nodes, graph.outputs, written, labels, leaf_of)
+            kept_by = self._kept_by(inputs, positions, {positions[number]: leaf for leaf, number in enumerate(may_go)})
+            plan = make_plan(graph.nodes, graph.outputs, written, labels, leaf_of, kept_by)
             return Code(graph, plan, tensors, targets, may_go, donates=self._donate), result
         except Misshapen:
             return Traced(leaves)
@@ -218,6 +219,20 @@ class Known:
             # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
             quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
             return Traced(leaves, reason=reason, quiet=quiet)
+
+    def _kept_by(self, inputs: list[Any], positions: list[int], grads: dict[int, int]) -> dict[Any, int]:
+        """The inputs in the state that belong to one leaf alone, each with that leaf.
+
+        They stand below its name, where an optimizer keeps a state for each parameter; `owns_state` marks such names.
+        """
+        leaf_of = {path[-1]: grads[i] for path, i in self._paths() if i in grads}
+        owner = {
+            i: next((leaf_of.get(entry) for entry in path[1:-1] if getattr(entry, "owns_state", False)), None)
+            for path, i in self._paths()
+            if path[0] == 1
+        }
+        found = [(node, owner.get(i)) for node, i in zip(inputs, positions, strict=False)]
+        return {node: leaf for node, leaf in found if leaf is not None}
 
     def _record(self, leaves: list[Any]) -> tuple[Graph, Structure, list[int | None]]:
         """The graph, the structure of what it computes, and the inputs in the place of parameters and state."""

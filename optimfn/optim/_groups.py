@@ -1,0 +1,79 @@
+"""What an `Optimizer` and its groups may be given, and what to do instead."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .._base import GradientTransformation
+from .._recipe import Recorded
+
+# What the classes of torch, and the factories here, have for hyperparameters: a group that sets one means something.
+_WORDS = {
+    *(
+        "learning_rate",
+        "lr",
+        "betas",
+        "b1",
+        "b2",
+        "eps",
+        "weight_decay",
+        "momentum",
+        "dampening",
+        "nesterov",
+        "amsgrad",
+    ),
+    *("amsgrad", "alpha", "rho", "lambd", "t0", "lr_decay", "momentum_decay", "etas", "step_sizes", "centered", "mask"),
+}
+_ALWAYS = {"params", "param_names", "label", "lr", "maximize", "foreach", "capturable", "differentiable", "fused"}
+
+
+def check_arguments(params: Any, tx: Any) -> None:
+    """Say what is wrong with the two arguments of `Optimizer` that are most easily mistaken.
+
+    Raises:
+        TypeError: if they are swapped, if there is no transformation, or a class of torch in its place.
+    """
+    if isinstance(params, GradientTransformation) or (inspect.isfunction(params) and hasattr(params, "__wrapped__")):
+        raise TypeError(f"params and tx are swapped: Optimizer(params, tx), got {params!r} first")
+    if tx is None:
+        raise TypeError(
+            "Optimizer needs tx, the transformation or its factory: Optimizer(params, of.adamw, learning_rate=1e-3). "
+            "One that is made again from `defaults` alone, which hold only numbers, has lost it; use functools.partial"
+        )
+    if inspect.isclass(tx) and issubclass(tx, torch.optim.Optimizer):
+        own = f"of.optim.{tx.__name__}.transform(...)"
+        raise TypeError(f"tx is {tx.__module__}.{tx.__name__}, an optimizer of torch.optim; give {own} or a factory")
+
+
+def check_keys(group: Mapping[str, Any], found: Mapping[str, Any], tx: GradientTransformation) -> None:
+    """Refuse hyperparameters of a group that nothing would read; keys of a user's own are left alone.
+
+    Raises:
+        ValueError: naming the key, and what stands in a group.
+    """
+    known = {*found, *_ALWAYS, *(("betas",) if {"b1", "b2"} <= found.keys() else ())}
+    for key in group:
+        if key in known:
+            continue
+        if key == "learning_rate":
+            raise ValueError("a group has learning_rate; its key is lr")
+        if key in _WORDS or key in _arguments(tx):
+            live = ", ".join(found)
+            raise ValueError(
+                f"a group has {key}={group[key]!r}, which is no hyperparameter of groups here; those are {live}. Give "
+                "Optimizer the factory, and its numbers are: Optimizer(params, of.adamw, learning_rate=1e-3)"
+            )
+
+
+def _arguments(value: Any) -> Iterator[str]:
+    """The names of the arguments of all calls that made a transformation."""
+    if isinstance(value, Recorded):
+        yield from value.arguments
+        value = list(value.arguments.values())
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for member in value:
+            yield from _arguments(member)
