@@ -320,6 +320,10 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         params: The parameters.
         updates: What a transformation returned; a leaf without update (`None`) keeps its parameter.
 
+    Raises:
+        TypeError: if a leaf is no tensor, naming its path.
+        ValueError: if the trees differ in structure, or an update has another shape than its parameter.
+
     Example:
         >>> import torch, optimfn as of
         >>> of.apply_updates(torch.tensor([1.0]), torch.tensor([-0.25]))
@@ -333,7 +337,12 @@ def apply_updates(params: Params, updates: Updates) -> Params:
             tree.check_shapes(updates, params)
         return tree.cast_leaf(p + u, p.dtype)
 
-    return tree.map(leaf, params, updates)
+    try:
+        return tree.map(leaf, params, updates)
+    except AttributeError:
+        tree.check_tensors("params", params)
+        tree.check_tensors("updates", updates)
+        raise
 
 
 def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Scalar) -> Tree:

@@ -141,6 +141,12 @@ def test_apply_updates_broadcasts_nothing():
     for shape in [(3, 1), (1,), (), (2, 3)]:
         with pytest.raises(ValueError, match=rf"of w\.0 has shape {re.escape(str(shape))} and its parameter \(3,\)"):
             of.apply_updates({"w": [torch.ones(3)]}, {"w": [torch.ones(shape)]})
+        with pytest.raises(ValueError, match="of w has shape"):
+            of.apply_updates({"w": torch.ones(3), "b": None}, {"w": torch.ones(shape), "b": {}})
+    with pytest.raises(TypeError, match=r"params\.w must be a tensor, got float"):
+        of.apply_updates({"w": 1.0}, {"w": torch.ones(())})
+    with pytest.raises(TypeError, match=r"updates\.w must be a tensor, got float"):
+        of.apply_updates({"w": torch.ones(())}, {"w": 1.0})
 
 
 @of.factory

@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -126,6 +127,8 @@ def test_the_metric_is_missed_by_name_and_judged():
     state = tx.init(torch.ones(1))
     with pytest.raises(ValueError, match=r"plateau needs a metric: call tx\.update\(.*, value=loss\)"):
         tx.update(torch.ones(1), state)
+    for metric in (np.float32(1.0), np.array(1.0)):  # numbers of NumPy are numbers
+        tx.update(torch.ones(1), tx.init(torch.ones(1)), value=metric)
     with pytest.raises(TypeError, match=r"the metric must be a number or a 0-dim tensor, got 'low'"):
         tx.update(torch.ones(1), state, value="low")
     with pytest.raises(ValueError, match=r"got a tensor of shape \(1,\)"):

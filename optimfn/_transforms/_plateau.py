@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
-from .._checks import check_choice, check_decay, check_fraction, check_nonnegative, check_steps
+from .._checks import check_choice, check_decay, check_fraction, check_nonnegative, check_steps, plain
 from .._recipe import Recorded, factory
 from .._typing import Params, Scalar, Updates
 
@@ -195,6 +195,7 @@ def plateau(
 
 def _scalar_like(like: Tensor, value: Any) -> Tensor:
     """A metric in the dtype and on the device of the state, without its graph; NaN is as good as any."""
+    value = plain(value)
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"the metric must be a number or a 0-dim tensor, got {value!r}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._checks import plain
 from .._typing import Params, Tree, Updates
-from ._core import _open, is_leaf, join_path, leaves, leaves_with_path, structure
+from ._core import _open, is_leaf, join_path, leaves, leaves_with_path
 
 T = TypeVar("T")
 
@@ -59,12 +59,12 @@ def check_tensors(name: str, tree: Tree) -> None:
 def check_shapes(updates: Updates, params: Params, what: str = "its parameter", *, examples: bool = False) -> None:
     """Accept updates in the shapes of their parameters; with `examples`, also with one more axis in front.
 
-    Trees of other structures are let through: what pairs their leaves will say what is wrong with them.
+    Leaves without a fellow are let through: what pairs them will say what is wrong with the structure.
 
     Raises:
         ValueError: naming the path of the first other leaf, and both shapes.
     """
-    if structure(updates) != structure(params):
+    if type(updates) is not type(params):
         return
     own = dict(leaves_with_path(params))
     for path, u in leaves_with_path(updates):
