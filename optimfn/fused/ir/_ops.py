@@ -110,6 +110,7 @@ def _floor_divide(args: Sequence[Any], compute: torch.dtype) -> str | None:
 
 
 def _function(name: str, operands: str = "{0}", units: int = 1) -> Operator:
+    """A function of `math.h`, as near as CUDA's library promises for float32; glibc is nearer."""
     return Operator(f"{name}{{s}}({operands})", units=units)
 
 
@@ -118,7 +119,7 @@ OPERATORS = {
     "add": _both(_add, units=1),
     "addcdiv": Operator("{0} + DIVIDE({3} * {1}, {2})", units=2, wide=(3,)),
     "addcmul": Operator("FMA{s}({3} * {1}, {2}, {0})", units=2, wide=(3,)),
-    "atan2": _function("atan2", "{0}, {1}"),
+    "atan2": _function("atan2", "{0}, {1}", units=3),
     "bitwise_and": Operator(whole="{0} & {1}"),
     "bitwise_not": Operator(truth="NOT({0})"),
     "bitwise_or": Operator(whole="{0} | {1}"),
@@ -128,12 +129,12 @@ OPERATORS = {
     "clamp_max": _both("MINIMUM({0}, {1})"),
     "clamp_min": _both("MAXIMUM({0}, {1})"),
     "copy": _both("{0}", wide=(0,)),
-    "cos": _function("cos"),
+    "cos": _function("cos", units=2),
     "div": Operator("DIVIDE({0}, {1})", wide=(1,)),
     "eq": _both("{0} == {1}", judges=True),
-    "erf": _function("erf"),
-    "exp": _function("exp"),
-    "exp2": _function("exp2"),
+    "erf": _function("erf", units=2),
+    "exp": _function("exp", units=2),
+    "exp2": _function("exp2", units=2),
     "expm1": _function("expm1"),
     "fill": _both("{0}", wide=(0,)),
     "floor": _function("floor", units=0),
@@ -158,16 +159,16 @@ OPERATORS = {
     "mul": _both("{0} * {1}", wide=(1,)),
     "ne": _both("{0} != {1}", judges=True),
     "neg": _both("-{0}"),
-    "pow": _both(_pow, units=2),
+    "pow": _both(_pow, units=4),
     "reciprocal": Operator("RECIPROCAL({0})"),
     "remainder": _both(_remainder, units=1),
     "round": _function("rint", units=0),
     "rsqrt": Operator("RECIPROCAL(sqrt{s}({0}))", units=2),
     "rsub": _both(_rsub),
-    "sgn": _both("SIGN({0})"),
+    "sgn": Operator("SIGN({0})", "SIGN({0})", "{0}"),
     "sigmoid": Operator("RECIPROCAL(1 + exp{s}(-{0}))", units=3),
-    "sign": _both("SIGN({0})"),
-    "sin": _function("sin"),
+    "sign": Operator("SIGN({0})", "SIGN({0})", "{0}"),
+    "sin": _function("sin", units=2),
     "sqrt": _function("sqrt", units=0),
     "square": _both("{0} * {0}"),
     "sub": _both(_sub, units=1),
