@@ -106,6 +106,25 @@ def test_what_is_put_in_place_of_a_value_works_in_donating_steps_as_in_pure_ones
     assert_trees_equal(runs[1][0], p, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "value", [0.25, 1, np.float32(0.25), torch.tensor([0.25, 0.5]), torch.tensor([0.25, 0.5]).double()]
+)
+def test_what_is_put_in_place_of_the_values_of_a_stack(value):
+    tx = of.stacked(of.sgd, learning_rate=torch.tensor([1.0, 2.0]), momentum=0.5)
+    runs = []
+    for donate in (False, True):
+        params = torch.zeros(2, 3)
+        state, step = tx.init(params), of.make_step(tx, donate=donate)
+        params, state = step(params, state, torch.ones(2, 3))
+        of.tree.get(state, "hyperparams")["learning_rate"] = value
+        for _ in range(2):
+            params, state = step(params, state, torch.ones(2, 3))
+        runs.append(params)
+    rates = torch.as_tensor(value).expand(2).float()
+    assert_trees_equal(runs[0], -(torch.tensor([1.0, 2.0]) + (1.5 + 1.75) * rates).unsqueeze(1).expand(2, 3), rtol=1e-6)
+    assert_trees_equal(*runs)
+
+
 def test_what_is_no_number_is_named():
     tx = of.inject_hyperparams(of.sgd)(learning_rate=1.0)
     for wrong in (torch.ones(1), "0.1", None, [0.5]):

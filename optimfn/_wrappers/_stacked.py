@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
-from .._checks import check_callable
+from .._checks import check_callable, plain
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
 from ._hyperparams import inject_hyperparams, lets_tensors_in, signature_of
@@ -65,7 +65,7 @@ def stacked(
         return _each(lambda params, own: make(**own).init(params), (params, here), {})
 
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
-        new: tuple[Updates, State] = _each(tx.update, (updates, state, params), extra)
+        new: tuple[Updates, State] = _each(tx.update, (updates, _for_all(state, updates), params), extra)
         return new
 
     return GradientTransformation(init, update)
@@ -106,6 +106,16 @@ def _each(f: Callable[..., Tree], trees: tuple[Tree, ...], extra: dict[str, Any]
     mapped = torch.func.vmap(member)(*stacks)
     solid = iter([x if x.stride(0) else x.clone(memory_format=torch.contiguous_format) for x in mapped])
     return tree.map(lambda _: next(solid), results[0])
+
+
+def _for_all(state: State, updates: Updates) -> State:
+    """The state, where a number that someone has put in the place of the members' values is that of each."""
+    first = next(iter(tree.leaves(updates)), None)
+    if first is None or all(isinstance(x, Tensor) for x in tree.leaves(state)):
+        return state
+    return tree.map(
+        lambda x: x if isinstance(x, Tensor) else tree.wide(plain(x)).to(first.device).repeat(len(first)), state
+    )
 
 
 def _leaves(nest: Tree) -> list[Any]:
