@@ -139,7 +139,7 @@ def scale_by_backtracking_linesearch(
         scaled, end_value, end_grad = tree.scale(step, updates), torch.where(stuck, value, end.value), state.grad
         if store_grad:
             _, new_grad = both(apply_updates(params, scaled))
-            end_grad = tree.carry(tree.map(lambda _, g: g, updates, new_grad), state.grad)
+            end_grad = tree.keep(tree.map(lambda _, g: g, updates, new_grad), state.grad)
         info = BacktrackingLinesearchInfo(end.tries, end.error)
         return scaled, ScaleByBacktrackingLinesearchState(step, end_value, end_grad, info)
 

@@ -61,7 +61,7 @@ def snapshot(measure_name: str, measure: Measure) -> GradientTransformation:
     def update(
         updates: Updates, state: SnapshotState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SnapshotState]:
-        return updates, SnapshotState(tree.carry({measure_name: measure(updates)}, state.measurement))
+        return updates, SnapshotState(tree.keep({measure_name: measure(updates)}, state.measurement))
 
     return GradientTransformation(init, update)
 
@@ -120,7 +120,7 @@ def monitor(measures: Mapping[str, Measure | GradientTransformation]) -> Gradien
         updates: Updates, state: MonitorState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, MonitorState]:
         found, states = look(updates, state.measure_states, params, extra)
-        return updates, MonitorState(tree.carry(found, state.measurements), states)
+        return updates, MonitorState(tree.keep(found, state.measurements), states)
 
     return GradientTransformation(init, update)
 

@@ -183,7 +183,8 @@ def scale_by_zoom_linesearch(
             start,
             max_linesearch_steps,
         )
-        new_state = ScaleByZoomLinesearchState(end.at.t, end.at.value, tree.carry(end.grad, state.grad), end.info)
+        end_value, end_grad = tree.keep((end.at.value, end.grad), (state.value, state.grad))
+        new_state = ScaleByZoomLinesearchState(end.at.t, end_value, end_grad, end.info)
         return tree.scale(end.at.t, updates), new_state
 
     return GradientTransformation(init, update)

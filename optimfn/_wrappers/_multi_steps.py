@@ -104,7 +104,7 @@ def multi_steps(
         take, skip_state = torch.ones_like(n, dtype=torch.bool), state.skip_state
         if should_skip_update_fn is not None:
             skip, info = should_skip_update_fn(updates, step, params)
-            take, skip_state = torch.logical_not(skip), tree.carry(info, state.skip_state)
+            take, skip_state = torch.logical_not(skip), tree.keep(info, state.skip_state)
         emit = take & (n + 1 >= k)
         like = tree.map(
             lambda a, u, p: u if u is not None else a if p is None else p,

@@ -12,6 +12,7 @@ from ._arithmetic import conj as conj
 from ._arithmetic import div as div
 from ._arithmetic import dtype as dtype
 from ._arithmetic import full_like as full_like
+from ._arithmetic import keep as keep
 from ._arithmetic import max as max
 from ._arithmetic import min as min
 from ._arithmetic import mul as mul

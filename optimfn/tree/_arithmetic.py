@@ -139,6 +139,21 @@ def carry(new: Tree, old: Tree) -> Tree:
     return map(lambda was, now: was if now is None else cast_leaf(now, was.dtype), old, new)
 
 
+def keep(given: Tree, old: Tree) -> Tree:
+    """As `carry`, for gradients, parameters and whatever else was given: it is copied.
+
+    A state never shares memory with what the caller may write to afterwards. In a kernel the copy costs nothing.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> gradient = torch.ones(1)
+        >>> kept = of.tree.keep(gradient, torch.zeros(1))
+        >>> gradient.zero_(), kept
+        (tensor([0.]), tensor([1.]))
+    """
+    return map(lambda was, now: was if now is None else now.to(was.dtype, copy=True), old, given)
+
+
 def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
     """Every leaf repeated along new leading axes, as the start of a stack for `vmap`."""
     return map(lambda x: x.expand(*shape, *x.shape).clone(memory_format=torch.contiguous_format), tree)

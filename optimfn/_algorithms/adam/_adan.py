@@ -80,7 +80,7 @@ def scale_by_adan(
         ahead = tree.add_scale(tree.bias_correction(m, b1, t), b2, tree.bias_correction(v, b2, t))
         direction = tree.div_by_root(ahead, tree.bias_correction(n, b3, t), eps, eps_root)
         return tree.cast_like(direction, updates), ScaleByAdanState(
-            tree.carry(m, state.m), tree.carry(v, state.v), tree.carry(n, state.n), tree.carry(updates, state.g), t
+            tree.carry(m, state.m), tree.carry(v, state.v), tree.carry(n, state.n), tree.keep(updates, state.g), t
         )
 
     return GradientTransformation(init, update, leafwise=True)

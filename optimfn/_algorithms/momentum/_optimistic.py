@@ -62,7 +62,7 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0) -> Gra
         )
         ahead = tree.add_scale(tree.scale(alpha, updates), beta, change)
         return tree.cast_like(ahead, updates), ScaleByOptimisticGradientState(
-            torch.zeros_like(first), tree.carry(updates, state.previous_gradient)
+            torch.zeros_like(first), tree.keep(updates, state.previous_gradient)
         )
 
     return GradientTransformation(init, update, leafwise=True)

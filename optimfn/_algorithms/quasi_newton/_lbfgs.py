@@ -357,7 +357,7 @@ def _pack(memory: Memory, old: MinimizeByLbfgsState) -> MinimizeByLbfgsState:
             if not value:
                 return was
             return torch.cat([torch.stack(value).to(was.dtype), torch.zeros_like(was[len(value) :])])
-        return value.to(was) if isinstance(value, Tensor) else torch.full_like(was, value)
+        return value.to(was, copy=True) if isinstance(value, Tensor) else torch.full_like(was, value)
 
     new = {**memory._asdict(), "count": old.count + 1, "pairs": len(memory.y)}
     return MinimizeByLbfgsState(*[tensor(new[key], was) for key, was in old._asdict().items()])

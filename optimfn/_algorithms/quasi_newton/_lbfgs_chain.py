@@ -87,8 +87,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         )
         return tree.cast_like(direction, updates), ScaleByLBFGSState(
             state.count + 1,
-            tree.carry(tree.map(lambda _, p: p, g, params), state.params),
-            tree.carry(g, state.updates),
+            tree.keep(tree.map(lambda _, p: p, g, params), state.params),
+            tree.keep(g, state.updates),
             s_memory,
             y_memory,
             weights,

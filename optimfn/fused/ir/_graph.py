@@ -105,7 +105,7 @@ class Node:
     def borrows_memory(self) -> bool:
         """Whether it may be a view of an input, or of a value that kernels have stored."""
         node: Any = self
-        while node.kind == "opaque" and node.is_view:
+        while node.kind == "item" or (node.kind == "opaque" and node.is_view):
             node = node.args[0]
         return node.kind not in ("opaque", "item")
 

@@ -261,7 +261,7 @@ class Known:
         names = [name for name, x in zip(_names(self._paths()), leaves, strict=True) if isinstance(x, Tensor)]
         device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
-        graph = trace(function, leaves, layouts, names, device, targets if self._donate else None)
+        graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate)
         return graph, results[0], targets
 
 

@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 
 from ..ir._graph import Layout, Misfit, Node, StepAside
 from ..ir._kernels import Owner
-from ..ir._shapes import dense_stride
+from ..ir._shapes import dense_stride, overlaps_itself
 from ..plan._plan import Plan
 from ..plan._tables import is_present
 from ..trace._trace import Graph
@@ -238,7 +238,7 @@ class Program:
         pointers = list(map(Tensor.data_ptr, fixed))
         if self._captured and not code.captured_signature.match(self._captured):
             raise Misfit
-        if not known or pointers != self._pointers:
+        if not known or pointers != self._pointers or self._is_turned():
             if known and not code.fixed_signature.match(fixed):
                 raise Misfit
             self._learn(fixed, pointers)
@@ -248,17 +248,29 @@ class Program:
         if self._written and self._machine.clash(self._spans, self._written, code.sizes):
             raise StepAside
 
+    def _is_turned(self) -> bool:
+        """Whether the order of memory of a parameter has changed: `.data` was set to a transpose of itself."""
+        dense = all(map(Tensor.is_contiguous, self._dense))
+        return not dense or list(map(Tensor.stride, self._others)) != self._strides
+
     def _learn(self, fixed: list[Tensor], pointers: list[int]) -> None:
         """Take note of tensors, or addresses, that differ from those of the last step."""
         self._buffers[: self._fixed] = array("q", pointers)
         if self._written:
             spans = sorted(_spans(fixed[: self._written]))
-            if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+            refused = any(map(overlaps_itself, fixed[: self._written])) or (
+                not torch.is_inference_mode_enabled() and any(x.is_inference() for x in fixed[: self._written])
+            )
+            if refused or any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
                 self._last = None
                 raise StepAside
             self._spans = array("q", itertools.chain.from_iterable(spans))
             self._changing = [x for x in fixed[: self._written] if not x.is_inference()]
             self._last, self._pointers = fixed, pointers
+            named = [x for x, node in zip(fixed, self.plan.inputs, strict=False) if node.name == "param" and x.ndim > 1]
+            self._dense = [x for x in named if x.is_contiguous()]
+            self._others = [x for x in named if not x.is_contiguous()]
+            self._strides = list(map(Tensor.stride, self._others))
 
     def _run(self, inputs: list[Any], chosen: Selection) -> dict[Node, Any]:
         """Run the stages; returns the values of the opaque nodes."""

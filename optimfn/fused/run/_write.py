@@ -12,6 +12,7 @@ from ... import tree
 from ..._checks import plain
 from ..._torch import unwrapped
 from ..._typing import Tree
+from ..ir._shapes import overlaps_itself
 
 
 def overwrite(old: Tree, new: Tree) -> None:
@@ -21,8 +22,9 @@ def overwrite(old: Tree, new: Tree) -> None:
     one, as when a state keeps the previous parameters, is set aside first.
 
     Raises:
-        ValueError: if the trees differ in structure, or a leaf in shape or dtype; or if the memory of two
-            old leaves overlaps, in which case one could not keep its value.
+        ValueError: if the trees differ in structure, or a leaf in shape or dtype; if the memory of two old leaves
+            overlaps, or that of one leaf with itself, in which case something could not keep its value; or if an
+            old leaf was made in inference mode and that is over.
     """
     if tree.structure(old) != tree.structure(new):
         raise ValueError(f"the new tree has another structure: {tree.structure(new)} instead of {tree.structure(old)}")
@@ -65,6 +67,18 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
     """The values, copied where writing a target would change them."""
     if torch.compiler.is_compiling():  # memory has no addresses yet; the compiler drops needless copies
         return [value.clone() for value in values]
+    inference = torch.is_inference_mode_enabled()
+    for position, (target, value) in enumerate(zip(targets, values, strict=True)):
+        if value is target:
+            continue
+        if target.is_inference() and not inference:
+            raise ValueError(
+                f"{_name(old, position)} was made in inference mode; write to it there, or to a clone of it"
+            )
+        if target.layout == torch.strided and overlaps_itself(target):
+            raise ValueError(
+                f"{_name(old, position)} overlaps itself: elements lie in one place; make it dense with .clone()"
+            )
     spans = sorted((*_span(target), position) for position, target in enumerate(targets))
     spans = [span for span in spans if span[0] < span[1]]
     for (_, end, position), (start, _, other) in pairwise(spans):

@@ -5,6 +5,7 @@ no symbol, such as a draw of random numbers. A real tensor that the rule holds, 
 on the way and becomes one more live input.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -121,7 +122,9 @@ def trace(
     layouts: Sequence[Layout],
     names: Sequence[str],
     device: torch.device,
-    targets: Sequence[int | None] | None = None,
+    olds: Sequence[int | None],
+    *,
+    in_place: bool,
 ) -> Graph:
     """Run `function` on symbols for the tensors among `leaves`.
 
@@ -131,11 +134,12 @@ def trace(
         layouts: The layout to assume for each tensor.
         names: A name for each tensor.
         device: Where the tensors are, but for some 0-dim ones on the CPU.
-        targets: For each output the number of the tensor that it is to overwrite, `None` where it is no tensor.
+        olds: For each output the number of the tensor in its place before, `None` where there is none.
+        in_place: Whether it is to be overwritten.
 
     Raises:
         Untraceable: if it cannot be traced.
-        Misshapen: if an output does not fit its target.
+        Misshapen: if an output does not fit what it is to overwrite.
     """
     tracer = Tracer(device)
     given = zip(layouts, names, strict=True)
@@ -143,8 +147,9 @@ def trace(
     with torch.no_grad(), tracer:
         outputs = [tracer.value(out) for out in function(symbols)]
         outputs = [tracer.solid(out) for out in outputs]
-        if targets is not None:
-            outputs = [tracer.fit(out, target) for out, target in zip(outputs, targets, strict=True)]
+        outputs = [tracer.own(out, old, in_place) for out, old in itertools.zip_longest(outputs, olds)][: len(outputs)]
+        if in_place:
+            outputs = [tracer.fit(out, old) for out, old in zip(outputs, olds, strict=True)]
     return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque, tracer.decisions)
 
 
@@ -200,6 +205,14 @@ class Tracer(DispatchMode, Builder):  # type: ignore[no-untyped-call]  # torch h
         if isinstance(x, Node) and x.kind == "stack":
             return self._add("opaque", torch.ops.aten.stack.default, (x.args,), {}, x.layout)
         return tuple(map(self.solid, x)) if isinstance(x, tuple) else x
+
+    def own(self, out: Any, old: int | None, in_place: bool) -> Any:
+        """An output, which never shares memory with another input than the one in its place before."""
+        if not isinstance(out, Node) or out.kind != "input" or (old is not None and out is self._inputs[old]):
+            return out
+        if self._foreign(out):
+            return self._add("opaque", torch.ops.aten.clone.default, (out,), {}, out.layout)
+        return out if in_place else self._add("pointwise", "copy", (out,), {}, out.layout)
 
     def fit(self, out: Any, target: int | None) -> Any:
         """An output in the order of memory of the input that it overwrites."""
