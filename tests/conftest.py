@@ -19,6 +19,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # every test of fused steps runs 
 
     triton_on_cpu.install()
 
+if (
+    os.environ.get("ROUGH_PROCESSOR") == "1"
+):  # every test runs where roots and libm are off by a unit, see processors.py
+    import processors
+
+    _rough = processors.rough_processor()
+    _rough.__enter__()
+
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures without a window
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)

@@ -92,6 +92,8 @@ def _rough(function):
     def rough(x):
         if x.is_complex():
             return torch.from_numpy(np.asarray(function(x.detach().resolve_conj().numpy())))
+        if not x.is_floating_point():
+            x = x.to(torch.get_default_dtype())
         wide = x.float() if x.dtype.itemsize < 4 else x
         right = torch.from_numpy(np.asarray(function(wide.detach().double().numpy()))).to(wide.dtype)
         bits = wide.contiguous().view({4: torch.int32, 8: torch.int64}[wide.dtype.itemsize]).view(wide.shape)

@@ -176,8 +176,10 @@ def test_inputs_of_torchs_database(one, dtype):
     shapes = [(4, 3), (5,), (2, 3, 4), ()]
     start = {str(i): torch.randn(shape, dtype=dtype) for i, shape in enumerate(shapes)}
 
+    sign = -1 if one.kwargs.get("maximize") else 1
+
     def loss(params):
-        return sum((p - 1).abs().pow(2).sum() ** 1.5 for p in params.values())
+        return sign * sum((p - 1).abs().pow(2).sum() ** 1.5 for p in params.values())
 
     ours, theirs = Run(optim.LBFGS, loss, start, one.kwargs), Run(torch.optim.LBFGS, loss, start, one.kwargs)
     for _ in range(5):
