@@ -111,6 +111,13 @@ def test_a_changed_mask_against_an_old_state_names_the_leaf(rule, make, unfreeze
         step(params, state, like(params))
 
 
+def test_other_labels_than_those_of_the_state_are_named():
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    old, new = (of.partition({"x": of.adam(0.1), z: of.sgd(0.1)}, {"a": "x", "b": z}) for z in ("y", "z"))
+    with pytest.raises(ValueError, match=r"the state has parts for 'x', 'y', transforms has 'x', 'z'.*strict=False"):
+        new.update(params, old.init(params), params)
+
+
 def test_unfreezing_keeps_what_fits():
     params = {"head": torch.randn(3), "body": torch.randn(2)}
     frozen, trained = (of.masked(of.adam(0.1), {"head": True, "body": body}) for body in (False, True))

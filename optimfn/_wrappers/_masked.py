@@ -12,6 +12,12 @@ class MaskedNode(NamedTuple):
     """Stands where a leaf is masked out. It has no leaves, so maps and `vmap` pass it by."""
 
 
+ADVICE = (
+    "Make a new state and keep what fits of the old one: "
+    "load_state_dict(tx.init(params), state_dict(state), strict=False)"
+)
+
+
 class ChangedMask(ValueError):
     """A state was made with another mask, or other labels, than it is used with."""
 
@@ -98,6 +104,5 @@ def _explain(problem: Exception, inner: GradientTransformation, state: State, pa
             leaf = next((name for name in names if name in known), "the leaf")
             verb, did = ("choose", "did not") if now else ("do not choose", "did")
             raise ChangedMask(
-                f"the mask, or the labels, {verb} {leaf}, and {did} when the state was made. Make a new state and keep "
-                "what fits of the old one: load_state_dict(tx.init(params), state_dict(state), strict=False)"
+                f"the mask, or the labels, {verb} {leaf}, and {did} when the state was made. {ADVICE}"
             ) from problem

@@ -7,7 +7,7 @@ from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
-from ._masked import masked
+from ._masked import ADVICE, ChangedMask, masked
 
 
 class PartitionState(NamedTuple):
@@ -74,6 +74,11 @@ def partition(
         updates: Updates, state: PartitionState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, PartitionState]:
         states = {}
+        if state.inner_states.keys() != transforms.keys():
+            parts = ", ".join(map(repr, state.inner_states))
+            raise ChangedMask(
+                f"the state has parts for {parts}, transforms has {', '.join(map(repr, transforms))}. {ADVICE}"
+            )
         for label, member in members(updates if params is None else params).items():
             updates, states[label] = member.rule(updates, state.inner_states[label], params, **extra)
         return updates, PartitionState(states)
