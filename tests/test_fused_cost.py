@@ -10,6 +10,7 @@ from helpers import assert_trees_equal, like, wide_params
 import optimfn as of
 from optimfn.fused.run import _known
 from optimfn.fused.run._shared import shared
+from optimfn.fused.trace._trace import Tracer
 
 
 @pytest.fixture
@@ -244,3 +245,75 @@ class TestAbsentGradients:
         for _ in range(3):
             step(params, state, {**like(params), "a": None})
         assert len(traces) == 1
+
+
+class TestKindsOfLeaves:
+    def test_operators_are_traced_for_two_leaves_of_each_kind(self, traces, monkeypatch):
+        recorded = []
+        record = Tracer._record
+        monkeypatch.setattr(Tracer, "_record", lambda *args: recorded.append(args) or record(*args))
+        params = {str(i): torch.randn(4, 3) if i % 3 else torch.randn(5) for i in range(30)}
+        steps_of(
+            of.stateless(lambda updates, params: of.tree.map(lambda u, p: u * 2 + p, updates, params)), params, params
+        )
+        assert len(recorded) == 2 * 2 * 3  # a product and two sums
+
+    def test_functions_that_hold_what_may_change_are_run_for_every_leaf(self):
+        params, grads = {str(i): torch.randn(4) for i in range(30)}, {str(i): torch.randn(4) for i in range(30)}
+        seen, numbers = [], iter(range(100))
+
+        def noted(u, p):
+            seen.append(u.shape)
+            return u * 2
+
+        CALLS[0] = 0
+        for rule in (noted, _counted):
+            tx = of.stateless_with_tree_map(rule)
+            of.make_step(tx, backend="fused")(params, tx.init(params), grads)
+        assert len(seen) == CALLS[0] == 30
+
+        tx = of.stateless_with_tree_map(lambda u, p: u * float(max(next(numbers), 3)))
+        new, _ = of.make_step(tx, backend="fused")(params, tx.init(params), grads)
+        for i, name in enumerate(params):
+            torch.testing.assert_close(new[name], params[name] + grads[name] * max(i, 3))
+
+    def test_rules_that_treat_leaves_apart(self, traces):
+        params = {str(i): torch.randn(4) for i in range(12)}
+        marks = {"3": 2.0}
+
+        def by_value(u, p):
+            return u * 1.5 if u is p else u
+
+        rate = torch.tensor(0.5)
+        rules = [
+            lambda updates, params: of.tree.map(
+                lambda path, u: u * marks.get(path, 1.0), of.tree.paths(updates), updates
+            ),
+            lambda updates, params: of.tree.map(lambda u, p: u * rate + p, updates, params),
+            lambda updates, params: of.tree.map(lambda u, p: u + p, updates, {**params, "7": params["0"]}),
+            lambda updates, params: of.tree.map(lambda u, x: u if x is None else u + x, updates, {**params, "8": None}),
+            lambda updates, params: of.tree.map(by_value, {**updates, "5": params["5"]}, params),
+            lambda updates, params: of.tree.map(
+                lambda u, s: u * s["x"] + s["y"], updates, {n: {"x": p, "y": p * 2} for n, p in params.items()}
+            ),
+        ]
+        for rule in rules:
+            steps_of(of.stateless(rule), params, like(params))
+
+    def test_random_numbers_differ_from_leaf_to_leaf(self):
+        tx = of.stateless(lambda updates, params: of.tree.map(lambda u: u + torch.rand(u.shape), updates))
+        zeros = {str(i): torch.zeros(8) for i in range(6)}
+        torch.manual_seed(0)
+        want, _ = of.make_step(tx, backend="eager")(zeros, tx.init(None), zeros)
+        torch.manual_seed(0)
+        got, _ = of.make_step(tx, backend="fused")(zeros, tx.init(None), zeros)
+        assert_trees_equal(got, want)
+        assert len({tuple(x.tolist()) for x in got.values()}) == 6
+
+
+CALLS = [0]
+
+
+def _counted(u, p):
+    CALLS[0] += 1
+    return u * 2

@@ -34,6 +34,7 @@ from ._core import as_complex as as_complex
 from ._core import as_real as as_real
 from ._core import broadcast as broadcast
 from ._core import cast_leaf as cast_leaf
+from ._core import each as each
 from ._core import flatten as flatten
 from ._core import is_leaf as is_leaf
 from ._core import join_path as join_path
@@ -41,6 +42,7 @@ from ._core import leaves as leaves
 from ._core import leaves_with_path as leaves_with_path
 from ._core import map as map
 from ._core import map_nodes as map_nodes
+from ._core import mapped_by as mapped_by
 from ._core import paths as paths
 from ._core import real_dtype as real_dtype
 from ._core import resolve as resolve

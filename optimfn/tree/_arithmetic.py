@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._checks import check_choice
 from .._typing import Scalar, Tree
-from ._core import at_least_float32, cast_leaf, leaves, map, real_dtype, wide_dtype
+from ._core import at_least_float32, cast_leaf, each, leaves, map, real_dtype, wide_dtype
 
 
 def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
@@ -209,17 +209,17 @@ def vdot(tree_x: Tree, tree_y: Tree, wide: bool = False) -> Tensor:
 
 def sum(tree: Tree) -> Tensor:
     """Sum of all elements of all leaves."""
-    return _reduce(torch.add, [x.sum(dtype=at_least_float32(x.dtype)) for x in leaves(tree)], 0.0)
+    return _reduce(torch.add, each(lambda x: x.sum(dtype=at_least_float32(x.dtype)), leaves(tree)), 0.0)
 
 
 def max(tree: Tree) -> Tensor:
     """Largest element; leaves without elements are skipped, and an empty tree gives -inf."""
-    return _reduce(torch.maximum, [x.amax() for x in leaves(tree) if x.numel()], -math.inf)
+    return _reduce(torch.maximum, each(torch.amax, [x for x in leaves(tree) if x.numel()]), -math.inf)
 
 
 def min(tree: Tree) -> Tensor:
     """Smallest element; leaves without elements are skipped, and an empty tree gives inf."""
-    return _reduce(torch.minimum, [x.amin() for x in leaves(tree) if x.numel()], math.inf)
+    return _reduce(torch.minimum, each(torch.amin, [x for x in leaves(tree) if x.numel()]), math.inf)
 
 
 def norm(tree: Tree, ord: float | None = None, squared: bool = False, wide: bool = False) -> Tensor:
@@ -242,7 +242,7 @@ def norm(tree: Tree, ord: float | None = None, squared: bool = False, wide: bool
     check_choice("ord", ord, (None, 1, 2, math.inf))
     power = 2 if ord is None else ord
     own = leaves(tree)
-    parts = [_leaf_norm(x, power) for x in own if x.numel() or power != math.inf]
+    parts = each(lambda x: _leaf_norm(x, power), [x for x in own if x.numel() or power != math.inf])
     if power == math.inf:
         total = _reduce(torch.maximum, parts, 0.0)
     elif power == 1:

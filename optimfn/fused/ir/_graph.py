@@ -77,6 +77,14 @@ class Node:
     line: str  # for readers: where the rule says so
     numel: int
     spreads: bool  # whether kernels compute it from something spread
+    is_scalar: bool = False  # whether it is a 0-dim tensor
+    has_memory: bool = False  # whether it lies in a tensor when a stage begins, rather than being computed by a kernel
+    _parents: tuple["Node", ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Say what is asked again and again."""
+        self.is_scalar = self.layout.shape == ()
+        self.has_memory = self.kind in ("input", "fold", "opaque", "item")
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name} {self.number}>"  # its parents are not shown, nor theirs
@@ -86,21 +94,12 @@ class Node:
         """The dtype of the value."""
         return self.layout.dtype
 
-    @property
-    def is_scalar(self) -> bool:
-        """Whether it is a 0-dim tensor."""
-        return self.layout.shape == ()
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether it lies in a tensor when a stage begins, rather than being computed by a kernel."""
-        return self.kind in ("input", "fold", "opaque", "item")
-
-    def parents(self) -> Iterator["Node"]:
+    def parents(self) -> tuple["Node", ...]:
         """The nodes it is computed from."""
-        yield from _nodes_in(self.args)
-        for value in self.kwargs.values():
-            yield from _nodes_in(value)
+        if self._parents is None:
+            values = (*self.args, *self.kwargs.values()) if self.kwargs else self.args
+            self._parents = tuple(_nodes_in(values))
+        return self._parents
 
     def borrows_memory(self) -> bool:
         """Whether it may be a view of an input, or of a value that kernels have stored."""

@@ -1,8 +1,10 @@
 """What a step knows about arguments of one structure: the programs for their signatures, or why there are none."""
 
+import contextlib
+import gc
 import itertools
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -181,7 +183,8 @@ class Known:
             if found is None and not may_trace:
                 return None
             if found is None:
-                found = self._trace(leaves, tensors)
+                with _without_collecting():
+                    found = self._trace(leaves, tensors)
                 if not (isinstance(found, Traced) or found[0].decisions):
                     shared.put(keys, rest, found, is_own=bool(found[0].captured))
             traced = found if isinstance(found, Traced) else Traced(leaves, Program(found[0]), found[1])
@@ -271,6 +274,18 @@ def pure(
     """What a step computes."""
     updates, new_state = tx.update(grads, state, params, **extra)
     return apply_updates(params, updates), new_state
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Nothing that a trace makes is garbage yet, and it makes so much that a collection would come again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def leaves_of(*trees: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """Put nodes together: casts, reductions, and what spreads along axes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from ..ir import _ops
 from ..ir._graph import Kind, Layout, Node
 from ..ir._shapes import axes_between, contiguous_stride, without
+from ._alike import Call, Example, replaced
 from ._infer import key, line_of_rule
 
 _MANY = 2**31  # elements; indices of kernels that spread and fold are 32 bits on some devices
@@ -21,6 +23,8 @@ class Builder:
         self.nodes: list[Node] = []
         self._inputs: list[Node] = []
         self._known: dict[Any, Node] = {}
+        self._logs: list[list[Call]] = []  # what is asked for, while an example is traced
+        self._line: str | None = None  # where the rule says what is written down without it
 
     def input(self, layout: Layout, name: str) -> Node:
         """One more tensor that is given."""
@@ -111,7 +115,19 @@ class Builder:
         if node is None:
             name = op if isinstance(op, str) else str(getattr(op, "__name__", "item")).split(".")[0]
             node = self._known[call] = self._new(kind, op, args, kwargs, layout, compute or layout.dtype, name)
+        for log in self._logs:
+            log.append(Call((kind, op, args, kwargs, layout, compute), node))
         return node
+
+    def _write_down(self, example: Example, given: Sequence[Node]) -> list[Any]:
+        """What an example computes, of other leaves; returns the leaves of the result."""
+        by = dict(zip(example.given, given, strict=True))
+        for (kind, op, args, kwargs, *rest), node in example.calls:
+            self._line = node.line
+            operands = {name: replaced(x, by) for name, x in kwargs.items()} if kwargs else kwargs
+            by[node] = self._add(kind, op, replaced(args, by), operands, *rest)
+        self._line = None
+        return [replaced(x, by) for x in example.leaves]
 
     def _new(
         self,
@@ -123,7 +139,7 @@ class Builder:
         compute: torch.dtype,
         name: str,
     ) -> Node:
-        line = "" if kind == "input" else line_of_rule()
+        line = "" if kind == "input" else line_of_rule() if self._line is None else self._line
         numel = math.prod(layout.shape)
         node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, op == "spread")
         node.spreads |= kind == "pointwise" and any(parent.spreads for parent in node.parents())

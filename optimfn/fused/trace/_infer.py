@@ -1,5 +1,6 @@
 """What operators return: the layouts of their results, found without values and remembered for all traces."""
 
+import functools
 import sys
 from pathlib import Path
 from types import FrameType
@@ -85,6 +86,16 @@ def key(x: Any, layouts: bool = False) -> Any:
 def line_of_rule(prefix: str = "") -> str:
     """The innermost line of the rule that is running, as `file.py:12`."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_RULES_DO_NOT_LIVE_IN):
+    while frame is not None and not _is_of_rule(frame.f_code.co_filename):
         frame = frame.f_back
-    return f"{prefix}{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else ""
+    return f"{prefix}{_name_of(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
+
+
+@functools.cache
+def _is_of_rule(file: str) -> bool:
+    return not file.startswith(_RULES_DO_NOT_LIVE_IN)
+
+
+@functools.cache
+def _name_of(file: str) -> str:
+    return Path(file).name

@@ -6,20 +6,22 @@ on the way and becomes one more live input.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ... import tree
-from ..._torch import DispatchMode, make_wrapper_subclass, no_torch_function
+from ..._torch import DispatchMode
 from ..._typing import Tree
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable
 from ..ir._shapes import all_axes, contiguous_stride
+from ._alike import Call, Example, are_alike, is_steady, open_row
 from ._builder import Builder, wide_dtype
 from ._infer import infer, line_of_rule
+from ._symbol import Decision, Symbol, leaf_of, on_its_own
 
 _SAME = {"detach", "alias", "lift_fresh", "lift"}  # a trace has no versions, so these change nothing
 _FILLED: dict[str, float | None] = {  # the number, or None for that in the arguments
@@ -43,66 +45,7 @@ _TRANSPOSES = {"transpose", "t", "permute"}
 _TRUTH_REDUCTIONS = {"all": "min", "any": "max"}
 
 
-_MISSING = object()
-
-
-class Symbol(Tensor):
-    """A tensor without memory that stands for a node.
-
-    That of an input knows the leaf, since rules may ask it what is no number: whether it requires a gradient, and for
-    attributes that users have given it.
-    """
-
-    node: Node
-    decide: Callable[[Callable[..., Any], Any], Any] | None  # has a function look at leaves rather than at symbols
-    leaf: Tensor | None
-    __torch_function__ = no_torch_function  # type: ignore[assignment]  # as torch documents
-
-    @staticmethod
-    def __new__(cls: type[Self], node: Node, device: torch.device, decide: Any, leaf: Tensor | None = None) -> Self:
-        """Make the symbol of a node."""
-        shape, dtype, stride = node.layout
-        symbol = make_wrapper_subclass(cls, shape, strides=stride, dtype=dtype, device=device)
-        symbol.node, symbol.decide, symbol.leaf = node, decide, leaf
-        return symbol
-
-    @property
-    def requires_grad(self) -> bool:  # type: ignore[override]  # read only: nothing requires a gradient in a trace
-        """Whether the leaf does."""
-        return self.leaf is not None and bool(self._ask("requires_grad"))
-
-    def __getattr__(self, name: str) -> Any:
-        """What users have given the leaf; called for what tensors do not have."""
-        if name == "_is_param":  # by which torch tells what else is an nn.Parameter
-            return isinstance(self.__dict__.get("leaf"), torch.nn.Parameter)
-        found = _MISSING if name.startswith("__") or self.__dict__.get("leaf") is None else self._ask(name)
-        if found is _MISSING:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return found
-
-    def _ask(self, name: str) -> Any:
-        assert self.decide is not None
-        return self.decide(lambda leaf: getattr(leaf, name, _MISSING), self)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        """Refuse to compute outside of the trace."""
-        raise Untraceable(f"a value of the trace met {func} outside of it: in a mask, or after the trace")
-
-
-class Decision(NamedTuple):
-    """What a function, such as a mask, said of the leaves of a trace."""
-
-    function: Callable[..., Any]
-    given: Tree  # the numbers of tensors among the inputs; symbols of what was computed
-    said: Tree
-
-    def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the function says the same of other leaves, or of these once more."""
-        found = self.function(tree.map(lambda x: tensors[x] if isinstance(x, int) else x, self.given))
-        if found is self.said:
-            return True
-        return tree.structure(found) == tree.structure(self.said) and tree.leaves(found) == tree.leaves(self.said)
+_FEW = 3  # rows of which nothing is gained
 
 
 class Graph(NamedTuple):
@@ -144,7 +87,7 @@ def trace(
     tracer = Tracer(device)
     given = zip(layouts, names, strict=True)
     symbols = [tracer.symbol(tracer.input(*next(given)), x) if isinstance(x, Tensor) else x for x in leaves]
-    with torch.no_grad(), tracer:
+    with torch.no_grad(), tracer, tree.mapped_by(tracer.each):
         outputs = [tracer.value(out) for out in function(symbols)]
         outputs = [tracer.solid(out) for out in outputs]
         outputs = [tracer.own(out, old, in_place) for out, old in itertools.zip_longest(outputs, olds)][: len(outputs)]
@@ -182,13 +125,42 @@ class Tracer(DispatchMode, Builder):  # type: ignore[no-untyped-call]  # torch h
         """
         before, self._deciding = self._deciding, True
         try:
-            said = function(tree.map(lambda x: x if _leaf(x) is None else x.leaf, given))
+            said = function(tree.map(lambda x: x if leaf_of(x) is None else x.leaf, given))
         finally:
             self._deciding = before
         if not tree.looks_at_shapes_only(function):
-            numbers = tree.map(lambda x: x.node.number if _leaf(x) is not None else _on_its_own(x), given)
+            numbers = tree.map(lambda x: x.node.number if leaf_of(x) is not None else on_its_own(x), given)
             self.decisions.append(Decision(function, numbers, said))
         return said
+
+    def each(self, f: Callable[..., Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """What a function returns for each row of arguments; it is traced for the first two rows of each kind."""
+        if self._deciding or len(rows) <= _FEW or not is_steady(f):
+            return [f(*row) for row in rows]
+        examples: dict[Hashable, list[Example] | None] = {}  # `None` where rows of a kind are not alike
+        results = []
+        for row in rows:
+            leaves, given, kind = open_row(row)
+            known = examples.setdefault(kind, [])
+            if known is not None and len(known) == 2:
+                made = self._write_down(known[0], given)
+                own: dict[Any, Symbol] = {x.node: x for x in leaves if isinstance(x, Symbol)}
+                new = [own[x] if x in own else self.symbol(x) if isinstance(x, Node) else x for x in made]
+                results.append(new[0] if known[0].structure is None else known[0].structure.unflatten(new))
+                continue
+            calls, said = list[Call](), len(self.decisions)
+            self._logs.append(calls)
+            try:
+                results.append(f(*row))
+            finally:
+                self._logs.pop()
+            if known is not None:
+                is_one = isinstance(results[-1], Tensor)
+                found, structure = ([results[-1]], None) if is_one else tree.flatten(results[-1])
+                known.append(Example(given, calls, [self.value(x) for x in found], structure))
+                if len(self.decisions) > said or (len(known) == 2 and not are_alike(*known)):
+                    examples[kind] = None
+        return results
 
     def value(self, x: Any) -> Any:
         """What stands for a value in the graph: tensors become nodes, sequences tuples."""
@@ -389,15 +361,6 @@ class Tracer(DispatchMode, Builder):  # type: ignore[no-untyped-call]  # torch h
             return "not computed element by element"
         shapes = {x.layout.shape for x in args if isinstance(x, Node)} - {()}
         return "operands of several shapes" if len(shapes) > 1 else "kernels have no expression for these arguments"
-
-
-def _leaf(x: Any) -> Tensor | None:
-    return x.leaf if isinstance(x, Symbol) else None
-
-
-def _on_its_own(x: Any) -> Any:
-    """Something computed, without the trace that it belongs to."""
-    return Symbol(x.node, x.device, None) if isinstance(x, Symbol) else x
 
 
 def _holds_tensor(x: Any) -> bool:
