@@ -48,6 +48,10 @@ class InjectedFactory(RecordedFunction):
     def __name__(self) -> str:
         return repr(self)
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.arguments["inner_factory"])
+
     def __call__(self, *args: Any, **kwargs: Any) -> GradientTransformation:
         """Make a transformation, with the arguments of the inner factory."""
         args, kwargs = own(args), own(kwargs)

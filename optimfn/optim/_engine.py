@@ -24,6 +24,7 @@ from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
 from ._contract import FiresHooksOnce, is_capturing, is_watched, refuse_absent, report_step
 from ._counts import can_count_within, count_within
+from ._groups import check_memory
 from ._layout import Entries, ParamKey
 from ._members import Member
 from ._numbers import Numbers
@@ -294,6 +295,15 @@ class Engine(FiresHooksOnce):
             return None
         backend = _BACKENDS[self.defaults.get("fused")]
         return (os.environ.get("OPTIMFN_BACKEND") or backend) if backend == "auto" else backend
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters."""
+        super().add_param_group(param_group)
+        try:
+            check_memory(self.param_groups[-1], len(self.param_groups) - 1, self._own("_memory", dict))
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     def write_hyperparameters(self) -> None:
         """Put the hyperparameters of the groups into the tensors that the rule reads.

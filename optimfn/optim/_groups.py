@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._base import GradientTransformation
 from .._recipe import Recorded
+from ..fused.run._write import share_elements, span
 
 # What the classes of torch, and the factories here, have for hyperparameters: a group that sets one means something.
 _WORDS = {
@@ -45,6 +48,36 @@ def check_arguments(params: Any, tx: Any) -> None:
     if inspect.isclass(tx) and issubclass(tx, torch.optim.Optimizer):
         own = f"of.optim.{tx.__name__}.transform(...)"
         raise TypeError(f"tx is {tx.__module__}.{tx.__name__}, an optimizer of torch.optim; give {own} or a factory")
+
+
+Memory = dict[int, list[tuple[tuple[int, int], str, Tensor]]]  # by storage: where each parameter lies, and its name
+
+
+def check_memory(group: Mapping[str, Any], number: int, known: Memory) -> None:
+    """Refuse parameters that share elements, of which a step could keep one value only.
+
+    Args:
+        group: The parameters.
+        number: Which group it is.
+        known: What the groups before it hold; these are added.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for i, (name, p) in enumerate(zip_longest(group.get("param_names", ()), group["params"])):
+        if type(p) not in (Tensor, torch.nn.Parameter) or p.layout != torch.strided or p.device.type not in _MACHINES:
+            continue
+        here, label = span(p), f"{i} of group {number}" if name is None else str(name)
+        others = known.setdefault(p.untyped_storage().data_ptr(), [])
+        for there, other, q in others:
+            if max(here[0], there[0]) < min(here[1], there[1]) and share_elements(p, q):
+                raise ValueError(
+                    f"parameters {other} and {label} share memory, so only one value could be kept; give one of them"
+                )
+        others.append((here, label, p))
+
+
+_MACHINES = ("cpu", "cuda")
 
 
 def check_keys(group: Mapping[str, Any], found: Mapping[str, Any], tx: GradientTransformation) -> None:

@@ -11,6 +11,7 @@ from .. import tree
 from .._base import GradientTransformation
 from .._recipe import Recorded, find_arguments, substitute
 from .._transforms._rate import scale
+from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule
 from ._members import Member, Place, Route, labelled
 from ._members import members as members_of
 from ._pipeline import Shown
@@ -50,7 +51,7 @@ def find_hyperparameters(tx: GradientTransformation, route: Route, whole: bool) 
             Found(Hyperparameter(member.origin, "learning_rate", False), rate)
             for member in members_of(tx, route)
             for rate in find_arguments(member.tx, "learning_rate")
-            if rate is not None
+            if rate is not None and not isinstance(rate, StatefulSchedule)
         ]
         # Without a learning rate, or with several, the key is a factor of the whole update.
         found += rates if len(rates) == 1 else [Found(Hyperparameter(LAST, "factor", False), 1.0)]
@@ -66,11 +67,11 @@ def make_members(
     inside = {one.origin: value for one, value in values.items() if one.argument == "learning_rate" and not one.own}
 
     def remake(origin: Place, under: GradientTransformation) -> GradientTransformation:
-        changes = {argument: value for (place, argument), value in own.items() if place == origin}
+        changes = {argument: _given(under, value) for (place, argument), value in own.items() if place == origin}
         return under.replace(**changes) if changes else under
 
     made = [
-        member._replace(tx=substitute(member.tx, "learning_rate", inside[member.origin]))
+        member._replace(tx=substitute(member.tx, "learning_rate", _given(member.tx, inside[member.origin])))
         if member.origin in inside
         else member
         for member in members_of(remake((), tx), route, remake)
@@ -79,6 +80,15 @@ def make_members(
         made.insert(0, Member(FIRST, FIRST, "maximize", scale(-1.0)))
     made += [Member(LAST, LAST, "lr", scale(value)) for one, value in values.items() if one.argument == "factor"]
     return made
+
+
+def _given(tx: GradientTransformation, value: Any) -> Any:
+    """A number as the call that made a transformation takes it.
+
+    What `inject_hyperparams` made keeps numbers in its state, and asks functions in every step.
+    """
+    injects = tx.recipe is not None and isinstance(tx.recipe.factory, InjectedFactory)
+    return (lambda count: value) if injects and isinstance(value, Tensor) else value
 
 
 class FactoryRules(NamedTuple):

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -79,15 +78,10 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
             raise ValueError(
                 f"{_name(old, position)} overlaps itself: elements lie in one place; make it dense with .clone()"
             )
-    spans = sorted((*_span(target), position) for position, target in enumerate(targets))
-    spans = [span for span in spans if span[0] < span[1]]
-    for (_, end, position), (start, _, other) in pairwise(spans):
-        if start < end:
-            raise ValueError(f"{_name(old, position)} and {_name(old, other)} share memory, so only one could be kept")
-    starts, ends = [span[0] for span in spans], [span[1] for span in spans]
+    starts, ends = _taken(old, targets)
 
     def shares(value: Tensor) -> bool:
-        start, end = _span(value)
+        start, end = span(value)
         after = bisect_right(starts, start)
         return (after > 0 and start < ends[after - 1]) or (after < len(starts) and starts[after] < end)
 
@@ -95,7 +89,32 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
     return [value.clone() if value is not target and shares(value) else value for target, value in pairs]
 
 
-def _span(x: Tensor) -> tuple[int, int]:
+def _taken(old: Tree, targets: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Where the memory of the targets begins and ends, apart and in order; they may lie between each other.
+
+    Raises:
+        ValueError: if two have an element in common.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    near: list[int] = []  # those that reach into the stretch of memory that is open
+    for start, end, position in sorted((*span(target), position) for position, target in enumerate(targets)):
+        if start == end:
+            continue
+        if not ends or start >= ends[-1]:
+            starts.append(start)
+            ends.append(end)
+            near = []
+        for other in near:
+            if span(targets[other])[1] > start and share_elements(targets[position], targets[other]):
+                names = _name(old, min(position, other)), _name(old, max(position, other))
+                raise ValueError(f"{names[0]} and {names[1]} share memory, so only one could be kept")
+        ends[-1] = max(ends[-1], end)
+        near.append(position)
+    return starts, ends
+
+
+def span(x: Tensor) -> tuple[int, int]:
     """The addresses from the first to after the last element; empty if there is no memory of its own."""
     x = unwrapped(x)
     start = 0 if x.is_meta else x.data_ptr()
@@ -105,6 +124,20 @@ def _span(x: Tensor) -> tuple[int, int]:
         return start, start + x.nbytes
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return start, start + (last + 1) * x.itemsize
+
+
+def share_elements(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors whose memory overlaps have an element in common; columns of one matrix have none."""
+    own, other = _offsets(x), _offsets(y)
+    return bool(torch.isin(own, other).any())
+
+
+def _offsets(x: Tensor) -> Tensor:
+    """Where each element begins, in bytes."""
+    found = torch.tensor(x.data_ptr())
+    for size, stride in zip(x.shape, x.stride(), strict=True):
+        found = found.unsqueeze(-1) + torch.arange(size) * stride * x.itemsize
+    return found.flatten()
 
 
 def _kind(x: Tensor) -> str:
