@@ -137,7 +137,7 @@ class TestWords:
 class TestMemory:
     def test_parameters_that_share_elements_are_refused_by_name(self, make):
         w = torch.randn(4)
-        with pytest.raises(ValueError, match="parameters 0.* and 1.* share memory"):
+        with pytest.raises(ValueError, match=r"parameters 0.* and 1.* share memory"):
             make([nn.Parameter(w), nn.Parameter(w)])
         with pytest.raises(ValueError, match="parameters head and tail share memory"):
             make([("head", nn.Parameter(w[:3])), ("tail", nn.Parameter(w[2:]))])
@@ -178,10 +178,8 @@ def test_a_first_step_at_rate_zero_is_a_step():
 
 def test_the_rate_inside_inject_hyperparams_is_live():
     (p,) = parameters(1)
-    for tx, given in (
-        (of.inject_hyperparams(of.sgd)(learning_rate=0.1), {}),
-        (of.inject_hyperparams(of.sgd), {"learning_rate": 0.1}),
-    ):
+    injected = of.inject_hyperparams(of.sgd)
+    for tx, given in ((injected(learning_rate=0.1), {}), (injected, {"learning_rate": 0.1})):
         optimizer, before = of.Optimizer([p], tx, **given), p.detach().clone()
         for rate in (0.1, 1.0):
             assert "lr" in optimizer.param_groups[0]

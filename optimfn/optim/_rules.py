@@ -25,7 +25,7 @@ class TorchRules(NamedTuple):
     name: str
     number: int  # of the group
     options: tuple[tuple[str, Any], ...]  # those that are live are `None`
-    live: frozenset[str]
+    live: tuple[str, ...]
     is_complex: bool
 
     @staticmethod
@@ -44,15 +44,15 @@ class TorchRules(NamedTuple):
         """
         options = {key: _as_tuple(group[key]) for key in keys if key in group and key not in _EXECUTIONS}
         was = {} if before is None else dict(before.options)
-        live = {
+        live = [
             key
             for key, value in options.items()
             if _can_be_live(key, value)
             and (key == "lr" or (before is not None and (key in before.live or not _same(was.get(key), value))))
-        }
+        ]
         static = tuple((key, None if key in live else value) for key, value in options.items())
         is_complex = any(p.is_complex() for p in group["params"])
-        return TorchRules(rule, name, number, static, frozenset(live), is_complex)
+        return TorchRules(rule, name, number, static, tuple(live), is_complex)
 
     def fits(self, group: Mapping[str, Any]) -> bool:
         """Whether these are the rules of the group, whatever its live numbers are."""
