@@ -1,5 +1,6 @@
 """What is special to the parts of the core."""
 
+import inspect
 from typing import NamedTuple
 
 import pytest
@@ -380,3 +381,54 @@ class TestMakeStep:
             of.make_step(of.sgd(0.1), backend="warp")
         with pytest.raises(TypeError, match="tx must be a GradientTransformation, got 3"):
             of.make_step(3)
+
+
+WHOLE = sorted(
+    name
+    for name, value in vars(of).items()
+    if inspect.isfunction(value)
+    and "learning_rate" in inspect.signature(value).parameters
+    and name not in {"adadelta", "adafactor", "lbfgs", "scale_by_learning_rate"}  # `None` has a meaning there
+)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_optimizer_refuses_a_rate_of_none(name):
+    needed = {"seed": 0, "momentum": 0.9, "beta": 0.9}
+    known = inspect.signature(getattr(of, name)).parameters
+    with pytest.raises(TypeError, match="learning_rate must be a number or a 0-dim tensor, got None"):
+        getattr(of, name)(None, **{key: value for key, value in needed.items() if key in known})
+
+
+@pytest.mark.parametrize("name", ["adadelta", "lbfgs"])
+def test_where_none_is_a_rate_it_goes_downhill(name):
+    tx, w = getattr(of, name)(), torch.tensor([3.0])
+    updates, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: (w**2).sum())
+    assert updates < 0
+
+
+@pytest.mark.parametrize("offset", [1, 5])
+def test_counts_before_the_offset_of_adafactor_are_the_first(offset):
+    for tx in (of.scale_by_factored_rms(step_offset=offset), of.adafactor(0.1, decay_offset=offset)):
+        params = torch.ones(3)
+        state = tx.init(params)
+        for _ in range(offset + 3):
+            updates, state = tx.update(torch.tensor([1.0, -2.0, 3.0]), state, params)
+            assert updates.isfinite().all()
+            assert updates.any()
+
+
+def test_no_example_adds_more_than_the_bound():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        grads = torch.randn(200, 33).to(dtype)
+        for example in grads:
+            total, _ = of.per_example_global_norm_clip(example[None], 0.5)
+            assert total.double().norm() <= 0.5
+    grads = torch.ones(3, 2)
+    grads[1, 0] = float("inf")
+    grads[2, 1] = float("nan")
+    total, shrunk = of.per_example_global_norm_clip({"a": grads, "b": grads.flip(1)}, 1.0)
+    torch.testing.assert_close(total["a"], torch.tensor([0.5, 0.5]))
+    assert shrunk == 3
+    huge, _ = of.per_example_global_norm_clip(torch.tensor([[3e30, 4e30], [3e-30, 4e-30]]), 1.0)
+    torch.testing.assert_close(huge, torch.tensor([0.6, 0.8]))

@@ -174,9 +174,10 @@ def test_stacked_models_search_apart(make):
 def dense_bfgs(gradients, points, memory, scaled):
     """Nocedal and Wright 2006, equation 7.16: the inverse Hessian as a matrix, from the last pairs."""
     n = len(points[0])
-    pairs = [(p - q, g - h) for p, q, g, h in zip(points[1:], points, gradients[1:], gradients, strict=False)][-memory:]
+    pairs = [(p - q, g - h) for p, q, g, h in zip(points[1:], points, gradients[1:], gradients, strict=False)]
+    pairs = [(s, y) for s, y in pairs if s @ y > np.finfo(float).eps * (y @ y)][-memory:]
     if not pairs:
-        gamma = min(1.0, 1 / np.linalg.norm(gradients[0])) if scaled else 1.0
+        gamma = min(1.0, 1 / np.linalg.norm(gradients[-1])) if scaled else 1.0
     else:
         s, y = pairs[-1]
         gamma = s @ y / (y @ y) if scaled else 1.0
@@ -241,3 +242,53 @@ def test_fused_steps_find_what_eager_steps_find(case):
         grads = like(params)
         ours, theirs = fused(*ours, grads), eager(*theirs, grads)
         assert_trees_equal(ours[0], theirs[0], rtol=1e-9, atol=1e-11)
+
+
+def himmelblau(w):
+    return (w[0] ** 2 + w[1] - 11) ** 2 + (w[0] + w[1] ** 2 - 7) ** 2
+
+
+def test_pairs_of_negative_curvature_are_not_remembered():
+    tx, w = of.chain(of.scale_by_lbfgs(), of.scale(-0.01)), torch.zeros(2, dtype=torch.float64)
+    state, values = tx.init(w), [170.0]
+    for _ in range(60):
+        grads = torch.func.grad(himmelblau)(w)
+        updates, state = tx.update(grads, state, w)
+        assert updates @ grads < 0
+        w = w + updates
+        values.append(himmelblau(w).item())
+    assert values == sorted(values, reverse=True)
+
+
+def test_lbfgs_stays_where_it_has_converged():
+    sizes, w = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    for tx in (of.lbfgs(), of.lbfgs(1.0, linesearch=None)):
+        params, state = w, tx.init(w)
+        for _ in range(150):
+            value, grads = of.tree.value_and_grad(lambda w: (sizes * w * w).sum() / 2)(params)
+            updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=lambda w: w.sum() * 0)
+            params = params + updates
+        assert params.isfinite().all()
+        assert state[0].weights_memory.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("rule", ["lbfgs", "zoom"])
+def test_a_minimiser_follows_its_target_in_every_mode(rule):
+    def run(target):
+        def loss(w):
+            return ((w - target) ** 2).sum()
+
+        tx = of.lbfgs() if rule == "lbfgs" else of.chain(of.sgd(1.0), of.scale_by_zoom_linesearch(15))
+        w, state = torch.zeros(2, dtype=torch.float64), tx.init(torch.zeros(2, dtype=torch.float64))
+        for _ in range(4):
+            value, grads = of.tree.value_and_grad(loss)(w)
+            updates, state = tx.update(grads, state, w, value=value, grad=grads, value_fn=loss)
+            w = of.apply_updates(w, updates)
+        return w
+
+    target = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    for jacobian in (torch.func.jacrev(run), torch.func.jacfwd(run)):
+        torch.testing.assert_close(jacobian(target), torch.eye(2, dtype=torch.float64))
+    want = torch.autograd.functional.jacobian(run, target)
+    torch.testing.assert_close(want, torch.eye(2, dtype=torch.float64))

@@ -279,3 +279,48 @@ def test_an_eager_loop_ends_and_a_traced_one_drops_the_rest():
     compiled = torch.compile(halve, fullgraph=True, backend="eager")
     assert compiled(torch.tensor(5.0)).item() == 0.625
     assert compiled(torch.tensor(3.0)).item() == 0.75
+
+
+# At the edges of float32
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e8, 1e20])
+def test_projections_onto_sums_of_far_larger_elements(size):
+    for x, want in (([size, 5e-8 * size, 3e-8 * size], [1, 0, 0]), ([size, size, -size], [0.5, 0.5, 0.0])):
+        if size < 1:  # then no element is far above the sum
+            continue
+        x, want = torch.tensor(x), torch.tensor(want)
+        torch.testing.assert_close(of.projection_simplex(x), want, check_dtype=False)
+        sphere = of.projection_l1_sphere(x)
+        assert sphere.abs().sum() == pytest.approx(1.0)
+        torch.testing.assert_close(of.projection_l1_ball(2 * x), of.projection_l1_sphere(2 * x))
+    assert of.projection_simplex(torch.full((7,), size)).sum() == pytest.approx(1.0)
+    assert of.projection_simplex(torch.tensor([1e8, 5.0, 3.0])).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_matrices_of_zeros():
+    root, error = of.matrix_inverse_pth_root(torch.zeros(2, 2), 2)
+    torch.testing.assert_close(root, torch.eye(2) * 1e-22**-0.5, rtol=1e-4, atol=0)
+    assert error < 1e-5
+    value, vector = of.power_iteration(torch.zeros(3, 3))
+    assert value == 0
+    assert vector.norm() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e10, 1e25])
+def test_roots_of_matrices_of_any_size(size):
+    root, _ = of.matrix_inverse_pth_root(size * torch.eye(3), 2)
+    torch.testing.assert_close(root / size**-0.5, torch.eye(3), rtol=1e-4, atol=1e-6)
+    value, _ = of.power_iteration(size * torch.diag(torch.tensor([1.0, 3.0])))
+    assert value == pytest.approx(3 * size, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e20])
+def test_nnls_of_any_size(size):
+    a, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0, 6.0])
+    for scale_a, scale_b in ((size, size), (1.0, size), (size, 1.0)):
+        x = of.nnls(scale_a * a, scale_b * b, 100) * scale_a / scale_b
+        torch.testing.assert_close(x, torch.tensor([0.0, 1.7]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        of.nnls(size * a, size * b, 300, L=30.0 * size**2), torch.tensor([0.0, 1.7]), rtol=1e-3, atol=1e-4
+    )

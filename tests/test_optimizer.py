@@ -100,7 +100,7 @@ def test_a_schedule_is_shown_and_cannot_be_overruled():
 
 @pytest.mark.parametrize(
     "tx",
-    [of.scale(-0.1), of.chain(of.masked(of.sgd(0.1), of.tree.is_matrix), of.sgd(0.2)), of.sgd(None)],
+    [of.scale(-0.1), of.chain(of.masked(of.sgd(0.1), of.tree.is_matrix), of.sgd(0.2)), of.scale_by_learning_rate(None)],
     ids=["none", "several", "left out"],
 )
 def test_without_a_rate_or_with_several_lr_is_a_factor(tx):

@@ -39,7 +39,7 @@ def reduce_on_plateau(values, **kwargs):
     return seen, scheduler
 
 
-@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+@pytest.mark.parametrize("threshold_mode", ["torch", "abs"])
 @pytest.mark.parametrize("mode", ["min", "max"])
 @given(
     values=metrics,
@@ -58,13 +58,26 @@ def test_equals_torch_on_any_metric(mode, threshold_mode, values, factor, patien
         "threshold_mode": threshold_mode,
         "cooldown": cooldown,
     }
-    want, scheduler = reduce_on_plateau(values, min_lr=min_scale, **same)
+    theirs = {**same, "threshold_mode": {"torch": "rel"}.get(threshold_mode, threshold_mode)}
+    want, scheduler = reduce_on_plateau(values, min_lr=min_scale, **theirs)
     for given_as in (float, lambda value: torch.tensor(value, dtype=torch.float64)):
         seen, state = scales(of.plateau(**same, min_scale=min_scale), map(given_as, values))
         assert seen == want
         assert state.best.item() == scheduler.best
         assert state.num_bad_steps.item() == scheduler.num_bad_epochs
         assert state.cooldown_count.item() == scheduler.cooldown_counter
+
+
+@pytest.mark.parametrize(("mode", "worse", "better"), [("min", -0.99995, -1.0002), ("max", -1.0002, -0.9998)])
+def test_worse_than_a_negative_best_is_not_better(mode, worse, better):
+    detector = of.detect_plateau(mode, patience=1)
+    state = detector.update(-1.0, detector.init())[1]
+    for metric, bad, best in ((worse, 1, -1.0), (better, 0, better)):
+        state = detector.update(metric, state)[1]
+        assert (state.num_bad_steps.item(), state.best.item()) == (bad, best)
+    theirs = of.detect_plateau(mode, patience=1, threshold_mode="torch")
+    state = theirs.update(worse, theirs.update(-1.0, theirs.init())[1])[1]
+    assert state.best.item() == (worse if mode == "min" else -1.0)
 
 
 HEAT = [1.0, 0.9, 0.8, 0.7, 0.8, 0.9, 1.0, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
@@ -172,7 +185,7 @@ def test_recorded(make):
         ({"patience": -1}, ValueError, "patience must be >= 0, got -1"),
         ({"cooldown": 1.5}, TypeError, "cooldown must be a whole number of steps, got 1.5"),
         ({"mode": "low"}, ValueError, "mode must be one of 'min', 'max', got 'low'"),
-        ({"threshold_mode": "sum"}, ValueError, "threshold_mode must be one of 'rel', 'abs', got 'sum'"),
+        ({"threshold_mode": "sum"}, ValueError, "threshold_mode must be one of 'rel', 'abs', 'torch', got 'sum'"),
     ],
 )
 def test_bad_arguments_are_named_at_construction(changes, error, words):

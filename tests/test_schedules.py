@@ -98,3 +98,22 @@ def test_a_schedule_keeps_its_own_copy_of_a_dict():
     drops[10] = 0.0
     assert schedule(10) == 0.5
     assert schedule.arguments["boundaries_and_scales"] == {10: 0.5}
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize(("start", "final"), [(0.3, 1.0), (0.4, 0.4), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+def test_one_cycle_schedules_whose_boundaries_fall_together(steps, start, final):
+    linear = of.linear_onecycle_schedule(steps, 1.0, start, final, div_factor=10.0, final_div_factor=100.0)
+    cosine = of.cosine_onecycle_schedule(steps, 1.0, start, div_factor=10.0, final_div_factor=100.0)
+    for schedule in (linear, cosine):
+        values = [schedule(count).item() for count in range(steps + 3)]
+        assert values[steps:] == pytest.approx([1e-3] * 3)
+        up = int(start * steps)
+        if up < steps:
+            assert values[up] == max(values) == pytest.approx(1.0)
+        else:
+            assert values[0] == pytest.approx(0.1)
+            assert values[:steps] == sorted(values[:steps])
+    back = int(final * steps)
+    if int(start * steps) < back < steps:
+        assert linear(back).item() == pytest.approx(0.1)

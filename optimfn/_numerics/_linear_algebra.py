@@ -1,5 +1,6 @@
 """Eigenvalues, roots of matrices, and least squares, without decompositions."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ def power_iteration(
     It converges if the matrix is diagonalisable and no other eigenvalue has that magnitude.
 
     Maths:
-        v <- A v / |A v|,  value <- v . A v,  until |A v - value v| < error_tolerance |value|
+        v <- A v / |A v|,  value <- v . A v,  until |A v - value v| <= error_tolerance |value|
 
     Args:
         matrix: A square matrix (n, n), or a linear function of trees.
@@ -48,7 +49,7 @@ def power_iteration(
         key: What the random numbers are a function of.
 
     Returns:
-        The eigenvalue, 0-dim, and the eigenvector, of norm 1.
+        The eigenvalue, 0-dim, and the eigenvector, of norm 1; for a matrix of zeros, 0 and where it began.
 
     Raises:
         TypeError, ValueError: naming the argument and its value.
@@ -72,17 +73,17 @@ def power_iteration(
 
     def far(state: _Eigen) -> Tensor:
         residual = tree.norm(tree.sub(state.image, tree.scale(state.value, state.vector)))
-        return ~(residual < error_tolerance * state.value.abs())
+        return ~(residual <= error_tolerance * state.value.abs())
 
     def turn(state: _Eigen) -> _Eigen:
-        vector = _normalized(state.image)
+        vector = _normalized(state.image, state.vector)
         image = times(vector)
         return _Eigen(vector, image, tree.vdot(vector, image))
 
-    start = _normalized(v0)
+    start = _normalized(v0, v0)
     image = times(start)
     state = tree.while_loop(far, turn, _Eigen(start, image, 0 * tree.vdot(start, image)), num_iters)
-    return state.value, _normalized(state.image)
+    return state.value, _normalized(state.image, state.vector)
 
 
 def matrix_inverse_pth_root(
@@ -177,23 +178,37 @@ def nnls(A: Tensor, b: Tensor, iters: int, L: Scalar | None = None) -> Tensor:
         raise ValueError(
             f"A and b must have the shapes (m, n) and (m,) or (m, k), got {tuple(A.shape)}, {tuple(b.shape)}"
         )
-    gram, image = A.mT @ A, A.mT @ b
-    if L is None:
+    # Of size 1 the products neither overflow nor vanish; the solution scales along.
+    unit_a, unit_b = _size(A), _size(b)
+    a = tree.scale(1 / unit_a, A)
+    gram, image = a.mT @ a, a.mT @ tree.scale(1 / unit_b, b)
+    if L is not None:
+        check_positive(L=L)
+        L = L / unit_a**2
+    else:
         sums = gram.abs().sum(0).amax() if gram.numel() else gram.sum()
         bound = torch.minimum(tree.norm(gram), sums)
         L = torch.where(bound == 0, 1.0, bound)
-    check_positive(L=L)
     x = p = torch.zeros_like(image)
     c = 0.0
     for _ in range(iters):
         ahead = (1 + (1 + 4 * c**2) ** 0.5) / 2
         new = torch.relu(p - tree.cast_leaf((gram @ p - image) / L, p.dtype))
         x, p, c = new, new + (c - 1) / ahead * (new - x), ahead
-    return x
+    return tree.scale(unit_b / unit_a, x)
 
 
-def _normalized(v: Tree) -> Tree:
-    return tree.scale(1 / tree.norm(v), v)
+def _normalized(v: Tree, otherwise: Tree) -> Tree:
+    """`v` with norm 1, or something else if it is zero."""
+    norm = tree.norm(v, wide=True)
+    zero = norm == 0
+    return tree.where(zero, otherwise, tree.scale(1 / torch.where(zero, 1.0, norm), v))
+
+
+def _size(x: Tensor) -> Tensor:
+    """The largest magnitude, in float64; 1 if there is none."""
+    size = tree.wide(tree.norm(x.detach(), ord=math.inf))
+    return torch.where(size == 0, 1.0, size)
 
 
 def _check_square(matrix: Tensor) -> None:

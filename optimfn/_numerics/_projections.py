@@ -83,13 +83,19 @@ def projection_simplex(tree: Tree, scale: Scalar = 1.0) -> Tree:
     leaves = trees.leaves(tree)
     if not trees.size(tree):
         return tree
-    dtype = torch.promote_types(trees.dtype(tree, "promote"), torch.float32)
+    dtype = trees.wide_dtype(trees.dtype(tree, "promote"), leaves[0].device)
     x = torch.cat([trees.cast_leaf(leaf, dtype).reshape(-1) for leaf in leaves])
-    falling = torch.sort(x, descending=True).values
+    # Relative to the largest, the sums are of the size of the result however large the elements are.
+    top = x.detach().amax()
+    falling = torch.sort(x - top, descending=True).values
     rank = torch.arange(1, len(falling) + 1, device=x.device)
     inside = falling * rank > torch.cumsum(falling, 0) - scale
     threshold = (torch.where(inside, falling, 0).sum() - scale) / inside.sum()
-    return trees.map(lambda leaf: trees.cast_leaf(torch.relu(leaf - threshold), leaf.dtype), tree)
+
+    def leaf(x: Tensor) -> Tensor:
+        return trees.cast_leaf(torch.relu(trees.cast_leaf(x, dtype) - top - threshold), x.dtype)
+
+    return trees.map(leaf, tree)
 
 
 def projection_l1_sphere(tree: Tree, scale: Scalar = 1.0) -> Tree:

@@ -1,7 +1,7 @@
 """Schedules that go through given values."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def piecewise_interpolate_schedule(
     scales = dict(boundaries_and_scales or {})
     check_steps(**{f"boundary {boundary!r}": boundary for boundary in scales})
     check_nonnegative(**{f"scale at {boundary}": scale for boundary, scale in scales.items()})
-    return _through(interpolate_type, lambda: (init_value, scales))
+    return _through(interpolate_type, lambda: (init_value, sorted(scales.items())))
 
 
 @factory
@@ -66,6 +66,8 @@ def linear_onecycle_schedule(
         floor(pct_start transition_steps)      peak_value
         floor(pct_final transition_steps)      peak_value / div_factor
         transition_steps                       peak_value / (div_factor final_div_factor)
+
+    Where these steps fall together the last holds; but before the end, the peak.
 
     Args:
         transition_steps: Length of the cycle in steps, >= 1; then the value stays.
@@ -93,10 +95,11 @@ def linear_onecycle_schedule(
     check_rising(pct_start=pct_start, pct_final=pct_final)
     up, back = int(pct_start * transition_steps), int(pct_final * transition_steps)
 
-    def values() -> tuple[Scalar, dict[int, Scalar]]:
-        return peak_value / div_factor, {up: div_factor, back: 1 / div_factor, transition_steps: 1 / final_div_factor}
+    def values() -> tuple[Scalar, list[tuple[int, Scalar]]]:
+        rest = [(back, 1 / div_factor), (transition_steps, 1 / final_div_factor)]
+        return peak_value / div_factor, [(up, div_factor), *rest]
 
-    return _through("linear", values)
+    return _through("linear", values, peak=up)
 
 
 @factory
@@ -114,6 +117,8 @@ def cosine_onecycle_schedule(
         0                                      peak_value / div_factor
         floor(pct_start transition_steps)      peak_value
         transition_steps                       peak_value / (div_factor final_div_factor)
+
+    Where these steps fall together the last holds; but before the end, the peak.
 
     Args:
         transition_steps: Length of the cycle in steps, >= 1; then the value stays.
@@ -139,10 +144,10 @@ def cosine_onecycle_schedule(
     check_fraction(pct_start=pct_start)
     up = int(pct_start * transition_steps)
 
-    def values() -> tuple[Scalar, dict[int, Scalar]]:
-        return peak_value / div_factor, {up: div_factor, transition_steps: 1 / (div_factor * final_div_factor)}
+    def values() -> tuple[Scalar, list[tuple[int, Scalar]]]:
+        return peak_value / div_factor, [(up, div_factor), (transition_steps, 1 / (div_factor * final_div_factor))]
 
-    return _through("cosine", values)
+    return _through("cosine", values, peak=up)
 
 
 def _check_cycle(transition_steps: int, peak_value: Scalar, div_factor: Scalar, final_div_factor: Scalar) -> None:
@@ -151,18 +156,25 @@ def _check_cycle(transition_steps: int, peak_value: Scalar, div_factor: Scalar, 
     check_positive(div_factor=div_factor, final_div_factor=final_div_factor)
 
 
-def _through(kind: str, values: Callable[[], tuple[Scalar, Mapping[int, Scalar]]]) -> Schedule:
-    """The schedule through a value and its multiples, which are computed at every call: tensors may change."""
+def _through(
+    kind: str, values: Callable[[], tuple[Scalar, Sequence[tuple[int, Scalar]]]], peak: int | None = None
+) -> Schedule:
+    """The schedule through a value and its multiples, which are computed at every call: tensors may change.
+
+    Of multiples at the same step the last holds; but a peak is gone through, unless the end is there.
+    """
 
     def schedule(count: int | Tensor) -> Tensor:
         step = tree.wide(count)
         first, scales = values()
         low, begin, value = step * 0 + first, 0, step * 0 + first
-        for end, scale in sorted(scales.items()):
-            high = low * scale
+        for number, (end, scale) in enumerate(scales):
+            high, before = low * scale, value
             phase = torch.clamp((step - begin) / max(end - begin, 1), 0, 1)
             weight = phase if kind == "linear" else (1 - torch.cos(math.pi * phase)) / 2
             value = torch.where(step < begin, value, torch.where(step < end, low + (high - low) * weight, high))
+            if number and begin == peak and begin < scales[-1][0]:
+                value = torch.where(step == peak, before, value)
             low, begin = high, end
         return value
 

@@ -59,8 +59,9 @@ def detect_plateau(
     Nothing is read back from the device: the answer is a tensor, and reading it is up to the caller.
 
     Maths:
-        better = metric < best (1 - threshold)       min, rel     metric < best - threshold   min, abs
-                 metric > best (1 + threshold)       max, rel     metric > best + threshold   max, abs
+        better = metric < best - threshold |best|    min, rel     metric < best - threshold   min, abs
+                 metric > best + threshold |best|    max, rel     metric > best + threshold   max, abs
+                 metric < best (1 - threshold)       min, torch   metric > best (1 + threshold)   max, torch
         best <- metric if better
         bad <- 0 if better or in cooldown, else bad + 1
         cooldown <- max(cooldown - 1, 0)
@@ -70,8 +71,8 @@ def detect_plateau(
         mode: `"min"` if a small metric is good, `"max"` if a large one is.
         patience: Metrics without improvement that are not a plateau yet, >= 0.
         threshold: Improvement that counts, >= 0: a fraction of the best metric, or in the unit of the metric.
-        threshold_mode: `"rel"` or `"abs"`. Use `"abs"` for metrics that can be negative: a fraction of a
-            negative best lies on the wrong side of it, as in torch.
+        threshold_mode: `"rel"` or `"abs"`; or `"torch"`, torch's `"rel"`, for which a metric somewhat worse than a
+            negative best is better.
         cooldown: Metrics after a hit that are not counted, >= 0.
 
     Shapes:
@@ -81,8 +82,8 @@ def detect_plateau(
         TypeError, ValueError: at construction, naming the argument and its value.
         TypeError, ValueError: in `update`, if the metric is not a number or a 0-dim tensor.
 
-    Differs from: heat.optim.DetectMetricPlateau, which answers in Python, and in the mode min, rel takes
-        `1 + threshold` where the best metric is negative.
+    Differs from: heat.optim.DetectMetricPlateau, whose rule this is, and which answers in Python;
+        torch.optim.lr_scheduler.ReduceLROnPlateau, where `"rel"` is what `"torch"` is here.
 
     Example:
         >>> import optimfn as of
@@ -97,7 +98,7 @@ def detect_plateau(
     check_choice("mode", mode, ("min", "max"))
     check_steps(patience=patience, cooldown=cooldown)
     check_nonnegative(threshold=threshold)
-    check_choice("threshold_mode", threshold_mode, ("rel", "abs"))
+    check_choice("threshold_mode", threshold_mode, ("rel", "abs", "torch"))
     sign = 1 if mode == "min" else -1
 
     def init(params: Params = None) -> DetectPlateauState:
@@ -106,7 +107,12 @@ def detect_plateau(
 
     def update(metric: Scalar, state: DetectPlateauState) -> tuple[Tensor, DetectPlateauState]:
         metric = _scalar_like(state.best, metric)
-        bar = state.best * (1 - sign * threshold) if threshold_mode == "rel" else state.best - sign * threshold
+        if threshold_mode == "torch":
+            bar = state.best * (1 - sign * threshold)
+        else:
+            margin = threshold * (state.best.abs() if threshold_mode == "rel" else 1)
+            # At first the best is infinite, and anything is better.
+            bar = torch.where(torch.isinf(state.best), state.best, state.best - sign * margin)
         # A comparison with NaN is false, so NaN is no improvement and is never the best.
         better = metric < bar if mode == "min" else metric > bar
         num_bad = torch.where(better | (state.cooldown_count > 0), 0, state.num_bad_steps + 1)
@@ -147,7 +153,7 @@ def plateau(
         factor: What a plateau multiplies the scale by, no unit, in [0, 1).
         patience: Steps without improvement that are not a plateau yet, >= 0.
         threshold: Improvement that counts, >= 0: a fraction of the best metric, or in the unit of the metric.
-        threshold_mode: `"rel"` or `"abs"`; see `detect_plateau`.
+        threshold_mode: `"rel"`, `"abs"` or `"torch"`; see `detect_plateau`.
         cooldown: Steps after a plateau that are not counted, >= 0.
         min_scale: Lowest scale, no unit, in [0, 1].
 
@@ -160,8 +166,9 @@ def plateau(
         TypeError, ValueError: in `update`, if `value` is not a number or a 0-dim tensor.
 
     Differs from: torch.optim.lr_scheduler.ReduceLROnPlateau, which keeps the learning rate if it would
-        change by less than `eps=1e-8`, and whose `min_lr` is `min_scale` times the learning rate. The metric
-        acts on the update it comes with, as if the scheduler stepped before the optimizer.
+        change by less than `eps=1e-8`, whose `threshold_mode="rel"` is `"torch"` here, and whose `min_lr` is
+        `min_scale` times the learning rate. The metric acts on the update it comes with, as if the scheduler stepped
+        before the optimizer.
         optax.contrib.reduce_on_plateau, which shrinks when the count reaches `patience`, not beyond it.
 
     Example:

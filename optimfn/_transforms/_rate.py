@@ -72,6 +72,12 @@ def scale_by_learning_rate(
     )
 
 
+def descend(learning_rate: ScalarOrSchedule) -> GradientTransformation:
+    """The end of a whole optimizer, which needs a rate: a `None` that a config left would go uphill without a word."""
+    check_rate(learning_rate=learning_rate)
+    return scale_by_learning_rate(learning_rate)
+
+
 @factory
 def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
     """Multiply the updates by the value of a schedule; the sign is not flipped.

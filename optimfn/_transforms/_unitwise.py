@@ -114,7 +114,8 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
         l2_norm_clip: Largest norm of the gradient of an example, in its unit, >= 0.
 
     Returns:
-        The sum, and how many examples were shrunk, as a 0-dim int64 tensor.
+        The sum, in at least float32, and how many examples were shrunk, as a 0-dim int64 tensor. An example with an
+        infinite or NaN element adds nothing, so that no example changes the sum by more than the bound.
 
     Raises:
         TypeError, ValueError: naming the argument and its value.
@@ -132,15 +133,24 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
     if len(sizes) != 1 or () in sizes:
         raise ValueError(f"grads must have the examples along the first axis of every leaf, got sizes {sorted(sizes)}")
     parts = [
-        torch.linalg.vector_norm(g.reshape(len(g), math.prod(g.shape[1:])), dim=1, dtype=_wide(g))
+        torch.linalg.vector_norm(
+            g.reshape(len(g), math.prod(g.shape[1:])), dim=1, dtype=tree.wide_dtype(g.dtype, g.device)
+        )
         for g in tree.leaves(grads)
     ]
     norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
     bound = torch.zeros_like(norms) + l2_norm_clip
-    # An infinite bound, or a gradient of zero, shrinks nothing.
-    factor = torch.where(norms > bound, bound / torch.where(norms > bound, norms, 1.0), 1.0)
-    summed = tree.map(lambda g: tree.cast_leaf(torch.einsum("b,b...->...", factor.to(g.dtype), g), g.dtype), grads)
-    return summed, (factor < 1).sum()
+    known = norms.isfinite()
+    # An infinite bound, or a gradient of zero, shrinks nothing. What is shrunk stays within the bound when its products
+    # are rounded.
+    above = known & (norms > bound)
+    factor = torch.where(above, bound * (1 - 2**-22) / torch.where(above, norms, 1.0), known.to(norms.dtype))
+
+    def total(g: Tensor) -> Tensor:
+        examples = torch.where(known.reshape(-1, *[1] * (g.ndim - 1)), tree.cast_leaf(g, _wide(g)), 0)
+        return torch.einsum("b,b...->...", factor.to(examples.dtype), examples)
+
+    return tree.map(total, grads), (factor < 1).sum()
 
 
 def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, uniform: bool = True) -> tuple[Tree, Tree]:

@@ -250,16 +250,27 @@ def _between(low: _Point, high: _Point, ref: _Point) -> Tensor:
     return torch.where((cubic > left + 0.2 * delta) & (cubic < right - 0.2 * delta), cubic, t)
 
 
+# What a `where` does not take has a derivative all the same, and 0 times an infinite one is NaN: so nothing is divided
+# by 0, and no root taken of it.
+
+
 def _cubic(a: _Point, b: _Point, c: _Point) -> Tensor:
     """The minimiser of the cubic through three values and the slope at the first; NaN if there is none."""
     db, dc = b.t - a.t, c.t - a.t
     rb, rc = b.value - a.value - a.slope * db, c.value - a.value - a.slope * dc
     scale = (db * dc) ** 2 * (db - dc)
-    third, second = (dc**2 * rb - db**2 * rc) / scale, (db**3 * rc - dc**3 * rb) / scale
-    return a.t + (-second + torch.sqrt(second * second - 3 * third * a.slope)) / (3 * third)
+    apart = torch.where(scale == 0, 1.0, scale)
+    third, second = (dc**2 * rb - db**2 * rc) / apart, (db**3 * rc - dc**3 * rb) / apart
+    square = second * second - 3 * third * a.slope
+    found = (scale != 0) & (third != 0) & (square > 0)
+    root = torch.sqrt(torch.where(found, square, 1.0))
+    return torch.where(found, a.t + (-second + root) / torch.where(found, 3 * third, 1.0), math.nan)
 
 
 def _parabola(a: _Point, b: _Point) -> Tensor:
-    """The critical point of the parabola through two values and the slope at the first."""
+    """The critical point of the parabola through two values and the slope at the first; NaN if there is none."""
     db = b.t - a.t
-    return a.t - a.slope / (2 * ((b.value - a.value - a.slope * db) / db**2))
+    apart = torch.where(db == 0, 1.0, db)
+    second = (b.value - a.value - a.slope * db) / apart**2
+    found = (db != 0) & (second != 0)
+    return torch.where(found, a.t - a.slope / torch.where(found, 2 * second, 1.0), math.nan)

@@ -110,8 +110,12 @@ def scalar_dtype() -> torch.dtype:
 
 def one_minus_power(decay: Scalar, count: int | Tensor) -> Tensor:
     """`1 - decay**count` in float64, as `-expm1(count * log(decay))`."""
-    log = torch.log(wide(decay)) if isinstance(decay, Tensor) else math.log(decay) if decay > 0 else -math.inf
-    return -torch.expm1(wide(count) * log)
+    n = wide(count)
+    if not isinstance(decay, Tensor):
+        return -torch.expm1(n * (math.log(decay) if decay > 0 else -math.inf))
+    # A small power takes nothing away, and has a derivative by the decay also at 0, where the logarithm has none.
+    b, small = wide(decay), wide(decay) < 0.5
+    return torch.where(small, 1 - b**n, -torch.expm1(n * torch.log(torch.where(small, 1.0, b))))
 
 
 def div_by_root(tree: Tree, moments: Tree, eps: Scalar, eps_root: Scalar = 0.0) -> Tree:

@@ -9,7 +9,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_nonnegative
 from ..._recipe import factory
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -107,7 +107,7 @@ def adagrad(
     """
     return chain(
         scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt=eps_in_sqrt),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 

@@ -48,7 +48,7 @@ def scale_by_factored_rms(
     """Divide the updates by the root of a running mean of their squares, factored over the two largest axes.
 
     Maths:
-        b = 1 - (count - step_offset + 1)^-decay_rate
+        b = 1 - (max(count - step_offset, 0) + 1)^-decay_rate
         R <- b R + (1 - b) mean over the largest axis of (|g|^2 + epsilon)
         C <- b C + (1 - b) mean over the second largest axis of (|g|^2 + epsilon)
         update <- g / sqrt(R C / mean of R over the second largest axis)
@@ -57,11 +57,12 @@ def scale_by_factored_rms(
     Args:
         factored: Whether to factor at all.
         decay_rate: Power with which the weight of the newest square falls, no unit.
-        step_offset: Count that is the first, for fine-tuning with a restored state, whose count must have reached it,
-            in steps; a negative one begins as if so many steps had been taken.
+        step_offset: Count that is the first, for fine-tuning with a restored state, in steps; before it only the newest
+            square counts. A negative one begins as if so many steps had been taken.
         min_dim_size_to_factor: Least size of the second largest axis of a leaf that is factored, >= 0.
         epsilon: Added to the squares, in the unit of `|g|^2`, >= 0.
-        decay_rate_fn: `f(count - step_offset, decay_rate)`, the decay `b` at a step; `None` means the power above.
+        decay_rate_fn: `f(max(count - step_offset, 0), decay_rate)`, the decay `b` at a step; `None` means the power
+            above.
 
     Shapes:
         params: needed. state: count () int64; v_row and v_col like the factored leaves without their largest and
@@ -110,9 +111,8 @@ def scale_by_factored_rms(
         return of
 
     def decay(count: Tensor) -> Scalar:
-        if decay_rate_fn is not None:
-            return decay_rate_fn(count - step_offset, decay_rate)
-        return 1 - tree.wide(count - step_offset + 1) ** -decay_rate
+        count = torch.clamp(count - step_offset, min=0)
+        return 1 - tree.wide(count + 1) ** -decay_rate if decay_rate_fn is None else decay_rate_fn(count, decay_rate)
 
     def init(params: Params) -> FactoredState:
         # Only the shapes of these means are of use.

@@ -10,7 +10,7 @@ from ..._base import GradientTransformation, chain, identity
 from ..._checks import check_decay, check_momentum, check_nonnegative
 from ..._recipe import factory
 from ..._transforms._momentum import trace
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -202,7 +202,7 @@ def rmsprop(
     scaling = scale_by_stddev if centered else scale_by_rms
     return chain(
         scaling(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
         identity() if momentum is None else trace(momentum, nesterov),
     )
 

@@ -10,7 +10,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_fraction, check_nonnegative
 from ..._recipe import factory
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -105,7 +105,7 @@ def sm3(learning_rate: ScalarOrSchedule, momentum: Scalar = 0.9) -> GradientTran
         tensor([-0.0500,  0.0500])
     """
     check_decay(momentum=momentum)
-    return chain(scale_by_sm3(momentum), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_sm3(momentum), descend(learning_rate))
 
 
 def _spread(covers: list[Tensor], ndim: int) -> list[Tensor]:

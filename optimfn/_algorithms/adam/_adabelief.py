@@ -7,7 +7,7 @@ from ..._base import GradientTransformation, chain, identity
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -126,5 +126,5 @@ def adabelief(
     return chain(
         scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov),
         identity() if weight_decay is None else add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

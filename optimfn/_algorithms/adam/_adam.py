@@ -9,7 +9,7 @@ from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_dtype, check_nonnegative
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -133,7 +133,7 @@ def adam(
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 
@@ -187,7 +187,7 @@ def adamw(
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 

@@ -7,7 +7,7 @@ from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
 from ._adam import ScaleByAdamState
 
@@ -97,7 +97,7 @@ def adamax(
         >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)))[0]
         tensor([-0.0020])
     """
-    return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_adamax(b1, b2, eps), descend(learning_rate))
 
 
 @factory
@@ -141,5 +141,5 @@ def adamaxw(
     return chain(
         scale_by_adamax(b1, b2, eps),
         add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

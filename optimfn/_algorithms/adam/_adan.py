@@ -9,7 +9,7 @@ from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -132,5 +132,5 @@ def adan(
     return chain(
         scale_by_adan(b1, b2, b3, eps, eps_root),
         add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

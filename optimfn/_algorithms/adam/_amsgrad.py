@@ -8,7 +8,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_dtype, check_nonnegative
 from ..._recipe import factory
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -151,5 +151,5 @@ def amsgrad(
         scale_by_amsgrad(
             b1, b2, eps, eps_root, mu_dtype, bias_correction_mu, bias_correction_nu, max_of_raw=max_of_raw
         ),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

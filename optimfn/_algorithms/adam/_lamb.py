@@ -3,7 +3,7 @@
 from ..._base import GradientTransformation, chain
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._transforms._trust_ratio import scale_by_trust_ratio
 from ..._typing import Mask, Scalar, ScalarOrSchedule
 from ._adam import scale_by_adam
@@ -53,5 +53,5 @@ def lamb(
         scale_by_adam(b1, b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),
         scale_by_trust_ratio(),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

@@ -9,7 +9,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_dtype, check_nonnegative, need_params
 from ..._recipe import factory
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -134,5 +134,5 @@ def novograd(
     """
     return chain(
         scale_by_novograd(b1, b2, eps, eps_root, weight_decay),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

@@ -9,7 +9,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_nonnegative, check_number
 from ..._recipe import factory
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Params, Scalar, ScalarOrSchedule, Updates
 from ._adam import ScaleByAdamState
 
@@ -141,7 +141,7 @@ def radam(
     """
     return chain(
         scale_by_radam(b1, b2, eps, eps_root, threshold, nesterov=nesterov),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 

@@ -9,7 +9,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Params, Scalar, ScalarOrSchedule, Updates
 from ._adam import ScaleByAdamState
 
@@ -114,4 +114,4 @@ def yogi(
         >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)))[0]
         tensor([-0.1000])
     """
-    return chain(scale_by_yogi(b1, b2, eps), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_yogi(b1, b2, eps), descend(learning_rate))

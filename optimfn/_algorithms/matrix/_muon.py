@@ -11,7 +11,7 @@ from ..._checks import check_choice, check_decay, check_nonnegative, check_numbe
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Mask, Scalar, ScalarOrSchedule
 
 
@@ -169,7 +169,7 @@ def muon(
         orthogonalize(ns_coeffs, ns_steps, eps),
         scale_by_matrix_shape(mode),
         add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
 
 

@@ -5,7 +5,7 @@ from ..._checks import check_fraction
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import trace
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._transforms._trust_ratio import scale_by_trust_ratio
 from ..._typing import Mask, Scalar, ScalarOrSchedule
 from ..._wrappers._masked import masked
@@ -62,6 +62,6 @@ def lars(
     return chain(
         add_decayed_weights(weight_decay, weight_decay_mask),
         masked(scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps), trust_ratio_mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
         trace(momentum, nesterov),
     )

@@ -5,7 +5,7 @@ from torch import Tensor
 from ..._base import GradientTransformation, chain
 from ..._recipe import factory
 from ..._transforms._noise import add_noise
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Scalar, ScalarOrSchedule
 
 
@@ -39,4 +39,4 @@ def noisy_sgd(
         >>> tx.update(torch.zeros(2), tx.init(torch.zeros(2)))[0]
         tensor([ 0.0206, -0.1279])
     """
-    return chain(add_noise(eta, gamma, seed), scale_by_learning_rate(learning_rate))
+    return chain(add_noise(eta, gamma, seed), descend(learning_rate))

@@ -9,7 +9,7 @@ from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_nonnegative, check_number
 from ..._recipe import factory
-from ..._transforms._rate import scale, scale_by_learning_rate
+from ..._transforms._rate import descend, scale
 from ..._typing import Params, Scalar, ScalarOrSchedule, Updates
 from ..adam._adam import scale_by_adam
 
@@ -96,7 +96,7 @@ def optimistic_gradient_descent(
         >>> tx.update(torch.tensor([1.0]), tx.init(torch.ones(1)))[0]
         tensor([-0.5000])
     """
-    return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_optimistic_gradient(alpha, beta), descend(learning_rate))
 
 
 @factory
@@ -200,5 +200,5 @@ def optimistic_adam_v2(
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
         scale_by_optimistic_gradient(alpha, beta),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

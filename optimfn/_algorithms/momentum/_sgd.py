@@ -6,7 +6,7 @@ from ..._base import GradientTransformation, chain, identity
 from ..._checks import check_momentum
 from ..._recipe import factory
 from ..._transforms._momentum import trace
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Scalar, ScalarOrSchedule
 
 
@@ -49,5 +49,5 @@ def sgd(
     check_momentum(momentum, nesterov)
     return chain(
         identity() if momentum is None else trace(momentum, nesterov, accumulator_dtype),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

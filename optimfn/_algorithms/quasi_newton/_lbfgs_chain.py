@@ -13,6 +13,8 @@ from ..._transforms._rate import scale, scale_by_learning_rate
 from ..._transforms._zoom import scale_by_zoom_linesearch
 from ..._typing import Count, Params, ScalarOrSchedule, Updates
 
+_EPS = torch.finfo(torch.float64)
+
 
 class ScaleByLBFGSState(NamedTuple):
     """The last few steps."""
@@ -30,9 +32,9 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     """Multiply the updates, which must be gradients, by an estimate of the inverse Hessian from the last few steps.
 
     Maths:
-        s = p - p_last,  y = g - g_last,  rho = 1 / <y, s>, or 0 if that is 0
+        s = p - p_last,  y = g - g_last,  rho = 1 / <y, s>;  remembered if <y, s> > 2.2e-16 <y, y>
         q <- g;  from the newest to the oldest:  a <- rho <s, q>,  q <- q - a y
-        r <- gamma q,  gamma = <s, y> / <y, y> of the newest, min(1, 1 / |g|) at the first step; or 1
+        r <- gamma q,  gamma = <s, y> / <y, y> of the newest, min(1, 1 / |g|) if there is none; or 1
         from the oldest to the newest:  b <- rho <y, r>,  r <- r + (a - b) s
         update <- r
 
@@ -50,7 +52,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         TypeError, ValueError: at construction, naming the argument and its value.
         ValueError: in `update` if no parameters are given.
 
-    Differs from: optax, which keeps the steps in a ring; here the oldest comes first.
+    Differs from: optax, which keeps the steps in a ring, and those of negative curvature, from which directions
+        point uphill; here the oldest comes first.
 
     Source: Nocedal and Wright, Numerical Optimization, 2006, algorithms 7.4 and 7.5; Liu and Nocedal, 1989.
 
@@ -78,12 +81,14 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         y = tree.map(lambda new, old: torch.where(later, new - old, 0), g, state.updates)
         s = tree.map(lambda _, new, old: torch.where(later, new - old, 0), g, params, state.params)
         curvature = _dot(y, s)
-        weight = torch.where(curvature == 0, 0.0, 1 / torch.where(curvature == 0, 1.0, curvature))
-        s_memory = tree.map(_push, state.diff_params_memory, s)
-        y_memory = tree.map(_push, state.diff_updates_memory, y)
-        weights = _push(state.weights_memory, weight.to(state.weights_memory.dtype))
+        # What is left of it is positive, so that every direction goes downhill, and 1 over it is finite.
+        kept = (curvature > _EPS.eps * tree.norm(y, squared=True, wide=True)) & (curvature > _EPS.tiny)
+        weight = 1 / torch.where(kept, curvature, 1.0)
+        pairs = (state.diff_params_memory, state.diff_updates_memory, state.weights_memory)
+        pushed = tree.map(_push, pairs[0], s), tree.map(_push, pairs[1], y), _push(pairs[2], weight)
+        s_memory, y_memory, weights = tree.where(kept, pushed, pairs)
         direction = _two_loops(
-            g, s_memory, y_memory, weights, _gamma(g, y, curvature, later) if scale_init_precond else 1.0
+            g, s_memory, y_memory, weights, _gamma(g, y_memory, weights) if scale_init_precond else 1.0
         )
         return tree.cast_like(direction, updates), ScaleByLBFGSState(
             state.count + 1,
@@ -150,10 +155,11 @@ def lbfgs(
     )
 
 
-def _gamma(g: Updates, y: Updates, curvature: Tensor, later: Tensor) -> Tensor:
-    size, norm = tree.norm(y, squared=True, wide=True), tree.norm(g, wide=True)
-    scaled = torch.where(size > 0, curvature / torch.where(size > 0, size, 1.0), 1.0)
-    return torch.where(later, scaled, 1 / torch.clamp(norm, min=1.0))
+def _gamma(g: Updates, y: Updates, weights: Tensor) -> Tensor:
+    """Of the newest pair, `<s, y> / <y, y>`; while there is none, what makes the first step no longer than 1."""
+    known = weights[-1] > 0
+    inverse = weights[-1] * tree.norm(_row(y, -1), squared=True, wide=True)
+    return 1 / torch.where(known, inverse, torch.clamp(tree.norm(g, wide=True), min=1.0))
 
 
 def _two_loops(g: Updates, s: Updates, y: Updates, weights: Tensor, gamma: Any) -> Updates:

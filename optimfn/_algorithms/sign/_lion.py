@@ -9,7 +9,7 @@ from ..._base import GradientTransformation, chain
 from ..._checks import check_choice, check_decay, check_dtype, check_positive
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 
 
@@ -124,5 +124,5 @@ def lion(
     return chain(
         scale_by_lion(b1, b2, mu_dtype),
         add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )

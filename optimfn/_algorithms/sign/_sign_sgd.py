@@ -7,7 +7,7 @@ from ..._base import GradientTransformation, chain, leafwise, stateless
 from ..._checks import check_decay
 from ..._recipe import factory
 from ..._transforms._momentum import ema
-from ..._transforms._rate import scale_by_learning_rate
+from ..._transforms._rate import descend
 from ..._typing import Scalar, ScalarOrSchedule
 
 
@@ -46,7 +46,7 @@ def sign_sgd(learning_rate: ScalarOrSchedule) -> GradientTransformation:
         >>> of.sign_sgd(0.1).update(torch.tensor([-3.0, 2.0]), of.sign_sgd(0.1).init(None))[0]
         tensor([ 0.1000, -0.1000])
     """
-    return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
+    return chain(scale_by_sign(), descend(learning_rate))
 
 
 @factory
@@ -78,5 +78,5 @@ def signum(
     return chain(
         ema(beta, debias=False, accumulator_dtype=accumulator_dtype),
         scale_by_sign(),
-        scale_by_learning_rate(learning_rate),
+        descend(learning_rate),
     )
