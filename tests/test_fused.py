@@ -1,5 +1,6 @@
 """Fused execution: agreement in every dtype and layout, live inputs, donation, and when it steps aside."""
 
+import contextlib
 import copy
 import gc
 import os
@@ -8,6 +9,7 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES
@@ -547,6 +549,30 @@ def test_opaque_values_are_given_back_at_once():
         gc.enable()
 
 
+class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Plain(torch.Tensor):
+    """A class of tensors of a user's own."""
+
+
+class Held:
+    """An object that is no tree."""
+
+    def __init__(self, inside):
+        self.inside = inside
+
+    def __getitem__(self, key):
+        return self.inside[key] + 0.0
+
+    def __repr__(self):
+        return repr(self.inside)
+
+
 class TestCannotTrace:
     @pytest.mark.parametrize(
         ("rule", "words"),
@@ -576,10 +602,53 @@ class TestCannotTrace:
         with pytest.raises(ValueError, match="trees differ in structure"):
             step(params, tx.init(params), {"a": params["a"]})
 
-    def test_other_arguments_than_tensors_are_named(self):
-        tx, params = of.sgd(0.1), wide_params()
-        with pytest.raises(RuntimeError, match="an argument holds 3; pass numbers that may change as 0-dim tensors"):
-            of.make_step(tx, backend="fused")(params, tx.init(params), like(params), epoch=3)
+    def test_other_arguments_than_tensors_are_named_if_the_rule_reads_them(self):
+        def update(updates, state, params=None, *, schedule=None, **extra):
+            return of.tree.scale(schedule[0], updates), state
+
+        tx, params = of.GradientTransformation(of.init_empty_state, update), wide_params()
+        words = r"reads an argument that holds \{0: 3\}; pass numbers that may change as 0-dim tensors"
+        with pytest.raises(RuntimeError, match=words):
+            of.make_step(tx, backend="fused")(params, tx.init(params), like(params), schedule=Held({0: 3}))
+        step = of.make_step(tx)
+        with pytest.warns(RuntimeWarning, match=words):
+            new, _ = step(params, tx.init(params), params, schedule=Held({0: 3}))
+        assert_trees_equal(new, of.tree.scale(4.0, params))
+        assert re.search("^eager: it " + words, step.explain())
+
+    def test_arguments_that_nobody_reads_change_no_execution(self):
+        tx, params = of.adam(0.1), wide_params()
+        step, state, grads = of.make_step(tx, backend="fused"), tx.init(params), like(params)
+        want = step(params, state, grads)
+        arguments = [
+            {"step": 3},
+            {"step": 4},
+            {"value": 1},
+            {"value": 2.5},
+            {"value": np.float64(1.0)},
+            {"value": np.int32(1), "big": 10**30},
+            {"values": [1, 2]},
+            {"names": ["a", None, True]},
+            {"config": Held({})},
+            {"config": Held(None)},
+            {"function": print},
+            {"array": np.ones(3)},
+        ]
+        for extra in arguments:
+            assert_trees_equal(step(params, state, grads, **extra), want)
+            assert step.explain().startswith("fused")
+        assert len(programs(step)) == 1 + len({tuple(extra) for extra in arguments})
+
+    def test_numbers_that_are_read_are_live(self):
+        tx = of.stateless(lambda updates, params: updates)
+        rule = of.GradientTransformation(
+            tx.init, lambda u, s, p=None, *, step, **extra: (of.tree.scale(1 / step, u), s)
+        )
+        step, params = of.make_step(rule, backend="fused"), torch.zeros(3)
+        for number in (1, 2, np.int64(4), 8.0, np.float32(16.0)):
+            new, _ = step(params, rule.init(params), torch.ones(3), step=number)
+            assert new.tolist() == [1 / number] * 3
+        assert len(programs(step)) == 1
 
     def test_a_failing_operator_has_written_nothing(self):
         def decompose(updates, params):
@@ -631,6 +700,38 @@ class TestValue:
         monkeypatch.setenv("OPTIMFN_BACKEND", "warp")
         with pytest.raises(ValueError, match="OPTIMFN_BACKEND must be one of 'auto', 'fused', 'eager', got 'warp'"):
             of.make_step(tx)
+
+    def test_explain_tells_why_the_last_step_was_the_rule(self):
+        tx, params = of.sgd(0.1, momentum=0.9), wide_params()
+        step, state, grads = of.make_step(tx), tx.init(params), like(params)
+        ways = [
+            (contextlib.nullcontext(), grads, "fused: "),
+            (torch.autocast("cpu"), grads, "eager: it is under autocast"),
+            (contextlib.nullcontext(), grads, "fused: "),
+            (Watching(), grads, "eager: another dispatch mode watches the operators"),
+            (
+                torch.enable_grad(),
+                of.tree.map(lambda g: g.clone().requires_grad_(), grads),
+                "eager: gradients are to flow",
+            ),
+            (
+                contextlib.nullcontext(),
+                of.tree.map(lambda g: g.as_subclass(Plain), grads),
+                "eager: kernels are not for",
+            ),
+            (contextlib.nullcontext(), grads, "fused: "),
+        ]
+        assert step.explain().startswith("not traced")
+        for context, own, words in ways:
+            with context:
+                step(params, state, own)
+            assert step.explain().startswith(words), step.explain()
+        torch.func.vmap(lambda p: step(p, tx.init(p), p)[0])(torch.ones(2, 3))
+        assert step.explain().startswith("eager: torch.func")
+        assert of.make_step(tx, backend="eager").explain() == "eager: chosen by the backend"
+        donating, (own, own_state) = of.make_step(tx, donate=True), of.tree.map(torch.clone, (params, state))
+        donating(own, own_state, own)
+        assert donating.explain() == "eager: an argument shares memory with what is written"
 
     def test_explain_tells_stages_kernels_bytes_and_the_source(self):
         tx, params = composed(), wide_params()

@@ -23,8 +23,10 @@ from ._flatten import Structure
 from ._program import MACHINES, Code, Program, Selection
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
+from ._unread import Unread
 from ._write import is_number
 
+_PLAIN = (Tensor, bool, str, type(None))  # what a trace may depend on, besides functions
 _MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is looked for anew when it comes back
 
 
@@ -39,6 +41,7 @@ class Traced:
         positions: Where the trace had tensors, if not where the leaves are.
         reason: Why there is none.
         quiet: Whether that is no surprise.
+        aside: Why the rule itself runs without a word, if there is neither.
     """
 
     def __init__(
@@ -51,19 +54,26 @@ class Traced:
         reason: str = "",
         *,
         quiet: bool = False,
+        aside: str = "the rule itself runs for these arguments",
     ) -> None:
+        self.aside = aside
         self.program, self.result, self.selection = program, result, selection
         self.reason, self.quiet = reason, quiet
         self.positions = positions or [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        # Functions do not count: a rule that calls one has no program.
-        self._others = [(i, x) for i, x in enumerate(leaves) if not (isinstance(x, Tensor) or callable(x))]
+        # Functions and objects do not count: a rule that uses one has no program.
+        plain = [(i, x) for i, x in enumerate(leaves) if isinstance(x, _PLAIN) and not isinstance(x, Tensor)]
+        self._others = [] if self.reason else plain
         self._default_dtype = torch.get_default_dtype()
 
     def agrees(self, leaves: list[Any]) -> bool:
         """Whether the leaves that are no tensors, and what rules may look at besides numbers, are as in the trace."""
         same = all(leaves[i] is x for i, x in self._others) and torch.get_default_dtype() == self._default_dtype
-        if not (same and self.program and self.program.code.decisions):
-            return same
+        return same and self.holds(leaves)
+
+    def holds(self, leaves: list[Any]) -> bool:
+        """Whether masks and the like say of other leaves what they said of those of the trace."""
+        if self.program is None or not self.program.code.decisions:
+            return True
         tensors = self.pick(leaves)
         with torch.no_grad():
             return all(decision.holds(tensors) for decision in self.program.code.decisions)
@@ -171,11 +181,11 @@ class Known:
     def _find_signature(self, leaves: list[Any], keys: Keys, *, may_trace: bool = True) -> Traced | None:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if not are_ordinary(tensors, MACHINES):
-            return Traced(leaves)
+            return Traced(leaves, aside="kernels are not for tensors of this class, layout or device")
         kinds = tuple([None if isinstance(x, Tensor) else _constant(x) for x in leaves])
         signature = Signature(tensors), kinds, torch.get_default_dtype()
         alike = self.traced.get(signature, [])
-        traced = next((old for old in alike if old.agrees(leaves)), None)
+        traced = next((old for old in alike if old.holds(leaves)), None)
         if traced is None:
             # What is loaded belongs to it: code holds the addresses of its functions.
             rest = self._donate, self._structure.key, signature, *MACHINES.values(), _build.loaded()
@@ -212,7 +222,7 @@ class Known:
             plan = make_plan(graph.nodes, graph.outputs, written, labels, leaf_of, kept_by)
             return Code(graph, plan, tensors, targets, may_go, donates=self._donate), result
         except Misshapen:
-            return Traced(leaves)
+            return Traced(leaves, aside="it would change the structure, a shape or a dtype of what it writes to")
         except Exception as problem:
             expected = isinstance(problem, Untraceable | CannotBuild)
             if not expected or isinstance(problem, NoShapes):
@@ -254,10 +264,7 @@ class Known:
             assert flat is not None
             return flat
 
-        leaves = [_refuse if callable(x) else x for x in leaves]
-        for x in leaves:
-            if not (isinstance(x, Tensor | bool | str | None) or callable(x)):
-                raise Untraceable(f"an argument holds {x!r}; pass numbers that may change as 0-dim tensors")
+        leaves = [x if isinstance(x, _PLAIN) else _refuse if callable(x) else Unread(x) for x in leaves]
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         numbers = itertools.count()
         targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]

@@ -234,7 +234,7 @@ class Program:
         if not (known or code.fixed_signature.match(fixed)) or not chosen.signature.match(here):
             raise Misfit
         if not self._written and torch.is_grad_enabled() and any(_requires_grad(x) for x in inputs if x is not None):
-            raise StepAside
+            raise StepAside("gradients are to flow through it")
         pointers = list(map(Tensor.data_ptr, fixed))
         if self._captured and not code.captured_signature.match(self._captured):
             raise Misfit
@@ -246,7 +246,7 @@ class Program:
         addresses = map(Tensor.data_ptr, rest) if chosen.is_whole else [0 if x is None else x.data_ptr() for x in rest]
         code.pack.pack_into(self._buffers, 8 * self._fixed, *addresses)
         if self._written and self._machine.clash(self._spans, self._written, code.sizes):
-            raise StepAside
+            raise StepAside("an argument shares memory with what is written")
 
     def _is_turned(self) -> bool:
         """Whether the order of memory of a parameter has changed: `.data` was set to a transpose of itself."""
@@ -263,7 +263,7 @@ class Program:
             )
             if refused or any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
                 self._last = None
-                raise StepAside
+                raise StepAside("some of the tensors to be written cannot be")
             self._spans = array("q", itertools.chain.from_iterable(spans))
             self._changing = [x for x in fixed[: self._written] if not x.is_inference()]
             self._last, self._pointers = fixed, pointers

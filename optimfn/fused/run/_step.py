@@ -9,15 +9,16 @@ import torch
 
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice
-from ..._torch import is_intercepted
+from ..._torch import is_differentiating, is_intercepted
 from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
 from ._explain import explain
 from ._flatten import Structure
 from ._known import Known, Traced, leaves_of, pure
 from ._process import Process
+from ._program import Program
 from ._shared import Keys
-from ._write import overwrite, settle
+from ._write import is_number, overwrite, settle
 
 BACKENDS = ("auto", "fused", "eager")
 _MOST_STRUCTURES = 64  # that a step remembers
@@ -43,13 +44,14 @@ class Step:
         self._keys: Keys | None = None
         Process.give_lock(self)
         self._warned: set[str] = set()
+        self._ran: Program | str | None = None  # what ran in the last step, or why the rule itself did
 
     def __reduce__(self) -> Any:
         return _remake, (self._tx, self._donate, self._backend)
 
     def __call__(self, params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:
         """Take one optimizer step."""
-        if self._backend != "eager" and not _must_step_aside():
+        if not self._steps_aside():
             done = self._run(*self._known_for(params, state, grads, _live(extra)))
             if done is not None:
                 return done if not self._donate else (params, state)
@@ -72,10 +74,16 @@ class Step:
         """Describe how the last step ran, for readers: stages, kernels, opaque nodes, and where the source is."""
         if self._backend == "eager":
             return "eager: chosen by the backend"
-        traced = [known.last for known in self._structures if known.last is not None]
-        return explain(traced[-1].program or traced[-1].reason) if traced else "not traced yet: take a step first"
+        return "not traced yet: take a step first" if self._ran is None else explain(self._ran)
 
     # Ways to run
+
+    def _steps_aside(self) -> bool:
+        """Whether the rule itself must run, whatever the arguments are."""
+        aside = "chosen by the backend" if self._backend == "eager" else _reason_to_step_aside()
+        if aside and not torch.compiler.is_compiling():
+            self._ran = aside
+        return bool(aside)
 
     def _eager(self, params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> tuple[Params, State]:
         if not self._donate:
@@ -89,22 +97,26 @@ class Step:
     def _run(self, known: Known, leaves: list[Any], token: object = None) -> Any:
         """The new trees, or `True` if they were written; `None` if the rule itself must run."""
         traced = known.last
-        if traced is None or not traced.agrees(leaves):
+        if traced is None or traced.program is None or not traced.agrees(leaves):
             traced = self._find(known, leaves)
         for _ in range(3):
             if traced.program is None:
+                self._ran = traced.reason or traced.aside
                 if traced.reason and self._backend == "fused":
                     raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
                 return None
             try:
                 outputs = traced.program(traced.pick(leaves), token, traced.selection)
-            except StepAside:
+            except StepAside as problem:
+                self._ran = str(problem) or "this step cannot be captured"
                 return None
             except Misfit:
                 traced = self._find(known, leaves, traced)
                 continue
             assert traced.result is not None
+            self._ran = traced.program
             return traced.result.unflatten(outputs) if not self._donate else True
+        self._ran = "tensors changed while the step began"
         return None
 
     # Programs
@@ -151,7 +163,7 @@ class BoundStep:
     def __call__(self, grads: Updates, **extra: Any) -> None:
         """Take one optimizer step."""
         step = self._step
-        if extra or step._backend == "eager" or _must_step_aside():
+        if extra or step._steps_aside():
             step(self._params, self._state, grads, **extra)
             return
         flat = None if self._grads is None else self._grads.flatten(grads)
@@ -170,8 +182,10 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
 
     The rule is traced once per signature (structure, shapes, dtypes), and generated code runs in its place, C on
     the CPU and Triton on a CUDA device: one multi-tensor kernel per stage instead of an operator at a time. Values
-    that change from step to step, such as counts, learning rates and other 0-dim tensors, are read anew at every
-    step.
+    that change from step to step, such as counts, learning rates and other 0-dim tensors, and numbers among the extra
+    arguments, are read anew at every step. Python numbers that a rule finds elsewhere, as in `cfg.lr`, are constants of
+    the trace: a later change is not seen, so hold a 0-dim tensor there. Extra arguments that are no numbers and that
+    nobody reads do not matter.
 
     The rule itself runs instead, without a word, under `torch.func` transforms, inside `torch.compile`, under
     another dispatch mode or autocast, when gradients are to flow through the update, on other devices or several,
@@ -218,16 +232,22 @@ def _remake(tx: GradientTransformation, donate: bool, backend: str) -> Step:
     return Step(tx, donate=donate, backend=backend)
 
 
-def _must_step_aside() -> bool:
-    """Whether something watches or transforms operators, so that the rule itself must run."""
-    return (
-        torch.compiler.is_compiling()
-        or is_intercepted()
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-    )
+def _reason_to_step_aside() -> str:
+    """What watches or transforms operators, so that the rule itself must run; empty if nothing does."""
+    if torch.compiler.is_compiling():
+        return "torch.compile compiles it"
+    if is_differentiating():
+        return "torch.func, or forward mode, transforms it"
+    if is_intercepted():
+        return "another dispatch mode watches the operators"
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return "it is under autocast" if autocast else ""
 
 
 def _live(extra: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments with tensors for floats, such as a loss, which differ from step to step."""
-    return {key: torch.tensor(x, dtype=torch.float64) if type(x) is float else x for key, x in extra.items()}
+    """The extra arguments with tensors for numbers, such as a loss or a count, which differ from step to step."""
+    return {key: torch.tensor(float(x), dtype=torch.float64) if _fits(x) else x for key, x in extra.items()}
+
+
+def _fits(x: Any) -> bool:
+    return is_number(x) and (isinstance(x, float) or abs(x) <= 2**53)
