@@ -180,7 +180,7 @@ def skip_large_updates(
     Example:
         >>> import torch, optimfn as of
         >>> of.skip_large_updates(torch.tensor([3.0, 4.0]), torch.tensor(0), None, max_squared_norm=20.0)
-        (tensor(True), {'should_skip': tensor(True), 'norm_squared': tensor(25.)})
+        (tensor(True), {'should_skip': tensor(True), 'norm_squared': tensor(25., dtype=torch.float64)})
     """
     size = tree.norm(updates, squared=True, wide=True)
     skip = ~(size < max_squared_norm)
