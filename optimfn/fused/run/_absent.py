@@ -13,7 +13,7 @@ from ..ir._graph import Node
 from ..plan._tables import is_present
 from ..trace._infer import key
 from ..trace._trace import Graph
-from ._program import Code, Selection
+from ._code import Code, Selection
 
 Pattern = tuple[bool, ...]  # for each gradient that may be absent whether it is there
 

@@ -19,68 +19,16 @@ from ..trace._trace import Graph, trace
 from . import _build
 from ._absent import select
 from ._cache import CannotBuild
+from ._code import MACHINES, Code
 from ._flatten import Structure
-from ._program import MACHINES, Code, Program, Selection
+from ._program import Program
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
+from ._traced import PLAIN, Traced
 from ._unread import Unread
 from ._write import is_number
 
-_PLAIN = (Tensor, bool, str, type(None))  # what a trace may depend on, besides functions
 _MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is looked for anew when it comes back
-
-
-class Traced:
-    """What came of tracing leaves of one signature: a program, or the reason why there is none.
-
-    Args:
-        leaves: The leaves; where the trace had a tensor that is absent, `None`.
-        program: The program.
-        result: The structure of its result.
-        selection: What to run of it.
-        positions: Where the trace had tensors, if not where the leaves are.
-        reason: Why there is none.
-        quiet: Whether that is no surprise.
-        aside: Why the rule itself runs without a word, if there is neither.
-    """
-
-    def __init__(
-        self,
-        leaves: list[Any],
-        program: Program | None = None,
-        result: Structure | None = None,
-        selection: Selection | None = None,
-        positions: list[int] | None = None,
-        reason: str = "",
-        *,
-        quiet: bool = False,
-        aside: str = "the rule itself runs for these arguments",
-    ) -> None:
-        self.aside = aside
-        self.program, self.result, self.selection = program, result, selection
-        self.reason, self.quiet = reason, quiet
-        self.positions = positions or [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        # Functions and objects do not count: a rule that uses one has no program.
-        plain = [(i, x) for i, x in enumerate(leaves) if isinstance(x, _PLAIN) and not isinstance(x, Tensor)]
-        self._others = [] if self.reason else plain
-        self._default_dtype = torch.get_default_dtype()
-
-    def agrees(self, leaves: list[Any]) -> bool:
-        """Whether the leaves that are no tensors, and what rules may look at besides numbers, are as in the trace."""
-        same = all(leaves[i] is x for i, x in self._others) and torch.get_default_dtype() == self._default_dtype
-        return same and self.holds(leaves)
-
-    def holds(self, leaves: list[Any]) -> bool:
-        """Whether masks and the like say of other leaves what they said of those of the trace."""
-        if self.program is None or not self.program.code.decisions:
-            return True
-        tensors = self.pick(leaves)
-        with torch.no_grad():
-            return all(decision.holds(tensors) for decision in self.program.code.decisions)
-
-    def pick(self, leaves: list[Any]) -> list[Any]:
-        """The leaves where the trace had tensors."""
-        return leaves if len(self.positions) == len(leaves) else [leaves[i] for i in self.positions]
 
 
 class Known:
@@ -264,7 +212,7 @@ class Known:
             assert flat is not None
             return flat
 
-        leaves = [x if isinstance(x, _PLAIN) else _refuse if callable(x) else Unread(x) for x in leaves]
+        leaves = [x if isinstance(x, PLAIN) else _refuse if callable(x) else Unread(x) for x in leaves]
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         numbers = itertools.count()
         targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]

@@ -1,154 +1,25 @@
-"""A plan, compiled and laid out in tables, ready to run on leaves of one signature."""
+"""Code at work on the tensors of one optimizer."""
 
 import functools
 import itertools
 import operator
-import struct
 import threading
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..ir._graph import Layout, Misfit, Node, StepAside
-from ..ir._kernels import Owner
+from ..ir._graph import Misfit, Node, StepAside
 from ..ir._shapes import dense_stride, overlaps_itself
-from ..plan._plan import Plan
-from ..plan._tables import is_present
-from ..trace._trace import Graph
-from ._cpu import Cpu
-from ._cuda import Cuda
+from ._code import MACHINES as MACHINES
+from ._code import Code, Machine, Selection
 from ._process import Process
-from ._signature import Signature
 
 _requires_grad = operator.attrgetter("requires_grad")
-_MOST_SELECTIONS = 16  # patterns of absent gradients whose tables are kept; others are put together again
-
-
-class Machine(Protocol):
-    """What runs the kernels of a plan: code, which programs share, and the memory of one program."""
-
-    buffers: "array[int]"  # the address of each
-    stages: int
-
-    def run(self, first: int, last: int) -> None:
-        """Run stages."""
-
-    def choose(self, chosen: Any) -> None:
-        """Run with a selection of the tables from now on, or those of the whole plan."""
-
-    def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
-        """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
-
-    def hold(self, tensors: Sequence[Tensor]) -> None:
-        """Take note of memory that stages use beside inputs and tables."""
-
-    @property
-    def sources(self) -> list[Path]:
-        """The files in which its kernels can be read."""
-
-
-MACHINES: dict[str, Any] = {"cpu": Cpu, "cuda": Cuda}
-"""By the type of device."""
-
-
-class Code:
-    """All of a program that does not depend on where tensors lie; the programs of many optimizers share it.
-
-    Args:
-        graph: What was traced.
-        plan: Its stages.
-        tensors: An example of each input.
-        targets: For each parameter, and each leaf of the state, the number of its input. These come first, and are
-            usually the same tensors in every step.
-        grads: The numbers of the inputs that may be absent.
-        donates: Whether the outputs are written over the targets.
-
-    Raises:
-        CannotBuild: if the kernels cannot be compiled.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        plan: Plan,
-        tensors: Sequence[Tensor],
-        targets: Sequence[Any],
-        grads: Sequence[int],
-        *,
-        donates: bool,
-    ) -> None:
-        self.graph, self.plan, self.captured, self.device = graph, plan, graph.captured, graph.device
-        self.targets, self.decisions = targets, graph.decisions
-        fixed = sum(target is not None for target in targets)
-        self._leaf_at = {number - fixed: leaf for leaf, number in enumerate(grads)}
-        self.leaf_of = {plan.inputs[number]: leaf for leaf, number in enumerate(grads)}
-        self.kinds = [(node.dtype, len(node.layout.shape)) for node in self.leaf_of]
-        self.trusted: dict[Any, bool] = {}  # kinds of patterns that were found to need nothing else
-        self.written, self.fixed, self.given = fixed if donates else 0, fixed, len(tensors)
-        inputs = [*tensors, *graph.captured]
-        self.fixed_signature, self.other_signature = Signature(tensors[:fixed]), Signature(tensors[fixed:])
-        self.captured_signature = Signature(graph.captured)
-        self.staged = [
-            (i, Layout.dense(x)) for i, x in enumerate(inputs) if dense_stride(x) is None or x.device != self.device
-        ]
-        self.new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
-        self.opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
-        self.sizes = array("q", [x.nbytes for x in inputs])
-        self.pack = struct.Struct(f"{len(inputs) - fixed}q")
-        self.machine = MACHINES[self.device.type]
-        self.for_machine = self.machine.code(plan, self.device)
-        self.whole = Selection(self, None)
-        self._selections: OrderedDict[tuple[bool, ...], Selection] = OrderedDict()
-
-    def select(self, pattern: tuple[bool, ...]) -> "Selection":
-        """What runs when only some of the gradients are there."""
-        known = self._selections.get(pattern)
-        if known is None:
-            known = self._selections[pattern] = Selection(self, pattern)
-            if len(self._selections) > _MOST_SELECTIONS:
-                self._selections.pop(next(iter(self._selections)), None)
-        return known
-
-    def present(self, pattern: tuple[bool, ...]) -> frozenset[Owner]:
-        """The owners that are present."""
-        return frozenset([None, *(leaf for leaf, here in enumerate(pattern) if here)])
-
-    def are_given(self, pattern: tuple[bool, ...]) -> list[bool]:
-        """Which of the inputs that are not fixed are there."""
-        others = range(self.given - self.fixed)
-        return [i not in self._leaf_at or pattern[self._leaf_at[i]] for i in others]
-
-
-class Selection:
-    """What a step runs, of the whole or for one pattern of absent gradients.
-
-    Args:
-        code: The code of the whole.
-        pattern: Which gradients are there; `None` stands for all.
-    """
-
-    def __init__(self, code: Code, pattern: tuple[bool, ...] | None) -> None:
-        plan, owners = code.plan, code.plan.owners or {}
-        present = None if pattern is None else code.present(pattern)
-        there = [True] * (code.given - code.fixed) if pattern is None else code.are_given(pattern)
-
-        def runs(node: Node) -> bool:
-            return present is None or is_present(owners.get(node), present)
-
-        self.opaque_stages = [(k, [node for node in nodes if runs(node)]) for k, nodes in code.opaque_stages]
-        self.released = _last_uses([node for _, nodes in self.opaque_stages for node in nodes], plan.solid)
-        self.copies = [(node, target) for node, target in plan.copies if runs(node)]
-        self.staged = [i for i, _ in code.staged if not code.fixed <= i < code.given or there[i - code.fixed]]
-        self.signature = code.other_signature if present is None else code.other_signature.of_some(there)
-        self.is_whole = present is None
-        self.tables = None if present is None else code.for_machine.select(present)
-        self.kept = {i: code.targets[i] for i, x in enumerate(plan.outputs) if x.node is not None and not runs(x.node)}
 
 
 class Program:
@@ -320,16 +191,6 @@ class Program:
             for node, target in chosen.copies:
                 inputs[target].copy_(values[node])
         increment_version(self._changing)
-
-
-def _last_uses(nodes: Sequence[Node], kept: Set[Node]) -> dict[Node, list[Node]]:
-    """Which opaque values nobody needs any more after each opaque node has run."""
-    last = {parent: node for node in nodes for parent in node.parents() if parent.kind in ("opaque", "item")}
-    released: dict[Node, list[Node]] = {}
-    for parent, node in last.items():
-        if parent not in kept:
-            released.setdefault(node, []).append(parent)
-    return released
 
 
 def _spans(tensors: Iterable[Tensor]) -> Iterable[tuple[int, int]]:

@@ -14,10 +14,11 @@ from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
 from ._explain import explain
 from ._flatten import Structure
-from ._known import Known, Traced, leaves_of, pure
+from ._known import Known, leaves_of, pure
 from ._process import Process
 from ._program import Program
 from ._shared import Keys
+from ._traced import Traced
 from ._write import is_number, overwrite, settle
 
 BACKENDS = ("auto", "fused", "eager")

@@ -1,0 +1,65 @@
+"""What came of a trace, for one step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._code import Selection
+from ._flatten import Structure
+from ._program import Program
+
+PLAIN = (Tensor, bool, str, type(None))  # what a trace may depend on, besides functions
+
+
+class Traced:
+    """What came of tracing leaves of one signature: a program, or the reason why there is none.
+
+    Args:
+        leaves: The leaves; where the trace had a tensor that is absent, `None`.
+        program: The program.
+        result: The structure of its result.
+        selection: What to run of it.
+        positions: Where the trace had tensors, if not where the leaves are.
+        reason: Why there is none.
+        quiet: Whether that is no surprise.
+        aside: Why the rule itself runs without a word, if there is neither.
+    """
+
+    def __init__(
+        self,
+        leaves: list[Any],
+        program: Program | None = None,
+        result: Structure | None = None,
+        selection: Selection | None = None,
+        positions: list[int] | None = None,
+        reason: str = "",
+        *,
+        quiet: bool = False,
+        aside: str = "the rule itself runs for these arguments",
+    ) -> None:
+        self.aside = aside
+        self.program, self.result, self.selection = program, result, selection
+        self.reason, self.quiet = reason, quiet
+        self.positions = positions or [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        # Functions and objects do not count: a rule that uses one has no program.
+        plain = [(i, x) for i, x in enumerate(leaves) if isinstance(x, PLAIN) and not isinstance(x, Tensor)]
+        self._others = [] if self.reason else plain
+        self._default_dtype = torch.get_default_dtype()
+
+    def agrees(self, leaves: list[Any]) -> bool:
+        """Whether the leaves that are no tensors, and what rules may look at besides numbers, are as in the trace."""
+        same = all(leaves[i] is x for i, x in self._others) and torch.get_default_dtype() == self._default_dtype
+        return same and self.holds(leaves)
+
+    def holds(self, leaves: list[Any]) -> bool:
+        """Whether masks and the like say of other leaves what they said of those of the trace."""
+        if self.program is None or not self.program.code.decisions:
+            return True
+        tensors = self.pick(leaves)
+        with torch.no_grad():
+            return all(decision.holds(tensors) for decision in self.program.code.decisions)
+
+    def pick(self, leaves: list[Any]) -> list[Any]:
+        """The leaves where the trace had tensors."""
+        return leaves if len(self.positions) == len(leaves) else [leaves[i] for i in self.positions]
