@@ -300,7 +300,7 @@ class Engine(FiresHooksOnce):
         """Add a group of parameters."""
         super().add_param_group(param_group)
         try:
-            check_memory(self.param_groups[-1], len(self.param_groups) - 1, self._own("_memory", dict))
+            check_memory(self.param_groups, self._own("_memory", dict))
         except ValueError:
             self.param_groups.pop()
             raise

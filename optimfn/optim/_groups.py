@@ -1,7 +1,7 @@
 """What an `Optimizer` and its groups may be given, and what to do instead."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -53,28 +53,34 @@ def check_arguments(params: Any, tx: Any) -> None:
 Memory = dict[int, list[tuple[tuple[int, int], str, Tensor]]]  # by storage: where each parameter lies, and its name
 
 
-def check_memory(group: Mapping[str, Any], number: int, known: Memory) -> None:
+def check_memory(groups: Sequence[Mapping[str, Any]], known: Memory) -> None:
     """Refuse parameters that share elements, of which a step could keep one value only.
 
     Args:
-        group: The parameters.
-        number: Which group it is.
-        known: What the groups before it hold; these are added.
+        groups: The groups, of which the last is new.
+        known: What the groups before it held when they were new; its parameters are added.
 
     Raises:
         ValueError: naming both.
     """
+    number, group = len(groups) - 1, groups[-1]
     for i, (name, p) in enumerate(zip_longest(group.get("param_names", ()), group["params"])):
         if type(p) not in (Tensor, torch.nn.Parameter) or p.layout != torch.strided or p.device.type not in _MACHINES:
             continue
         here, label = span(p), f"{i} of group {number}" if name is None else str(name)
         others = known.setdefault(p.untyped_storage().data_ptr(), [])
         for there, other, q in others:
-            if max(here[0], there[0]) < min(here[1], there[1]) and share_elements(p, q):
+            near = max(here[0], there[0]) < min(here[1], there[1])
+            if near and _holds(groups[:-1], group["params"][:i], q) and share_elements(p, q):
                 raise ValueError(
                     f"parameters {other} and {label} share memory, so only one value could be kept; give one of them"
                 )
         others.append((here, label, p))
+
+
+def _holds(groups: Sequence[Mapping[str, Any]], others: Sequence[Tensor], p: Tensor) -> bool:
+    """Whether a parameter is still there: groups may have been taken away by hand."""
+    return any(p is one for one in others) or any(p is one for group in groups for one in group["params"])
 
 
 _MACHINES = ("cpu", "cuda")

@@ -102,7 +102,10 @@ def cohorts(place: Place, params: Params, book: Book) -> list[Cohort]:
     names = place.names
     if not (names and (place.member.tx.leafwise or book.counts_alone)):
         return [Cohort(names)]
-    layout = _layout(place.member, {names[0]: params[names[0]]}, book, False)
+    own = [params[name] for name in names]
+    if not any(book.has_state(p) or book.has_parted(p) or p.grad is None for p in own):
+        return [Cohort(names, together=True)]  # the first step, as a rule
+    layout = _layout(place.member, {names[0]: own[0]}, book, False)
     if not layout.slots:
         return [Cohort(names)]
     names = [name for name in names if book.has_state(params[name]) or params[name].grad is not None]
@@ -137,7 +140,8 @@ def place_run(place: Place, cohort: Cohort, params: Params, positions: Mapping[P
         tx = per_leaf(member.tx) if alone else member.tx
         fresh = book.init(tx, {name: p for name, p in own.items() if not (alone and name in known)})
     if not known:
-        return Placed(run, names, _layout_of(fresh, member, book), fresh, together)
+        layout = _layout_of(fresh, member, book)
+        return Placed(run, names, layout, fresh, together and bool(layout.shared()))
     if alone:
         old = _layout(member, {name: own[name] for name in known}, book, True).gather(known, {})
         state = {name: (old if name in known else fresh)[name] for name in names}
