@@ -306,13 +306,13 @@ def test_a_hyperparameter_tensor_is_read_at_every_step(case: Case):
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
 
 
-def _three_updates(case: Case):
+def _three_updates(case: Case, **changed):
     """The parameters after three updates as a function of parameters, gradients and every float; and these inputs."""
     torch.set_default_dtype(torch.float64)  # which a scalar in a state follows
     params = {"w": torch.randn(2, 2), "b": torch.randn(2)}
     fields = [(like(params), like(params)) for _ in range(3)]
     # A difference quotient takes steps of 1e-6: nothing to an eps of 0.1, far to one of 1e-8.
-    floats = {name: value if abs(value) >= 1e-3 else 0.1 for name, value in case.floats().items()}
+    floats = {name: value if abs(value) >= 1e-3 else 0.1 for name, value in case.floats().items()} | changed
 
     def run(w, b, kick, *values):
         tx, params = case.tx(**dict(zip(floats, values, strict=True))), {"w": w, "b": b}
@@ -342,6 +342,28 @@ def test_torch_func_finds_the_gradients_that_autograd_finds(case: Case):
     for jacobian in (torch.func.jacrev, torch.func.jacfwd):
         got = jacobian(run, argnums=tuple(range(len(inputs))))(*inputs)
         assert_trees_equal(got, want, rtol=1e-10, atol=1e-12)
+
+
+DECAYS = ("b1", "b2", "b3", "beta", "decay", "momentum", "rho")
+
+
+@FORWARD_MODE
+@cases("differentiable")
+def test_derivatives_by_a_decay_of_zero_are_those_of_its_neighbours(case: Case):
+    names = [name for name in DECAYS if name in case.floats()]
+    if "stddev" in case.name or "centered" in case.name:
+        pytest.skip("the variance of the newest gradient alone is 0, where its root has no derivative")
+    if not names:
+        pytest.skip("the case has no decay that may be a tensor")
+    for name in names:
+        seed = torch.random.get_rng_state()
+        run, inputs = _three_updates(case, **{name: 0.0})
+        torch.random.set_rng_state(seed)
+        _, near = _three_updates(case, **{name: 1e-9})
+        every = tuple(range(len(inputs)))
+        got, forward = torch.func.jacrev(run, argnums=every)(*inputs), torch.func.jacfwd(run, argnums=every)(*inputs)
+        assert_trees_equal(got, forward, rtol=1e-9, atol=1e-12)
+        assert_trees_equal(got, torch.func.jacrev(run, argnums=every)(*near), rtol=1e-4, atol=1e-5)
 
 
 @cases("sensitive")
