@@ -482,6 +482,19 @@ class TestKernels:
             for x, y in zip(of.tree.leaves((params, state)), of.tree.leaves(want), strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.parametrize("make", [of.adamw, of.lamb, of.lion, of.adafactor], ids=lambda make: make.__name__)
+    def test_gradients_come_and_go(self, make):
+        tx = of.chain(of.clip_by_global_norm(1.0), make(0.1))
+        params = {f"{name}{k}": p.cuda() for k in range(2) for name, p in wide_params().items()}
+        step, eager = of.make_step(tx, donate=True, backend="fused"), of.make_step(tx, backend="eager")
+        own = of.tree.map(torch.clone, (params, tx.init(params)))
+        for there in (0b111111, 0b101101, 0b011010, 0b000001, 0b110100, 0, 0b010110, 0b101101, 0b111111):
+            grads = {name: g if there >> i & 1 else None for i, (name, g) in enumerate(like(params).items())}
+            want = eager(*own, grads)
+            step(*own, grads)
+            for x, y in zip(of.tree.leaves(own), of.tree.leaves(want), strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
     def test_nothing_waits_for_the_device(self):
         params = parameters("cuda")
