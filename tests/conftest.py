@@ -26,6 +26,7 @@ if (
 
     _rough = processors.rough_processor()
     _rough.__enter__()
+    atexit.register(_rough.__exit__, None, None, None)
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures without a window
 

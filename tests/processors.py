@@ -95,7 +95,8 @@ def _rough(function):
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
         wide = x.float() if x.dtype.itemsize < 4 else x
-        right = torch.from_numpy(np.asarray(function(wide.detach().double().numpy()))).to(wide.dtype)
+        with np.errstate(all="ignore"):
+            right = torch.from_numpy(np.asarray(function(wide.detach().double().numpy()))).to(wide.dtype)
         bits = wide.contiguous().view({4: torch.int32, 8: torch.int64}[wide.dtype.itemsize]).view(wide.shape)
         off = torch.where(bits % 10 == 0, moved(right, 1), torch.where(bits % 10 == 5, moved(right, -1), right))
         return off.to(x.dtype)
