@@ -1,6 +1,7 @@
 """All of a program that does not depend on where tensors lie: a plan, compiled, and its tables."""
 
 import struct
+import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence, Set
@@ -17,6 +18,7 @@ from ..plan._tables import is_present
 from ..trace._trace import Graph
 from ._cpu import Cpu
 from ._cuda import Cuda
+from ._process import Process
 from ._signature import Signature
 
 _MOST_SELECTIONS = 16  # patterns of absent gradients whose tables are kept; others are put together again
@@ -65,6 +67,8 @@ class Code:
         CannotBuild: if the kernels cannot be compiled.
     """
 
+    lock: threading.Lock
+
     def __init__(
         self,
         graph: Graph,
@@ -97,15 +101,17 @@ class Code:
         self.for_machine = self.machine.code(plan, self.device)
         self.whole = Selection(self, None)
         self._selections: OrderedDict[tuple[bool, ...], Selection] = OrderedDict()
+        Process.give_lock(self)
 
     def select(self, pattern: tuple[bool, ...]) -> "Selection":
         """What runs when only some of the gradients are there."""
-        known = self._selections.get(pattern)
-        if known is None:
-            known = self._selections[pattern] = Selection(self, pattern)
-            if len(self._selections) > _MOST_SELECTIONS:
-                self._selections.pop(next(iter(self._selections)), None)
-        return known
+        with self.lock:
+            known = self._selections.get(pattern)
+            if known is None:
+                known = self._selections[pattern] = Selection(self, pattern)
+                if len(self._selections) > _MOST_SELECTIONS:
+                    self._selections.popitem(last=False)
+            return known
 
     def present(self, pattern: tuple[bool, ...]) -> frozenset[Owner]:
         """The owners that are present."""

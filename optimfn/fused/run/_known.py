@@ -143,7 +143,9 @@ class Known:
             if found is None:
                 with _without_collecting():
                     found = self._trace(leaves, tensors)
-                if not (isinstance(found, Traced) or found[0].decisions):
+                # Patterns that need their own come and go, and would push out all else.
+                passing = self._all is not None and any(leaves[i] is None for i in self._grads)
+                if not (passing or isinstance(found, Traced) or found[0].decisions):
                     shared.put(keys, rest, found, is_own=bool(found[0].captured))
             traced = found if isinstance(found, Traced) else Traced(leaves, Program(found[0]), found[1])
             self.traced[signature] = [*alike, traced][-_MOST_PROGRAMS:]
