@@ -260,3 +260,14 @@ def test_the_wider_dtype_of_a_loaded_moment_is_kept():
         saved["state"][0][key] = saved["state"][0][key].bfloat16()
     optimizer.load_state_dict(saved)
     assert optimizer.state[params[0]]["exp_avg"].dtype == torch.float32
+
+
+def test_a_tree_of_marks_sees_parameters_without_gradients():
+    params = parameters(2)
+    names = list(zip("ab", params, strict=True))
+    optimizer = of.Optimizer(names, of.adamw(0.1, weight_decay=0.1, mask={"a": True, "b": False}))
+    params[0].grad = torch.ones(4)
+    before = params[1].detach().clone()
+    optimizer.step()
+    assert torch.equal(params[1], before)
+    assert not optimizer.state.get(params[1])

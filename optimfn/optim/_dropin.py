@@ -18,11 +18,12 @@ from .._typing import State
 from .._wrappers._complex import split_real_and_imaginary
 from ._bound import Bound, Grads, same
 from ._counts import count_beside
-from ._engine import Engine, Said
+from ._engine import Engine
 from ._layout import Entries, ParamKey
 from ._load import KeepsDtypes
 from ._rules import TorchRules, directed
 from ._runs import Placed
+from ._source import Said
 
 Params = Mapping[ParamKey, Tensor]
 

@@ -1,37 +1,25 @@
 """A `torch.optim.Optimizer` around any transformation."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from traceback import walk_stack
+from collections.abc import Callable
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 
-from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
-from .._recipe import uses_factory
-from ._bound import Bound, copied
-from ._contract import is_capturing
-from ._engine import Engine, Said
+from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
 from ._hyperparameters import (
-    FactoryRules,
-    Found,
     complete_betas,
-    find_hyperparameters,
-    follow_betas,
     make_members,
     show,
 )
 from ._layout import Entries, ParamKey
 from ._load import LoadReport, compare, copy_state, fill_in, restore_groups
 from ._members import Route, routes
-from ._pipeline import make_members as make_part_members
-from ._runs import common_places, template
 
 
-class Optimizer(Engine):
+class Optimizer(FactorySource):
     """Run a transformation behind the interface of `torch.optim`.
 
     All parameters are one tree, so `clip_by_global_norm` clips the norm of all groups. Where a hyperparameter
@@ -81,8 +69,6 @@ class Optimizer(Engine):
         0.001
     """
 
-    _rules: dict[tuple[str, bool], FactoryRules]  # by label, and whether it goes uphill
-    _live_rates: dict[str, Tensor]  # the values of schedules at the last step, by label
     _step_supports_amp_scaling: bool  # whether GradScaler leaves unscaling and skipping to the step
 
     def __init__(
@@ -202,165 +188,6 @@ class Optimizer(Engine):
         super().__setstate__(state)
         self._begin()
 
-    def _begin(self) -> None:
-        """Begin anew with the groups as they are, as after a checkpoint was loaded."""
-        self._bound = None
-        self._own("_rules", dict)
-        self._hyperparameters: dict[str, dict[str, Found]] = {}
-        self._keys: dict[int, set[str]] = {}  # of each group, that were found to be right
-        self._seen: dict[int, tuple[Any, ...]] = {}  # each group, its lr, b1 and b2 at the last step
-        self._shown_rates: dict[str, tuple[Tensor, int]] = {}  # what shows the value of a schedule, by label
-        live = self._own("_live_rates", dict)
-        for group in self.__dict__.get("param_groups", ()):
-            self._note(group)
-            label = group.get("label", "")
-            if any(callable(value) for _, value in self._found(group).values()):
-                live.setdefault(label, group["lr"].clone()).copy_(group["lr"])
-                self._shown_rates[label] = group["lr"], group["lr"]._version
-
-    def _check_keys(self, group: dict[str, Any]) -> None:
-        check_keys(group, self._found(group), self.tx)
-        self._keys[id(group)] = set(group)
-
-    def _note(self, group: dict[str, Any]) -> None:
-        self._seen[id(group)] = group, group["lr"], group.get("b1"), group.get("b2")
-
-    # What the engine asks
-
-    def _say(self, capturing: bool) -> list[Said]:
-        said: list[Said] = []
-        for group in self.param_groups:
-            if self._keys.get(id(group)) != group.keys():
-                self._check_keys(group)
-            if "betas" in group:
-                follow_betas(group, self._seen.get(id(group), (None,) * 4)[2:])
-            self._note(group)
-            found, label = self._found(group), group.get("label", "")
-            values = {one: group[key] for key, (one, value) in found.items() if not callable(value)}
-            said.append((self._rules_of(label, group["maximize"]), values))
-            if label in self._shown_rates:
-                self._check_shown(label, group)
-        return said
-
-    def _rules_of(self, label: str, maximize: bool) -> FactoryRules:
-        if (label, maximize) not in self._rules:
-            self._rules[label, maximize] = FactoryRules(self.tx, tuple(self._routes[label].items()), maximize)
-        return self._rules[label, maximize]
-
-    def _names(self) -> list[list[ParamKey]]:
-        taken: set[str] = set()
-        named: list[list[ParamKey]] = []
-        for number, group in enumerate(self.param_groups):
-            start = sum(len(names) for names in named)
-            names = group.get("param_names") or range(start, start + len(group["params"]))
-            # Two groups may use the same names, as those of two modules do.
-            named.append([ParamKey(f"{number}.{name}" if str(name) in taken else str(name)) for name in names])
-            taken.update(map(str, names))
-        return named
-
-    def _schedules(self, group: dict[str, Any]) -> tuple[tuple[Hashable, str, Callable[[Any], Any]], ...]:
-        found = self._found(group).values()
-        return tuple((one, group.get("label", ""), value) for one, value in found if callable(value))
-
-    def _rates(self) -> dict[str, Tensor]:
-        return self._live_rates
-
-    def _takes_sparse(self) -> bool:
-        return uses_factory(self.tx, scale_by_sparse_adam)
-
-    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
-        """The numbers that a parameter shares with others, such as how many steps it has made."""
-        entries = self.state[p]
-        return tuple(entries[key].item() if key in entries and entries[key].ndim == 0 else None for key in keys)
-
-    def _publish(self, bound: Bound) -> None:
-        if bound.state.rates:
-            self._show_rates(bound)
-        self._publish_entries(bound)
-
-    def _publish_entries(self, bound: Bound) -> None:
-        if not bound.is_published:
-            for name, entries in bound.entries().items():
-                own = self.state[bound.params[name]]
-                own.clear()
-                own.update(entries)
-            self._watch(bound)
-            bound.is_published = True
-
-    def _show_rates(self, bound: Bound) -> None:
-        """Let the groups show the values of the schedules, in tensors that a user may keep."""
-        with torch.no_grad():
-            for label, rate in bound.state.rates.items():
-                self._live_rates[label].copy_(rate)
-        bound.state = bound.state._replace(rates=self._live_rates)
-        # A graph can write only where it has written.
-        shown = self._live_rates if is_capturing(self.param_groups) else copied(self._live_rates)
-        self._shown_rates = {label: (rate, rate._version) for label, rate in shown.items()}
-        for group in self.param_groups:
-            if group.get("label", "") in shown:
-                group["lr"] = shown[group.get("label", "")]
-
-    def _check_shown(self, label: str, group: dict[str, Any]) -> None:
-        shown, version = self._shown_rates[label]
-        value = group["lr"]
-        if value is shown and version == shown._version:
-            return
-        shown = self._live_rates[label].clone()
-        self._shown_rates[label] = shown, shown._version
-        for other in self.param_groups:
-            if other.get("label", "") == label:
-                other["lr"] = shown
-        schedule = next(one for _, one in self._found(group).values() if callable(one))
-        raise ValueError(f"lr was set to {value!r}, but the schedule {schedule!r} of the transformation drives it")
-
-    def _is_rehearsal(self) -> bool:
-        """Whether this is no step but torch.distributed.checkpoint's way of having the state made."""
-        frames = (frame for frame, _ in walk_stack(None))
-        called = any(frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict" for frame in frames)
-        return (
-            called
-            and all(_is_zero(group["lr"]) for group in self.param_groups)
-            and not any(p.grad.any() for group in self.param_groups for p in group["params"] if p.grad is not None)
-        )
-
-    def _rehearse(self) -> None:
-        """Make the state. Some rules put the learning rate into it, so that must be the last true one."""
-        zeros = [group["lr"] for group in self.param_groups]
-        for group in self.param_groups:
-            group["lr"] = self._seen[id(group)][1]
-        try:
-            self._publish_entries(self._join(self._say(False)))
-        finally:
-            for group, zero in zip(self.param_groups, zeros, strict=True):
-                group["lr"] = zero
-
-    def _wanted(self, loaded: Mapping[str, Any], strict: bool) -> dict[ParamKey, Entries]:
-        """What entries those parameters need that have some in a state dict."""
-        numbers = [number for group in loaded["param_groups"] for number in group["params"]]
-        params = self._params()
-        if len(numbers) != len(params):
-            return {}  # of this, torch speaks
-        begun = {name for name, number in zip(params, numbers, strict=True) if loaded["state"].get(number)}
-        parts, tensors = self._parts(self._say(False), False)
-        made, _ = make_part_members(parts, tensors, self._live_rates)
-        used = [
-            part.rules.uses(own, {id(x): i for i, x in enumerate(tensors)})
-            for part, own in zip(parts, made, strict=True)
-        ]
-        wanted: dict[ParamKey, Entries] = {}
-        for place in common_places(made, used, [[n for n in names if n in begun] for names in self._names()]):
-            each = template(place, params, self, has_memory=not strict)
-            for name, entries in each.scatter(each.state).items():
-                wanted.setdefault(name, {}).update(entries)
-        return wanted
-
-    def _found(self, group: dict[str, Any]) -> dict[str, Found]:
-        """The hyperparameters of a group, by their keys in it."""
-        label = group.get("label", "")
-        if label not in self._hyperparameters:
-            self._hyperparameters[label] = find_hyperparameters(self.tx, self._routes[label], self._whole)
-        return self._hyperparameters[label]
-
     def _complete(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Fill in the hyperparameters that a new group was not given, and check those that it was."""
         if "lr" in group:
@@ -391,10 +218,3 @@ def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
     if made.recipe is None:
         raise TypeError(f"{make!r} keeps no record of its arguments; decorate it with optimfn.factory")
     return made
-
-
-def _is_zero(rate: Any) -> bool:
-    """Whether a learning rate is zero, without waiting for a device."""
-    if isinstance(rate, Tensor):
-        return rate.device.type == "cpu" and not rate.any()
-    return bool(rate == 0)
