@@ -259,3 +259,13 @@ def test_mistakes_are_named():
     for params in (torch.zeros(3, 1), {"a": torch.zeros(2), "b": torch.zeros(())}):
         with pytest.raises(ValueError, match="stacked needs a first axis of one length at every leaf"):
             tx.init(params)
+
+
+def test_stacks_of_many_leaves_are_fused():
+    """More leaves of a kind than a trace runs a rule for one by one."""
+    tx = of.stacked(of.adamw, learning_rate=torch.tensor([0.1, 0.2]), weight_decay=0.1)
+    models = {f"w{i}": torch.randn(2, 3) for i in range(12)}
+    grads = of.tree.map(torch.randn_like, models)
+    want = of.make_step(tx, backend="eager")(models, tx.init(models), grads)
+    got = of.make_step(tx, backend="fused")(models, tx.init(models), grads)
+    assert_trees_equal(got, want, rtol=1e-5, atol=1e-6)

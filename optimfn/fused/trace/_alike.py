@@ -48,8 +48,10 @@ def is_steady(value: Any, depth: int = 4) -> bool:
     """
     if value is None or isinstance(value, int | float | complex | str | bytes | enum.Enum | Tensor):
         return True
-    if isinstance(value, torch.dtype | torch.device | types.ModuleType | type | types.BuiltinFunctionType):
+    if isinstance(value, torch.dtype | torch.device | types.ModuleType | type):
         return True
+    if isinstance(value, types.BuiltinFunctionType):  # such as `torch.add`; but also the `append` of a list
+        return is_steady(value.__self__, depth)
     if depth == 0:
         return False
     if isinstance(value, tuple | frozenset):

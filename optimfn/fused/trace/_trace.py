@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ..._torch import DispatchMode
+from ..._torch import DispatchMode, is_differentiating
 from ..._typing import Tree
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable
@@ -114,7 +114,8 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
 
     def each(self, f: Callable[..., Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
         """What a function returns for each row of arguments; it is traced for the first two rows of each kind."""
-        if self._deciding or len(rows) <= _FEW or not is_steady(f):
+        # Inside a vmap the symbols are wrapped, and what is written down would be wrappers without memory.
+        if self._deciding or len(rows) <= _FEW or is_differentiating() or not is_steady(f):
             return [f(*row) for row in rows]
         examples: dict[Hashable, list[Example] | None] = {}  # `None` where rows of a kind are not alike
         results = []
