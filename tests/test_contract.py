@@ -361,6 +361,22 @@ class TestCompile:
         assert close(net.parameters(), twin.parameters(), 1e-12)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda p: of.Optimizer(p, of.adamw(0.1)), lambda p: of.optim.AdamW(p, 0.1)], ids=["optimizer", "drop-in"]
+)
+def test_a_compiled_step_of_kernels_breaks_the_graph_a_few_times(make, monkeypatch):
+    monkeypatch.delenv("OPTIMFN_BACKEND", raising=False)  # as users run it
+    net = model()
+    loss_of(net).backward()
+    optimizer = make(net.parameters())
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    step = torch.compile(optimizer.step, backend="eager")
+    for _ in range(4):
+        step()
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) <= 3
+
+
 class TestParameters:
     def test_edges_of_leaves(self):
         leaves = [

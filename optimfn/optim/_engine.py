@@ -56,8 +56,7 @@ class Engine(Source):
 
     @disable_dynamo
     def _is_compilable(self) -> bool:
-        bound = self._bound
-        return bound is None or bound.is_eager
+        return self._backend() in (None, "eager")
 
     @disable_dynamo  # kernels are no operators, and the rest is bookkeeping
     def _take_alone(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
