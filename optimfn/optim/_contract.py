@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_stepping = set[int]()  # no attribute of theirs: the compiler of torch 2.10 cannot set one on an optimizer
+
 
 class FiresHooksOnce(torch.optim.Optimizer):
     """Step hooks that run once per step, also where a subclass calls `super().step()`.
 
     torch wraps the `step` of every class that has instances, so there one within the other runs them twice.
     """
-
-    _stepping = False
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,13 +25,14 @@ class FiresHooksOnce(torch.optim.Optimizer):
 
         @functools.wraps(func)
         def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._stepping:
+            own = id(self)
+            if own in _stepping:
                 return func(self, *args, **kwargs)
-            self._stepping = True
+            _stepping.add(own)
             try:
                 return hooked(self, *args, **kwargs)
             finally:
-                self._stepping = False
+                _stepping.discard(own)
 
         return step
 
