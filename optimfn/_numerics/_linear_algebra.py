@@ -195,7 +195,8 @@ def nnls(A: Tensor, b: Tensor, iters: int, L: Scalar | None = None) -> Tensor:
         ahead = (1 + (1 + 4 * c**2) ** 0.5) / 2
         new = torch.relu(p - tree.cast_leaf((gram @ p - image) / L, p.dtype))
         x, p, c = new, new + (c - 1) / ahead * (new - x), ahead
-    return tree.scale(unit_b / unit_a, x)
+    solution: Tensor = tree.scale(unit_b / unit_a, x)
+    return solution
 
 
 def _normalized(v: Tree, otherwise: Tree) -> Tree:
