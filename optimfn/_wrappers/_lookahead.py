@@ -29,16 +29,23 @@ class LookaheadState(NamedTuple):
 
     fast_state: State  # that of the fast optimizer
     steps_since_sync: Tensor  # () int64, steps since the two were equal
+    slow: Params = ()  # the slow parameters, with `slow_in_state`
 
 
 @factory
 def lookahead(
-    fast_optimizer: GradientTransformation, sync_period: int, slow_step_size: Scalar, reset_state: bool = False
+    fast_optimizer: GradientTransformation,
+    sync_period: int,
+    slow_step_size: Scalar,
+    reset_state: bool = False,
+    *,
+    slow_in_state: bool = False,
 ) -> GradientTransformation:
     """Every few steps, move slow parameters towards the fast ones and restart the fast ones there.
 
     The parameters are a `LookaheadParams`, and so are the updates; the gradients are those at `params.fast`, in its
-    structure. Apply the updates as they are, and evaluate with `params.slow`.
+    structure. Apply the updates as they are, and evaluate with `params.slow`. With `slow_in_state` the parameters
+    are the fast ones, as in any other rule, and `state.slow` those to evaluate; `Optimizer` does that by itself.
 
     Maths:
         fast' = fast + update of the fast optimizer
@@ -49,14 +56,17 @@ def lookahead(
         sync_period: Steps between two moves of the slow parameters, >= 1.
         slow_step_size: How far they move, no unit, >= 0, usually in (0, 1).
         reset_state: Start the fast optimizer anew after each move.
+        slow_in_state: Keep the slow parameters in the state; they begin as copies of those that `init` gets.
 
     Shapes:
         updates: like `params.fast`; params: needed, a `LookaheadParams`. The result is a `LookaheadParams` too.
-        state: that of `fast_optimizer`; steps_since_sync () int64. Memory: 1 x params for the slow ones.
+            With `slow_in_state` all are like params.
+        state: that of `fast_optimizer`; steps_since_sync () int64; slow like params, or `()`.
+        Memory: 1 x params for the slow ones.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
-        TypeError: in `init` and `update` if the parameters are not a `LookaheadParams`.
+        TypeError: in `init` and `update` if the parameters are not a `LookaheadParams`, or are with `slow_in_state`.
         ValueError: in `update` if no parameters are given.
 
     Differs from: optax, whose `init` takes other parameters too, and whose reset lets a NaN through.
@@ -74,6 +84,8 @@ def lookahead(
     check_transformation(fast_optimizer=fast_optimizer)
     check_steps(sync_period=sync_period, at_least=1)
     check_nonnegative(slow_step_size=slow_step_size)
+    if slow_in_state:
+        return _within(lookahead(fast_optimizer, sync_period, slow_step_size, reset_state), fast_optimizer.leafwise)
 
     def init(params: LookaheadParams) -> LookaheadState:
         fast = params.part("fast") if isinstance(params, tree.ParamsPlaceholder) else _check_pair(params).fast
@@ -101,11 +113,39 @@ def lookahead(
     return GradientTransformation(init, update)
 
 
+def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformation:
+    """`lookahead` of the fast parameters alone."""
+
+    def init(params: Params) -> LookaheadState:
+        _check_single(params)
+        state: LookaheadState = tx.init(LookaheadParams(params, params))
+        return state._replace(slow=tree.map(lambda p: p.clone(), params))
+
+    def update(
+        updates: Updates, state: LookaheadState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, LookaheadState]:
+        need_params("lookahead", params)
+        _check_single(params)
+        slow = state.slow
+        moved, new = tx.rule(updates, state._replace(slow=()), LookaheadParams(params, slow), **extra)
+        # At a synchronisation the two are equal in all bits: the slow ones are what becomes of the fast ones.
+        met = tree.map(lambda p, u: None if u is None else tree.cast_leaf(p + u, p.dtype), params, moved.fast)
+        return moved.fast, new._replace(slow=tree.where(new.steps_since_sync == 0, tree.carry(met, slow), slow))
+
+    return GradientTransformation(init, update, leafwise=leafwise)
+
+
+def _check_single(params: Any) -> None:
+    if isinstance(params, LookaheadParams):
+        raise TypeError("lookahead with slow_in_state=True wants the fast parameters alone, got LookaheadParams")
+
+
 def _wide(x: Tensor) -> Tensor:
     return tree.cast_leaf(x, torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_pair(params: Any) -> LookaheadParams:
     if not isinstance(params, LookaheadParams):
-        raise TypeError(f"lookahead wants its parameters as LookaheadParams.init_synced(params), got {type(params)}")
+        wanted = "LookaheadParams.init_synced(params), or slow_in_state=True to keep the slow ones in its state"
+        raise TypeError(f"lookahead wants its parameters as {wanted}; got {type(params)}")
     return params

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .._base import GradientTransformation
-from .._recipe import Recipe
+from .._recipe import Recipe, Recorded
 from .._wrappers._partition import partition, resolve_labels
 from ._layout import ParamKey
 
@@ -92,6 +92,24 @@ def labelled(tx: GradientTransformation, route: Route) -> Sequence[tuple[Place, 
 
     members(tx, route, see)
     return found
+
+
+def keep_slow(value: Any) -> Any:
+    """The same with the slow parameters of every `lookahead` in its state: an optimizer has one copy of parameters."""
+    if isinstance(value, Recorded) and value.recipe is not None:
+        bound = value.recipe.bind()
+        new = {name: True if name == "slow_in_state" else keep_slow(x) for name, x in bound.arguments.items()}
+        if all(new[name] is x for name, x in bound.arguments.items()):
+            return value
+        bound.arguments.update(new)
+        return value.recipe.remake(bound)
+    if type(value) is dict:
+        kept = {key: keep_slow(member) for key, member in value.items()}
+        return kept if any(kept[key] is not member for key, member in value.items()) else value
+    if type(value) in (list, tuple):
+        members = type(value)(map(keep_slow, value))
+        return members if any(new is not old for new, old in zip(members, value, strict=True)) else value
+    return value
 
 
 def _name(tx: GradientTransformation) -> str:

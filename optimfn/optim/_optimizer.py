@@ -16,7 +16,7 @@ from ._hyperparameters import (
 )
 from ._layout import Entries, ParamKey
 from ._load import LoadReport, compare, copy_state, fill_in, restore_groups
-from ._members import Route, routes
+from ._members import Route, keep_slow, routes
 
 
 class Optimizer(FactorySource):
@@ -32,7 +32,7 @@ class Optimizer(FactorySource):
     schedule, `lr` is a tensor that shows the value of the last step, and cannot be set. Of a factory, given as
     `Optimizer(params, of.adamw, learning_rate=1e-3, weight_decay=0.1)`, every argument that is a number stands
     there, by its own name, and `b1` and `b2` also as `betas`. A `partition` makes a group of each label, with
-    all the numbers of its optimizer.
+    all the numbers of its optimizer. The parameters are the fast ones of a `lookahead`; the slow ones are in its state.
 
     Args:
         params: Parameters, `(name, parameter)` pairs, dicts of either with hyperparameters of their own, or a
@@ -87,7 +87,7 @@ class Optimizer(FactorySource):
         self._whole = not isinstance(tx, GradientTransformation)
         if isinstance(tx, GradientTransformation) and hyperparameters:
             raise TypeError(f"{', '.join(hyperparameters)}: hyperparameters go with a factory, not with {tx!r}")
-        self.tx = tx if isinstance(tx, GradientTransformation) else _make(tx, hyperparameters)
+        self.tx = keep_slow(tx if isinstance(tx, GradientTransformation) else _make(tx, hyperparameters))
         self._routes: dict[str, Route] = {}
         self._begin()
         defaults: dict[str, Any] = {"maximize": maximize, "foreach": foreach, "capturable": capturable}

@@ -200,6 +200,12 @@ def lookahead_in_state(learning_rate, slow_step_size, **kwargs):
 
 
 @of.factory
+def lookahead_of_momentum(learning_rate, slow_step_size, **kwargs):
+    """`lookahead` of momentum as it is in an optimizer."""
+    return of.lookahead(of.sgd(learning_rate, momentum=0.9), 3, slow_step_size, slow_in_state=True, **kwargs)
+
+
+@of.factory
 def frozen_matrices(learning_rate):
     """Adam on the vectors."""
     return of.selective_transform(of.adam(learning_rate), freeze_mask=of.tree.is_matrix)
@@ -362,6 +368,23 @@ CASES = (
         covers=("lookahead",),
         needs_params=True,
         bad=(BAD_RATE, *negative("slow_step_size")),
+    ),
+    Case(
+        "slow_in_state",
+        lookahead_of_momentum,
+        {"learning_rate": 0.1, "slow_step_size": 0.6},
+        oracle=leafwise(lambda _: SlowAndFast(lambda: Descent(0.1), 3, 0.6)),
+        live=("learning_rate", "slow_step_size"),
+        needs_params=True,
+        bad=(BAD_RATE, *negative("slow_step_size")),
+    ),
+    Case(
+        "slow_in_state_reset",
+        lookahead_of_momentum,
+        {"learning_rate": 0.1, "slow_step_size": 0.6, "reset_state": True},
+        oracle=leafwise(lambda _: SlowAndFast(lambda: Descent(0.1), 3, 0.6, reset=True)),
+        live=("learning_rate", "slow_step_size"),
+        needs_params=True,
     ),
     Case(
         "lookahead_reset",
