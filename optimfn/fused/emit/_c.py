@@ -12,7 +12,7 @@ import torch
 
 from ..ir import _ops
 from ..ir._kernels import Chain, Form, Kernel
-from ._expression import nearest_float32
+from ..ir._numbers import nearest_float32
 from ._function import Function, indented, prelude
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double

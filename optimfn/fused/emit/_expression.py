@@ -1,7 +1,5 @@
 """Fill in the expressions of the table of operators: operands converted, numbers as constants, results rounded."""
 
-import math
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -51,29 +49,15 @@ def _expression(
     """One operator on operands, of which a `Constant` has no name and no dtype."""
     operands = []
     for position, (arg, name, own) in enumerate(zip(args, names, dtypes, strict=True)):
-        rounds = compute in _ops.LOW_PRECISION and position not in _ops.OPERATORS[op].wide
         if isinstance(arg, Constant):
-            value = arg.value
-            if rounds and value is not None:
-                value = torch.tensor(value, dtype=compute).item()
-            operands.append("" if value is None else language.constant(value, compute))
+            taken = None if arg.value is None else _ops.as_operand(arg.value, op, position, compute)
+            operands.append("" if taken is None else language.constant(taken, compute))
         elif own == compute or (op == "where" and position == 0):
             operands.append(name)
         else:
             cast = language.cast(name, compute)
-            operands.append(_ops.rounded(compute, cast) if rounds else cast)
-    form = _ops.template(op, [x.value if isinstance(x, Constant) else None for x in args], compute)
+            operands.append(_ops.rounded(compute, cast) if _ops.rounds_first(op, position, compute) else cast)
+    form = _ops.template(op, [x.value if isinstance(x, Constant) else ... for x in args], compute)
     assert form is not None
     text = form.format(*operands, s=language.suffix(compute))
     return text if op == "fill" else _ops.rounded(dtype, text)
-
-
-def nearest_float32(value: float) -> float:
-    """A number as float32 holds it."""
-    if not math.isfinite(value):
-        return value
-    try:
-        (value,) = struct.unpack("f", struct.pack("f", value))
-    except OverflowError:
-        value = math.copysign(math.inf, value)
-    return value

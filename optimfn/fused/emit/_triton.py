@@ -14,7 +14,7 @@ import torch
 
 from ..ir import _ops
 from ..ir._kernels import Chain, Form, Kernel
-from ._expression import nearest_float32
+from ..ir._numbers import nearest_float32
 from ._function import Function, indented, prelude
 
 CHUNK = 8192  # elements of one program

@@ -66,11 +66,7 @@ def _rsub(args: Sequence[Any], compute: torch.dtype) -> str | None:
     return "{1} - {0}" if len(args) < 3 else None
 
 
-def _lerp(args: Sequence[Any], compute: torch.dtype) -> str:
-    near, far = "FMA{s}({2}, {1} - {0}, {0})", "FMA{s}({2} - 1, {1} - {0}, {1})"
-    if isinstance(args[2], int | float):
-        return near if abs(args[2]) < 0.5 else far
-    return f"SELECT(fabs{{s}}({{2}}) < HALF{{s}}, {near}, {far})"
+_NEAR, _FAR = "FMA{s}({2}, {1} - {0}, {0})", "FMA{s}({2} - 1, {1} - {0}, {1})"
 
 
 def _clamp(args: Sequence[Any], compute: torch.dtype) -> str:
@@ -146,7 +142,9 @@ OPERATORS = {
     "isinf": Operator("fabs{s}({0}) == INFINITY", "0", judges=True),
     "isnan": Operator("{0} != {0}", "0", judges=True),
     "le": _both("{0} <= {1}", judges=True),
-    "lerp": _both(_lerp, wide=(2,), units=2),
+    "lerp": _both(f"SELECT(fabs{{s}}({{2}}) < HALF{{s}}, {_NEAR}, {_FAR})", wide=(2,), units=2),
+    "lerp_far": _both(_FAR, wide=(2,), units=2),
+    "lerp_near": _both(_NEAR, wide=(2,), units=2),
     "log": _function("log"),
     "log1p": _function("log1p"),
     "log2": _function("log2"),
@@ -178,7 +176,7 @@ OPERATORS = {
 }
 """By the name without namespace and overload."""
 
-POINTWISE = frozenset(OPERATORS) - {"copy", "fill"}
+POINTWISE = frozenset(OPERATORS) - {"copy", "fill", "lerp_far", "lerp_near"}
 """The operators of ATen that may be printed; `template` decides for given arguments."""
 
 
@@ -216,7 +214,7 @@ def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
 
     Args:
         op: Name without namespace and overload, such as `add`.
-        args: The arguments; Python numbers as they are, and anything else for a tensor.
+        args: The arguments; Python numbers and `None` as they are, and anything else for a tensor.
         compute: The dtype that the operator computes in.
     """
     if compute not in DTYPES or op not in OPERATORS:
@@ -226,6 +224,31 @@ def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
     if compute == torch.bool and operator.truth is not None:
         expression = operator.truth
     return expression(args, compute) if callable(expression) else expression
+
+
+def settled(op: str, args: Sequence[Any]) -> str:
+    """The operator that is meant when Python numbers are as these."""
+    if op == "lerp" and isinstance(args[2], int | float):
+        return "lerp_near" if abs(args[2]) < 0.5 else "lerp_far"
+    return op
+
+
+def is_free(op: str, args: Sequence[Any], position: int, compute: torch.dtype) -> bool:
+    """Whether an argument is a number that decides nothing: the expression is the same with any other."""
+    if not (isinstance(args[position], float) and compute.is_floating_point):
+        return False
+    others = [*args[:position], ..., *args[position + 1 :]]
+    return template(op, args, compute) == template(op, others, compute)
+
+
+def rounds_first(op: str, position: int, compute: torch.dtype) -> bool:
+    """Whether ATen rounds an operand to the low precision of the others before it computes."""
+    return compute in LOW_PRECISION and position not in OPERATORS[op].wide
+
+
+def as_operand(value: float, op: str, position: int, compute: torch.dtype) -> float:
+    """A Python number as an operator takes it."""
+    return torch.tensor(value, dtype=compute).item() if rounds_first(op, position, compute) else value
 
 
 def judges(op: str) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..ir._graph import Node
 from ..ir._kernels import Form, Kernel, Output, Owner, Stage
+from ._numbers import Number
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class Plan:
     copies: Sequence[tuple[Node, int]]  # outputs of dtypes without a C type, and their targets
     solid: AbstractSet[Node]  # opaque nodes whose result must be dense memory of its own
     slot: Mapping[Node, int]  # of each 0-dim value
+    numbers: Sequence[Number]  # in the slots after those
     kernels: Sequence[Kernel]
     lines: Mapping[Kernel, Sequence[str]]  # where the rule says what the entries of a kernel compute
     forms: Sequence[Form]

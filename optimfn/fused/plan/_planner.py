@@ -72,7 +72,7 @@ class _Planner:
             self.nodes, [x for x in self._stores if x.node.is_scalar], self.level, self.buffer_of, self.owners
         )
         final = scalars.schedule(stages, self.temporary)
-        rows = Rows(scalars.slot, self._buffer, self.folds, self.owners, self._is_given)
+        rows = Rows(scalars.slot, scalars.numbers, self._buffer, self.folds, self.owners, self._is_given)
         stored = self._stored()
         for k, stage in enumerate(stages):
             roots: list[Store | Node] = [*stored.get(k, []), *self._reductions.get(k, [])]
@@ -92,6 +92,7 @@ class _Planner:
             copies=self.copies,
             solid=self.solid,
             slot=scalars.slot,
+            numbers=scalars.numbers.held,
             kernels=list({id(row.kernel): row.kernel for stage in stages for row in stage.rows}.values()),
             lines=rows.lines,
             forms=list(dict.fromkeys(call.form for call in calls if isinstance(call.form, Form))),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..ir._graph import Node, Untraceable
 from ..ir._kernels import Constant, Entry, Kernel, Owner, Result, Row
+from ._numbers import Number, Numbers, settled
 from ._stores import Store
 
 Closure = Callable[[Node, int], Iterable[Node]]  # the nodes that a kernel of a stage computes or reads for a root
@@ -17,6 +18,7 @@ class Rows:
 
     Args:
         slot: The slot of each 0-dim value.
+        numbers: The slots of numbers.
         buffer_of: The buffer of each value that has memory.
         folds: The buffers of reductions over some axes.
         owners: The owner of each node that has one.
@@ -26,13 +28,14 @@ class Rows:
     def __init__(
         self,
         slot: Mapping[Node, int],
+        numbers: Numbers,
         buffer_of: Callable[[Node], int],
         folds: Mapping[Node, int],
         owners: Mapping[Node, Owner],
         is_given: Callable[[Node, int], bool],
     ) -> None:
         self.slot, self.buffer_of, self._folds, self._owners = slot, buffer_of, folds, owners
-        self.is_given = is_given
+        self.numbers, self.is_given = numbers, is_given
         self._kernels: dict[Kernel, Kernel] = {}
         self.lines: dict[Kernel, list[str]] = {}
         self.are_clear = True  # whether all that a row computes has one owner
@@ -116,9 +119,7 @@ class _Program:
                 if missing:
                     stack.extend(reversed(missing))
                     continue
-                self.entries.append(self._enter(node))
-                self.lines.append(node.line)
-                self._numbers[node] = len(self._numbers)
+                self._numbers[node] = self._append(self._enter(node), node.line)
             stack.pop()
         return self._numbers[root]
 
@@ -139,9 +140,23 @@ class _Program:
             self.buffers.append(self._rows.buffer_of(source))
             self.spreads.append((times, inner))
             return Entry("spread", "row" if inner == 1 else "column", (), node.dtype, node.dtype, source.name)
-        args = node.args[:1] if node.op == "fill" else node.args
-        operands = tuple([self._numbers[x] if isinstance(x, Node) else constant(x) for x in args])
-        return Entry("compute", node.op, operands, node.dtype, node.compute, node.name)
+        op, args = settled(node)
+        return Entry("compute", op, tuple(map(self._operand, args)), node.dtype, node.compute, node.name)
+
+    def _operand(self, x: Node | Number | Constant) -> int | Constant:
+        if isinstance(x, Node):
+            return self._numbers[x]
+        if isinstance(x, Constant):
+            return x
+        # Every use has an entry of its own: numbers that happen to be equal must not make another kernel.
+        self.slots.append(self._rows.numbers.slot(x))
+        return self._append(Entry("scalar", "", (), x.dtype, x.dtype, "number"), "")
+
+    def _append(self, entry: Entry, line: str) -> int:
+        """Add an entry; returns its number."""
+        self.entries.append(entry)
+        self.lines.append(line)
+        return len(self.entries) - 1
 
 
 class Groups:
@@ -168,8 +183,3 @@ class Groups:
         while self._parent[i] != i:
             self._parent[i] = i = self._parent[self._parent[i]]
         return i
-
-
-def constant(value: Any) -> Constant:
-    """A Python number in a program."""
-    return Constant(value, value.hex() if isinstance(value, float) else repr(value))

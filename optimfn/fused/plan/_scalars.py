@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..ir._graph import Node
-from ..ir._kernels import Call, Chain, Form, Owner, Stage
-from ._rows import constant
+from ..ir._kernels import Call, Chain, Constant, Form, Owner, Stage
+from ._numbers import Numbers, settled
 from ._stores import Store
 
 
@@ -36,6 +36,7 @@ class Scalars:
         whole = dict.fromkeys([n for n in computed if n.kind == "reduce" and not n.args[0].is_scalar])
         others = [*loaded, *(n for n in computed if n not in whole)]
         self.slot = {node: i for i, node in enumerate([*others, *whole])}
+        self.numbers = Numbers(len(self.slot))
         self._by_level: dict[int, list[Node]] = {}
         for node in sorted(others, key=lambda node: node.number):
             self._by_level.setdefault(level[node], []).append(node)
@@ -80,10 +81,11 @@ class Scalars:
         if node.kind == "reduce":
             form = Form("reduce", node.op, (), node.dtype, node.dtype)
             return form, [slot, *(self.slot[p] for p in node.args)], [self._owners.get(p) for p in node.args]
-        args = node.args[:1] if node.op == "fill" else node.args
-        dtypes = tuple([x.dtype if isinstance(x, Node) else constant(x) for x in args])
-        form = Form("compute", node.op, dtypes, node.dtype, node.compute)
-        return form, [slot, *(self.slot[x] for x in args if isinstance(x, Node))], [owner]
+        op, args = settled(node)
+        dtypes = tuple([x if isinstance(x, Constant) else x.dtype for x in args])
+        given = [x for x in args if not isinstance(x, Constant)]
+        row = [slot, *(self.slot[x] if isinstance(x, Node) else self.numbers.slot(x) for x in given)]
+        return Form("compute", op, dtypes, node.dtype, node.compute), row, [owner]
 
 
 def _is_kept(store: Store, temporary: Mapping[Node, int]) -> bool:

@@ -1,6 +1,7 @@
 """Run a plan on the CPU: its kernels as C, its tables, and the driver that reads them."""
 
 import ctypes
+import struct
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -49,7 +50,12 @@ class CpuCode:
             {kernel: self.addresses[function.name] for kernel, function in kernels.items()},
             {form: self.addresses[function.name] for form, function in forms.items()},
         )
-        self.buffers, self.slots = plan.buffers, len(plan.slot)
+        self.buffers = plan.buffers
+        # What the slots hold before the first step: numbers, which stay.
+        self.values = array("q", bytes(8 * len(plan.slot)))
+        for number in plan.numbers:
+            self.values.frombytes(struct.pack("d" if number.dtype == torch.float64 else "f4x", number.value))
+        self.values.append(0)  # so that there is something to point at
         self.whole = self.select(None)
 
     @property
@@ -82,7 +88,7 @@ class Cpu:
         self.stages = len(tables.whole.sections)
         self.buffers = array("q", bytes(8 * code.buffers))
         # In the order of the structure `Plan` of the driver, which writes to the first three.
-        values, partials = array("q", bytes(8 * (code.slots + 1))), array("d", bytes(8 * (tables.partials + 1)))
+        values, partials = code.values[:], array("d", bytes(8 * (tables.partials + 1)))
         self._own: list[array[Any]] = [self.buffers, values, partials, tables.places]
         self._chosen: list[array[int]] = []
         self.choose(None)

@@ -72,7 +72,10 @@ class CudaCode:
         scalars = [print_stage([forms[call.form] for call in stage.calls]) if stage.calls else None for stage in stages]
         self.functions: list[Function] = [*kernels.values(), *forms.values(), *filter(None, scalars)]
         self.module = _modules.load(print_unit(self.functions))
-        self.device, self.buffers, self.slots = device, plan.buffers, len(plan.slot)
+        self.device, self.buffers = device, plan.buffers
+        # What the slots hold before the first step: numbers, which stay.
+        self.values = array("q", bytes(8 * len(plan.slot)))
+        self.values.frombytes(array("d", [number.value for number in plan.numbers]).tobytes())
         self.kernels = {kernel: self.module[kernels[kernel].name] for kernel in plan.kernels}
         self.scalars = [None if scalar is None else self.module[scalar.name] for scalar in scalars]
         self.sends = 1 + sum(bool(stage.opaque) for stage in plan.stages)  # the most that a step may need
@@ -117,7 +120,7 @@ class Cuda:
         self._harmless: tuple[array[int], array[int]] | None = None  # spans, and what does not overlap them
         self._sends = code.sends
         self._spares: list[tuple[Tensor, Tensor]] = []  # tables for graphs, and pinned memory to send them from
-        self._whole = code.sent(array("q", bytes(8 * (code.slots + 1))))
+        self._whole = code.sent(code.values)
         self._partials = code.sent(array("q", bytes(8 * (code.tables.partials + 1)))).view(torch.float64)
         # What kernels use, on whichever stream.
         self._held: list[Tensor] = [self._addresses, self._whole, self._partials, code.places, *code.whole[:4]]
