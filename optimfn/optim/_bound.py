@@ -86,7 +86,7 @@ class Bound:
         self._versions = versions(self._shown)
         # The state holds views of these, which stay behind where `.data` is set.
         viewed = [stored.get(p, {}) for p in self.params.values() if p.is_complex()]
-        self._viewed = [x for entries in viewed for x in entries.values() if isinstance(x, Tensor)]
+        self._viewed = [x for entries in viewed for x in entries.values() if isinstance(x, Tensor) and not x.is_sparse]
         self._addresses = list(map(Tensor.data_ptr, self._viewed))
 
     def fits(self, rules: Sequence[Any], groups: Sequence[Mapping[str, Any]], stored: Stored) -> bool:

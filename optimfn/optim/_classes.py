@@ -30,6 +30,7 @@ from .._transforms._decay import add_decayed_weights
 from .._transforms._momentum import ema, trace
 from .._transforms._rate import scale, scale_by_learning_rate, scale_by_schedule
 from ._dropin import DropIn
+from ._sparse import ShowsSparse
 
 Group = Mapping[str, Any]
 
@@ -52,10 +53,11 @@ def _rate_tensor(group: Group) -> torch.Tensor:
     return rate if isinstance(rate, torch.Tensor) else tree.wide(rate)
 
 
-class SGD(DropIn, torch.optim.SGD):
+class SGD(ShowsSparse, torch.optim.SGD):
     """torch.optim.SGD on the rules `trace` and `dampened_trace`."""
 
     fields: ClassVar = {"trace": "momentum_buffer"}
+    sparse_entries: ClassVar = ("momentum_buffer",)
     counts_steps = False
     takes_sparse = True
 

@@ -243,7 +243,7 @@ class DropIn(KeepsDtypes, Engine):
             is_new = not entries or torch.is_grad_enabled()  # else what there is has been written in place
             entries.update(numbers)
             if is_new:
-                self._fill(entries, p, _as_torch(shown, p))
+                self._fill(entries, p, as_torch(shown, p))
         self._watch(bound)
         bound.is_published = True
 
@@ -267,10 +267,14 @@ def rule_of(optimizer: type[DropIn], **options: Any) -> GradientTransformation:
 
 
 def _as_reals(entries: Entries) -> Entries:
-    return {key: tree.as_real(x) if isinstance(x, Tensor) else x for key, x in entries.items()}
+    def real(x: Any) -> Any:
+        return tree.as_real(x.to_dense() if x.is_sparse else x) if isinstance(x, Tensor) else x
+
+    return {key: real(x) for key, x in entries.items()}
 
 
-def _as_torch(entries: Entries, p: Tensor) -> Entries:
+def as_torch(entries: Entries, p: Tensor) -> Entries:
+    """Entries of the pure rule as torch has them: complex where the parameter is."""
     if not p.is_complex():
         return entries
     pairs = {k for k, x in entries.items() if x.shape == (*p.shape, 2)}

@@ -237,7 +237,8 @@ class Engine(Source):
         bound, _ = self._current(False)
         held = [] if bound is None else [*bound.params.values(), *tree.leaves(bound.state)]
         entries = [x for own in self.state.values() for x in own.values() if isinstance(x, Tensor)]
-        return (*map(id, () if bound is None else bound.rules), *(x.data_ptr() for x in [*held, *entries]))
+        lying = [x.data_ptr() for x in [*held, *entries] if not x.is_sparse]
+        return (*map(id, () if bound is None else bound.rules), *lying)
 
     def _live_numbers(self) -> Numbers:
         numbers: Numbers = self._own("_numbers", lambda: Numbers(not self.counts_alone))
