@@ -31,7 +31,9 @@ if (
 os.environ.setdefault("MPLBACKEND", "Agg")  # pictures without a window
 
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("suite")
+# Other examples in every run, and more of them: what fails prints the line that draws it again.
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=100, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(autouse=True)

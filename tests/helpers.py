@@ -86,7 +86,8 @@ def assert_close_to(ours, reference, rtol):
 def wide_params(dtype=torch.float32):
     """Leaves of whole vectors of any processor: ATen computes the rest of a leaf by another formula."""
     shapes = {"a": (8, 32), "b": (64,), "c": (4, 8, 16)}
-    return {name: torch.randn(shape, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
+    drawn = torch.complex128 if dtype.is_complex else torch.float64
+    return {name: torch.randn(shape, dtype=drawn).to(dtype) for name, shape in shapes.items()}
 
 
 def reduces(step):
@@ -100,8 +101,12 @@ def as_reals(x):
 
 
 def widened(tree):
-    """The same tree in float64."""
-    return of.tree.map(lambda x: x.double() if x.is_floating_point() else x, tree)
+    """The same tree in float64, or complex128."""
+    return of.tree.map(lambda x: x.to(torch.promote_types(x.dtype, torch.float64)) if _is_inexact(x) else x, tree)
+
+
+def _is_inexact(x):
+    return x.is_floating_point() or x.is_complex()
 
 
 def assert_fused_equals_eager(step, got, eager, *args, **extra):
@@ -129,7 +134,7 @@ def assert_fused_equals_eager(step, got, eager, *args, **extra):
     for (path, x), y, low, own, high, exact in zip(named, answers, least, results, greatest, accurate, strict=True):
         if not _between(low, own, high):
             beyond, exact = torch.maximum(low - own, own - high).nan_to_num(torch.inf), as_reals(exact)
-            may_differ = sums and x.is_floating_point()
+            may_differ = sums and _is_inexact(x)
             assert may_differ, f"{path}: {beyond.max()} beyond what a processor may give"
             size = torch.maximum(own.abs(), low[low.isfinite()].square().mean().sqrt())
             if (beyond > 4 * torch.finfo(y.dtype).eps * size).any():

@@ -80,7 +80,7 @@ def reachable(run):
     seen = Perturbed()
     with seen:
         yield run()
-    assert len(seen.sites) <= 10, f"too many corners to try: {seen.sites}"
+    assert len(seen.sites) <= 12, f"too many corners to try: {seen.sites}"
     for signs in itertools.product((-1, 1), repeat=len(seen.sites)) if seen.sites else ():
         with Perturbed(zip(seen.sites, signs, strict=True)):
             yield run()

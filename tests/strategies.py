@@ -35,3 +35,5 @@ def trees(dtypes=FLOATS, leaves=None):
 
 
 fractions = st.floats(0.0, 0.999)
+# Sizes of gradients and parameters, from far below to far above the roots of what float32 can hold.
+scales = st.sampled_from([1.0, 1e-30, 1e30]) | st.integers(-30, 30).map(lambda power: 10.0**power)

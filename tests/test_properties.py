@@ -5,7 +5,8 @@ from cases import CASES
 from helpers import assert_trees_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import FLOATS, tensors, trees
+from strategies import FLOATS, scales, tensors, trees
+from test_laws import NEEDS_A_LOSS
 
 import optimfn as of
 
@@ -16,6 +17,7 @@ def cases(*laws):
 
 
 factors = st.floats(0.01, 1.0)
+usual = settings.default.max_examples  # that of the profile, see CONTRIBUTING.md
 
 
 def is_allowed(case, name, value):
@@ -27,19 +29,26 @@ def is_allowed(case, name, value):
     return name not in ("max_norm", "smooth_beta")
 
 
-def gradients(params):
-    return of.tree.map(lambda p: torch.randn(p.shape, dtype=torch.float64).to(p.dtype), params)
+def gradients(params, scale=1.0):
+    """Finite ones, also where the dtype is too small for the scale."""
+    drawn = of.tree.map(lambda p: scale * torch.randn(p.shape, dtype=torch.float64), params)
+    return of.tree.map(lambda g, p: as_finite(g, p.dtype), drawn, params)
 
 
-@given(cases("pure", "dtype", "ragged"), trees(), st.booleans(), factors)
-@settings(max_examples=150)
-def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, factor):
+def as_finite(x, dtype):
+    most = torch.finfo(dtype).max
+    return x.double().clamp(-most, most).to(dtype)
+
+
+@given(cases("pure", "dtype", "ragged"), trees(), st.booleans(), factors, scales)
+@settings(max_examples=6 * usual)
+def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, factor, scale):
     if params is None and case.needs_params:
         return
     hyper = {name: value * factor for name, value in case.tensors().items()}
     hyper = {name: value for name, value in hyper.items() if is_allowed(case, name, value.item())}
     tx = case.tx(**(hyper if as_tensors else {name: value.item() for name, value in hyper.items()}))
-    state, grads = tx.init(params), gradients(params)
+    state, grads = tx.init(params), gradients(params, scale)
     inputs = of.tree.leaves((params, grads, state))
     versions = [x._version for x in inputs]
     updates, new_state = tx.update(grads, state, params)
@@ -54,7 +63,7 @@ def test_pure_and_keeps_structure_shapes_and_dtypes(case, params, as_tensors, fa
 
 
 @given(cases("vmap"), st.dictionaries(st.sampled_from("abc"), tensors((torch.float64,)), min_size=1), st.integers(1, 3))
-@settings(max_examples=60)
+@settings(max_examples=2 * usual)
 def test_vmap_equals_the_separate_runs(case, params, members):
     tx = case.tx()
     stacked = of.tree.map(lambda p: torch.randn(members, *p.shape, dtype=p.dtype), params)
@@ -69,7 +78,7 @@ def test_vmap_equals_the_separate_runs(case, params, members):
 
 
 @given(cases("alone"), trees(FLOATS), trees(FLOATS))
-@settings(max_examples=60)
+@settings(max_examples=2 * usual)
 def test_an_empty_part_of_a_tree_changes_nothing(case, params, rest):
     """Leaves do not see their neighbours, unless the rule says so by a global norm."""
     if params is None:
@@ -79,3 +88,42 @@ def test_an_empty_part_of_a_tree_changes_nothing(case, params, rest):
     both = {"x": params, "y": rest}
     beside, _ = tx.update({"x": grads, "y": gradients(rest)}, tx.init(both), both)
     assert_trees_equal(beside["x"], alone["x"])
+
+
+@given(cases("range", "dtype", "ragged"), trees(FLOATS), scales, scales, st.integers(1, 3))
+@settings(max_examples=6 * usual)
+def test_nothing_finite_becomes_no_number(case, params, of_params, of_gradients, steps):
+    """Whatever the sizes of parameters and gradients; what overflows is infinite, or stands still."""
+    if params is None or case.name in NEEDS_A_LOSS:
+        return
+    params = of.tree.map(lambda p: as_finite(p.double() * of_params, p.dtype), params)
+    tx = case.tx()
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = tx.update(gradients(params, of_gradients), state, params)
+        assert not any(x.isnan().any() for x in of.tree.leaves((updates, state)))
+
+
+def rated(case):
+    """Whether the whole step is times this rate, which a factory of the tests need not promise."""
+    if "rprop" in case.name:  # its rate is the first of the step sizes, which have bounds of their own
+        return False
+    return "learning_rate" in case.live and case.make.__module__.startswith("optimfn") and "dtype" not in case.skips
+
+
+@given(
+    st.sampled_from([case for case in CASES if rated(case)]),
+    trees(FLOATS),
+    st.booleans(),
+    scales,
+)
+@settings(max_examples=4 * usual)
+def test_at_a_learning_rate_of_0_nothing_moves(case, params, as_tensor, scale):
+    if params is None:
+        return
+    rate = torch.zeros((), dtype=torch.float64) if as_tensor else 0.0
+    tx = case.tx(learning_rate=rate)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(gradients(params, scale), state, params)
+        assert not any(x.any() for x in of.tree.leaves(updates))

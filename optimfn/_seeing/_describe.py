@@ -13,6 +13,7 @@ from .._base import GradientTransformation, chain, check_transformation, named_c
 from .._recipe import Recipe, show
 from .._typing import Params, State
 from .._wrappers._hyperparams import InjectedFactory
+from .._wrappers._lookahead import LookaheadParams
 
 _WIDTH = 52  # of the column of arguments
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -34,10 +35,12 @@ class Description:
     Args:
         rows: The transformations, each before what it consists of or wraps.
         params: Bytes of the parameters; `None` if none were given.
+        gradients: Bytes of the gradients: of a `LookaheadParams` only the fast parameters have some.
     """
 
     rows: tuple[DescribedTransform, ...]
     params: int | None
+    gradients: int | None
 
     @property
     def state(self) -> int:
@@ -47,7 +50,7 @@ class Description:
     @property
     def read(self) -> int:
         """Bytes that a step reads: gradients, parameters and state, once."""
-        return 2 * (self.params or 0) + self.state
+        return (self.gradients or 0) + (self.params or 0) + self.state
 
     @property
     def written(self) -> int:
@@ -60,7 +63,7 @@ class Description:
         if self.params is None:
             return _table([line[:2] for line in table])
         size, total = _bytes(self.params), (self.state, self.read, self.written)
-        table += [("gradients", "", "", size, ""), ("parameters", "", "", size, size)]
+        table += [("gradients", "", "", _bytes(self.gradients), ""), ("parameters", "", "", size, size)]
         return _table([*table, ("total", "", *map(_bytes, total))])
 
 
@@ -78,7 +81,8 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
             on that device, unless an `init` reads a number; then for the parameters as they are.
 
     Returns:
-        A `Description`, which prints as the table and has the numbers as `rows`, `state`, `read` and `written`.
+        A `Description`, which prints as the table and has the numbers as `rows`, `params`, `gradients`, `state`, `read`
+        and `written`.
 
     Raises:
         TypeError: if `tx` is not a `GradientTransformation`.
@@ -96,12 +100,13 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
     """
     check_transformation(tx=tx)
     if params is None:
-        return Description(tuple(_visit(_Part(tx), None, 0)), None)
+        return Description(tuple(_visit(_Part(tx), None, 0)), None, None)
     try:
         rows = tuple(_visit(_Part(tx), tree.map(lambda p: p.detach().to("meta"), params), 0))
     except RuntimeError:  # what reading a number on the meta device raises
         rows = tuple(_visit(_Part(tx), params, 0))
-    return Description(rows, _size(params))
+    moving = params.fast if isinstance(params, LookaheadParams) else params
+    return Description(rows, _size(params), _size(moving))
 
 
 class _Part(NamedTuple):
