@@ -23,7 +23,7 @@ from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
 from ._contract import is_capturing, is_watched, report_step
 from ._counts import can_count_within, count_within
-from ._groups import check_memory
+from ._groups import check_memory, check_runs, common_fused
 from ._layout import ParamKey
 from ._members import Member
 from ._numbers import Numbers
@@ -111,7 +111,9 @@ class Engine(Source):
         numbers, bound = self._live_numbers(), self._bound
         separated = numbers.separate(values)
         differentiable = self.defaults.get("differentiable", False)  # tensors are used as they are, and may be new ones
-        fits = not (bound is None or separated or differentiable) and bound.fits(rules, self.param_groups, self.state)
+        fits = not (self._runs_otherwise() or bound is None or separated or differentiable) and bound.fits(
+            rules, self.param_groups, self.state
+        )
         grads = bound.gradients() if fits and bound is not None and is_step else None
         if not fits or (is_step and grads is None):
             if capturing:
@@ -207,8 +209,17 @@ class Engine(Source):
         """How steps run, as for `make_step`; `None` for those through which gradients flow."""
         if self.defaults.get("differentiable", False):
             return None
-        backend = _BACKENDS[self.defaults.get("fused")]
+        backend = _BACKENDS[common_fused(self.param_groups)]
         return (os.environ.get("OPTIMFN_BACKEND") or backend) if backend == "auto" else backend
+
+    def _runs_otherwise(self) -> bool:
+        """Whether groups say something else than before about how steps run."""
+        said = [(group.get("fused"), group.get("differentiable")) for group in self.param_groups]
+        if said == self.__dict__.get("_said_of_runs"):
+            return False
+        check_runs(self.param_groups, self.defaults.get("differentiable", False))
+        self.__dict__["_said_of_runs"] = said
+        return True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters."""

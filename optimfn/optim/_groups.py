@@ -86,6 +86,31 @@ def _holds(groups: Sequence[Mapping[str, Any]], others: Sequence[Tensor], p: Ten
 _MACHINES = ("cpu", "cuda")
 
 
+def common_fused(groups: Sequence[Mapping[str, Any]]) -> bool | None:
+    """What `fused` is for the step, which all groups take together; those that say `None` follow the others."""
+    return next((group["fused"] for group in groups if group.get("fused") is not None), None)
+
+
+def check_runs(groups: Sequence[Mapping[str, Any]], differentiable: bool) -> None:
+    """Refuse groups that want a step that the others do not take.
+
+    Raises:
+        ValueError: naming the group and the key.
+    """
+    fused = common_fused(groups)
+    for number, group in enumerate(groups):
+        if group.get("fused") not in (None, fused):
+            raise ValueError(
+                f"group {number} has fused={group['fused']!r} and another {fused!r}; all take one step, so give all "
+                "the same, or None"
+            )
+        if group.get("differentiable") and not differentiable:
+            raise ValueError(
+                f"group {number} has differentiable={group['differentiable']!r}; all groups take one step, so give it "
+                "to the optimizer: differentiable=True"
+            )
+
+
 def check_keys(group: Mapping[str, Any], found: Mapping[str, Any], tx: GradientTransformation) -> None:
     """Refuse hyperparameters of a group that nothing would read; keys of a user's own are left alone.
 
