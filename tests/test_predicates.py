@@ -120,3 +120,55 @@ def test_a_fault_of_a_predicate_is_its_own():
     tx = of.add_decayed_weights(0.1, mask=of.tree.mask_by(lambda p: p.no_such_thing > 1))
     with pytest.raises(AttributeError, match="no_such_thing"):
         of.make_step(tx)(torch.ones(2), tx.init(torch.ones(2)), torch.ones(2))
+
+
+BY_SHAPE = {
+    "is_matrix": lambda: of.adamw(0.1, weight_decay=0.5, mask=of.tree.is_matrix),
+    "mask_by": lambda: of.adamw(0.1, weight_decay=0.5, mask=of.tree.mask_by(lambda p: p.ndim >= 2)),
+    "labels": lambda: of.partition(
+        {"2d": of.adamw(0.1, weight_decay=0.5), "1d": of.adam(0.1)}, of.tree.label_by(lambda p: f"{p.ndim}d")
+    ),
+    "function": lambda: of.adamw(0.1, weight_decay=0.5, mask=lambda t: of.tree.map(lambda p: p.shape != (4,), t)),
+    "dtype": lambda: of.adamw(0.1, weight_decay=0.5, mask=of.tree.mask_by(lambda p: p.is_complex() and p.ndim > 1)),
+}
+
+
+def complex_leaves():
+    """Of each kind more than a trace writes down one by one."""
+    shapes = {f"{kind}{i}": s for i in range(4) for kind, s in (("weight", (4, 3)), ("bias", (4,)))}
+    params = {name: torch.randn(shape, dtype=torch.complex64) for name, shape in shapes.items()}
+    mask = {name: name.startswith("weight") for name in shapes}
+    return params, of.split_real_and_imaginary(of.adamw(0.1, weight_decay=0.5, mask=mask))
+
+
+@pytest.mark.parametrize("use", BY_SHAPE)
+def test_behind_pairs_of_reals_they_see_the_complex_leaves(use):
+    params, named = complex_leaves()
+    tx = of.split_real_and_imaginary(BY_SHAPE[use]())
+    for step in (of.make_step(tx, backend="eager"), of.make_step(tx, backend="fused")):
+        own, state, expected, expected_state = params, tx.init(params), params, named.init(params)
+        for _ in range(3):
+            grads = of.tree.map(torch.randn_like, params)
+            own, state = step(own, state, grads)
+            updates, expected_state = named.update(grads, expected_state, expected)
+            expected = of.apply_updates(expected, updates)
+        assert_trees_equal(own, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("use", BY_SHAPE)
+def test_of_an_optimizer_they_see_the_complex_leaves(use, fused):
+    params, named = complex_leaves()
+    own = {name: p.clone().requires_grad_() for name, p in params.items()}
+    opt, state = (
+        of.Optimizer(own.items(), of.split_real_and_imaginary(BY_SHAPE[use]()), fused=fused),
+        named.init(params),
+    )
+    for _ in range(3):
+        grads = of.tree.map(torch.randn_like, params)
+        for name, p in own.items():
+            p.grad = grads[name].clone()
+        opt.step()
+        updates, state = named.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+    assert_trees_equal(of.tree.map(torch.Tensor.detach, own), params, rtol=1e-5, atol=1e-6)

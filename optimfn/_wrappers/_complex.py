@@ -19,7 +19,8 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     """Apply `inner` to the real and imaginary parts of complex leaves, as if they were separate parameters.
 
     Most rules here measure a complex number by its magnitude. Behind this wrapper they treat its two parts
-    as torch.optim does, independently.
+    as torch.optim does, independently. Masks and labels inside that are functions see the complex leaves themselves: a
+    complex bias is no matrix. Rules that look at axes, such as factored moments, see one more, of two.
 
     Args:
         inner: The transformation to apply.
@@ -42,13 +43,13 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     check_transformation(inner=inner)
 
     def init(params: Params) -> SplitRealAndImaginaryState:
-        return SplitRealAndImaginaryState(inner.init(tree.map(tree.as_real, params)))
+        return SplitRealAndImaginaryState(inner.init(tree.as_reals(params)))
 
     def update(
         updates: Updates, state: SplitRealAndImaginaryState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SplitRealAndImaginaryState]:
-        real_params = None if params is None else tree.map(tree.as_real, params)
-        parts, inner_state = inner.update(tree.map(tree.as_real, updates), state.inner_state, real_params, **extra)
+        real_params = None if params is None else tree.as_reals(params)
+        parts, inner_state = inner.update(tree.as_reals(updates), state.inner_state, real_params, **extra)
         joined = tree.map(tree.as_complex, parts, updates)
         return joined, SplitRealAndImaginaryState(inner_state)
 

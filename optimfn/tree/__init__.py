@@ -32,6 +32,7 @@ from ._arithmetic import zeros_like as zeros_like
 from ._core import ParamsPlaceholder as ParamsPlaceholder
 from ._core import as_complex as as_complex
 from ._core import as_real as as_real
+from ._core import as_reals as as_reals
 from ._core import broadcast as broadcast
 from ._core import cast_leaf as cast_leaf
 from ._core import each as each
