@@ -141,16 +141,8 @@ def scale_by_zoom_linesearch(
     check_growth(increase_factor=increase_factor)
     check_choice("initial_guess_strategy", initial_guess_strategy, ("keep", "one"))
 
-    settings = _Settings(
-        max_linesearch_steps,
-        max_learning_rate,
-        tol,
-        increase_factor,
-        slope_rtol,
-        curv_rtol,
-        approx_dec_rtol,
-        stepsize_precision,
-    )
+    tolerances = tol, increase_factor, slope_rtol, curv_rtol, approx_dec_rtol, stepsize_precision
+    settings = _Settings(max_linesearch_steps, max_learning_rate, *tolerances)
 
     def init(params: Params) -> ScaleByZoomLinesearchState:
         count = tree.count(params)

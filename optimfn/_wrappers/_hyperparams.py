@@ -112,8 +112,7 @@ def inject_hyperparams(
         raise ValueError(f"static_args must name arguments of {inner_factory!r}, got {unknown}")
 
     def make(*args: Any, **kwargs: Any) -> GradientTransformation:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
+        bound = _bound(signature, args, kwargs)
         live = {
             name: value
             for name, value in bound.arguments.items()
@@ -129,8 +128,7 @@ def inject_hyperparams(
             return tree.cast_leaf(torch.add(tree.wide(count) * 0, value), hyperparam_dtype)
 
         def transformation(values: dict[str, Tensor]) -> GradientTransformation:
-            now = signature.bind(*args, **kwargs)
-            now.apply_defaults()
+            now = _bound(signature, args, kwargs)
             now.arguments.update(values)
             made = inner_factory(*now.args, **now.kwargs)
             check_transformation(**{f"what {inner_factory!r} returns": made})
@@ -168,6 +166,13 @@ def inject_hyperparams(
         return GradientTransformation(init, update)
 
     return InjectedFactory(make)
+
+
+def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> inspect.BoundArguments:
+    """The arguments of a call, those left out as well."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound
 
 
 def _in_dtype_of(new: Tensor, old: Any) -> Tensor:

@@ -110,8 +110,8 @@ def _each(f: Callable[..., Tree], trees: tuple[Tree, ...], extra: dict[str, Any]
 
 def _for_all(state: State, updates: Updates) -> State:
     """The state, where a number that someone has put in the place of the members' values is that of each."""
-    first = next(iter(tree.leaves(updates)), None)
-    if first is None or all(isinstance(x, Tensor) for x in tree.leaves(state)):
+    first = next(iter(_leaves(updates)), None)
+    if first is None or all(isinstance(x, Tensor) for x in _leaves(state)):
         return state
     return tree.map(
         lambda x: x if isinstance(x, Tensor) else tree.wide(plain(x)).to(first.device).repeat(len(first)), state

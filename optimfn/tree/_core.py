@@ -85,13 +85,11 @@ def mapped_by(each: Callable[[Callable[..., Any], Sequence[Sequence[Any]]], list
 def _map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     # Plain Python: half the time of optree's map for flat dicts and lists of tensors, the usual trees, and up to
     # twice for many small dicts; and dynamo traces it rightly, see _open.
-    if tree is None:
-        return None
     if type(tree) is dict:
-        columns = [[child[key] for key in tree] for child in _alike(tree, rest)] if rest else ()
+        columns = [[other[key] for key in tree] for other in _alike(tree, rest)]
         return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
     if isinstance(tree, Tensor) or is_leaf(tree):
-        return f(tree, *rest)
+        return None if tree is None else f(tree, *rest)
     _, children, rebuild = _open(tree)
     return rebuild(_map_rows(f, children, [_open(other)[1] for other in _alike(tree, rest)]))
 
@@ -245,9 +243,8 @@ def as_complex(x: Tensor, like: Tensor) -> Tensor:
 
 def wide(count: float | Tensor) -> Tensor:
     """A count, or any other scalar, as a 0-dim tensor in float64 (float32 on devices without float64)."""
-    if not isinstance(count, Tensor):
-        return torch.tensor(count, dtype=torch.float64)
-    return count.to(torch.float32 if count.device.type == "mps" else torch.float64)
+    x = count if isinstance(count, Tensor) else torch.tensor(count, dtype=torch.float64)
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 class ParamsPlaceholder(NamedTuple):
@@ -300,8 +297,7 @@ def map_parts(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
 
 
 def _map_rows(f: Callable[..., Any], first: Iterable[Any], others: Sequence[Iterable[Any]]) -> list[Any]:
-    rows = zip(first, *others, strict=True)
-    return [f(*row) if isinstance(row[0], Tensor) else _map(f, *row) for row in rows]
+    return [f(*row) if isinstance(row[0], Tensor) else _map(f, *row) for row in zip(first, *others, strict=True)]
 
 
 def _alike(node: Any, others: Sequence[Any]) -> Sequence[Any]:

@@ -131,8 +131,7 @@ def div_by_root(tree: Tree, moments: Tree, eps: Scalar, eps_root: Scalar = 0.0) 
     bare = not isinstance(eps_root, Tensor) and eps_root == 0
 
     def leaf(m: Tensor, v: Tensor) -> Tensor:
-        root = torch.sqrt(v if bare else v + eps_root) + eps
-        return cast_leaf(m / root, torch.promote_types(m.dtype, v.dtype))
+        return cast_leaf(m / (torch.sqrt(v if bare else v + eps_root) + eps), torch.promote_types(m.dtype, v.dtype))
 
     return map(leaf, tree, moments)
 

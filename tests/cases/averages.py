@@ -43,7 +43,7 @@ CASES = (
             ({"patience": -1}, ValueError, "patience must be >= 0, got -1"),
             ({"cooldown": 1.5}, TypeError, "cooldown must be a whole number of steps, got 1.5"),
             ({"mode": "low"}, ValueError, "mode must be one of 'min', 'max', got 'low'"),
-            ({"threshold_mode": "sum"}, ValueError, "threshold_mode must be one of 'rel', 'abs', got 'sum'"),
+            ({"threshold_mode": "sum"}, ValueError, "threshold_mode must be one of 'rel', 'abs', 'torch', got 'sum'"),
         ),
     ),
     Case(

@@ -83,9 +83,8 @@ def scale_by_adam(
         nu = tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         mu_hat = tree.debiased_mean(updates, mu, b1, count, nesterov=nesterov)
         direction = tree.div_by_root(mu_hat, tree.bias_correction(nu, b2, count), eps, eps_root)
-        return tree.cast_like(direction, updates), ScaleByAdamState(
-            count, tree.carry(mu, state.mu), tree.carry(nu, state.nu)
-        )
+        state = ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
+        return tree.cast_like(direction, updates), state
 
     return GradientTransformation(init, update, leafwise=True)
 
