@@ -9,6 +9,7 @@ import enum
 import functools
 import inspect
 import textwrap
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, Self, TypeVar
@@ -32,11 +33,16 @@ class Recipe:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def bind(self) -> inspect.BoundArguments:
+    @functools.cached_property
+    def arguments(self) -> Mapping[str, Any]:
         """The arguments sorted to the factory's parameters, defaults filled in."""
         bound = _signature(self.factory).bind(*self.args, **self.kwargs)
         bound.apply_defaults()
-        return bound
+        return bound.arguments
+
+    def bind(self) -> inspect.BoundArguments:
+        """The same, for changes."""
+        return inspect.BoundArguments(_signature(self.factory), OrderedDict(self.arguments))
 
     def remake(self, bound: inspect.BoundArguments) -> Any:
         """Call the factory again."""
@@ -52,7 +58,7 @@ class Recorded:
     @property
     def arguments(self) -> Mapping[str, Any]:
         """The arguments this value was made with, defaults included; empty if no factory made it."""
-        return {} if self.recipe is None else dict(self.recipe.bind().arguments)
+        return {} if self.recipe is None else dict(self.recipe.arguments)
 
     def replace(self, **changes: Any) -> Self:
         """Make this value again with some arguments changed.
@@ -224,7 +230,7 @@ def _fingerprint(value: Any) -> Hashable:
     if isinstance(value, Recorded):
         if value.recipe is None:
             raise _UnknownError
-        arguments = value.recipe.bind().arguments
+        arguments = value.recipe.arguments
         return value.recipe.factory, tuple([(name, _fingerprint(x)) for name, x in arguments.items()])
     if type(value) is float:
         return float, value.hex()

@@ -195,7 +195,7 @@ class Optimizer(FactorySource):
         found = self._found(group)
         check_keys(group, found, self.tx)
         complete_betas(group, {key: value for key, (_, value) in found.items()})
-        numbers = {}
+        numbers, is_changed = {}, False
         for key, (one, value) in found.items():
             peers = [other for other in self.param_groups if other.get("label", "") == group.get("label", "")]
             if callable(value):
@@ -208,7 +208,9 @@ class Optimizer(FactorySource):
             # A scheduler writes into tensors, so each group needs one of its own.
             own = value.clone() if isinstance(value, Tensor) and peers else value
             numbers[one] = group.setdefault(key, own)
-        make_members(self.tx, self._routes[group.get("label", "")], numbers)
+            is_changed = is_changed or numbers[one] is not value
+        if is_changed:
+            make_members(self.tx, self._routes[group.get("label", "")], numbers)  # which judges them
 
 
 def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:

@@ -5,7 +5,8 @@ are put together from those of the whole plan. Positions, slots and places of pa
 """
 
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import chain as concatenated
 from itertools import compress, groupby
 from typing import NamedTuple
 
@@ -29,11 +30,6 @@ def cut_columns(row: Row, part: int) -> Iterator[tuple[int, int]]:
     times, inner = row.extents
     for first in range(0, row.numel // times, inner):
         yield from ((first + start, size) for start, size in cut(inner, part))
-
-
-def is_present(owner: Owner, present: Collection[Owner]) -> bool:
-    """Whether something is computed when the gradients of these leaves, and `None`, are there."""
-    return owner in present or (isinstance(owner, frozenset) and not owner.isdisjoint(present))
 
 
 class Extent(NamedTuple):
@@ -76,14 +72,14 @@ class Selection:
     Args:
         rows: Slots and buffers of 0-dim arithmetic, of the whole plan.
         stages: For each stage what its calls and its rows have.
-        present: The leaves whose gradients are there, and `None`; all if it is `None`.
+        present: The owners that are present; all if it is `None`.
     """
 
     def __init__(
         self,
         rows: "array[int]",
         stages: Iterable[tuple[list[_Operation], list[_Part]]],
-        present: Collection[Owner] | None,
+        present: Set[Owner] | None,
     ) -> None:
         self.rows = rows if present is None else rows[:]
         self.chunks = array("q")  # kernel; positions of buffers and slots; partial result, its step; start, count
@@ -101,7 +97,7 @@ class Selection:
                 if partial is not None and present is not None:
                     fields = self._some(fields[0], partial, present)
                 self.calls.extend(fields)
-            pending = parts if present is None else [part for part in parts if is_present(part.owner, present)]
+            pending = parts if present is None else [part for part in parts if part.owner in present]
             chunks, kernels = len(self.chunks) // CHUNK_FIELDS, []
             for kernel, members in groupby(pending, key=lambda part: part.kernel):
                 start = len(self.chunks)
@@ -113,19 +109,19 @@ class Selection:
             elements = sum([part.numel for part in pending])
             self.sections.append(Section(combines, calls, Extent(chunks, size), kernels, elements))
 
-    def _some(self, form: int, call: Call, present: Collection[Owner]) -> tuple[int, int, int]:
+    def _some(self, form: int, call: Call, present: Set[Owner]) -> tuple[int, int, int]:
         """The rows of a call that are present; of a reduction, the operands."""
         position = len(self.rows)
-        here = [is_present(owner, present) for owner in call.owners]
+        here = map(present.__contains__, call.owners)
         if call.reduces:
             (slot, *operands) = call.rows[0]
             # One of nothing is not needed by anything that is present; the old values of its operands will do.
             operands = list(compress(operands, here)) or operands
             self.rows.extend((slot, *operands))
             return form, position, 1 + len(operands)
-        for row in compress(call.rows, here):
-            self.rows.extend(row)
-        return form, position, sum(here)
+        some = list(compress(call.rows, here))
+        self.rows.extend(concatenated.from_iterable(some))
+        return form, position, len(some)
 
 
 class Tables:
@@ -154,7 +150,7 @@ class Tables:
         self._stages = [(list(map(self._operation, s.calls)), list(map(self._part, s.rows))) for s in stages]
         self.whole = self.select(None)
 
-    def select(self, present: Collection[Owner] | None) -> Selection:
+    def select(self, present: Set[Owner] | None) -> Selection:
         """What is needed when some gradients are absent."""
         return Selection(self._rows, self._stages, present)
 

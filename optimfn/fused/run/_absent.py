@@ -10,7 +10,6 @@ from itertools import compress
 from typing import Any
 
 from ..ir._graph import Node
-from ..plan._tables import is_present
 from ..trace._infer import key
 from ..trace._trace import Graph
 from ._code import Code, Selection
@@ -82,7 +81,7 @@ class _Comparison:
         return True
 
     def _runs(self, node: Node) -> bool:
-        return is_present(self._owners.get(node), self._present)
+        return self._owners.get(node) in self._present
 
     def _open(self, a: Node, b: Node) -> list[tuple[Any, Any]] | None:
         """What must be equal for two nodes to be; `None` if they are not."""

@@ -14,7 +14,6 @@ from ..ir._graph import Layout, Node
 from ..ir._kernels import Owner
 from ..ir._shapes import dense_stride
 from ..plan._plan import Plan
-from ..plan._tables import is_present
 from ..trace._trace import Graph
 from ._cpu import Cpu
 from ._cuda import Cuda
@@ -85,6 +84,7 @@ class Code:
         self._leaf_at = {number - fixed: leaf for leaf, number in enumerate(grads)}
         self.leaf_of = {plan.inputs[number]: leaf for leaf, number in enumerate(grads)}
         self.kinds = [(node.dtype, len(node.layout.shape)) for node in self.leaf_of]
+        self._joint = {own for own in (plan.owners or {}).values() if isinstance(own, frozenset)}
         self.trusted: dict[Any, bool] = {}  # kinds of patterns that were found to need nothing else
         self.written, self.fixed, self.given = fixed if donates else 0, fixed, len(tensors)
         inputs = [*tensors, *graph.captured]
@@ -114,8 +114,9 @@ class Code:
             return known
 
     def present(self, pattern: tuple[bool, ...]) -> frozenset[Owner]:
-        """The owners that are present."""
-        return frozenset([None, *(leaf for leaf, here in enumerate(pattern) if here)])
+        """The owners that are present; one of several leaves is with any of them."""
+        leaves = frozenset([None, *(leaf for leaf, here in enumerate(pattern) if here)])
+        return leaves.union(own for own in self._joint if not own.isdisjoint(leaves))
 
     def are_given(self, pattern: tuple[bool, ...]) -> list[bool]:
         """Which of the inputs that are not fixed are there."""
@@ -137,7 +138,7 @@ class Selection:
         there = [True] * (code.given - code.fixed) if pattern is None else code.are_given(pattern)
 
         def runs(node: Node) -> bool:
-            return present is None or is_present(owners.get(node), present)
+            return present is None or owners.get(node) in present
 
         self.opaque_stages = [(k, [node for node in nodes if runs(node)]) for k, nodes in code.opaque_stages]
         self.released = _last_uses([node for _, nodes in self.opaque_stages for node in nodes], plan.solid)

@@ -42,11 +42,13 @@ class Known:
 
     def __init__(self, tx: GradientTransformation, donate: bool, trees: tuple[Any, ...]) -> None:
         self._tx, self._donate = tx, donate
-        self._structure = Structure(trees)
-        self._size = len(leaves_of(trees))
-        self.fixed_size = len(leaves_of(*trees[:2]))  # leaves of parameters and state, which come first
-        self._fixed_key = Structure(trees[:2]).key
-        self._grads = range(self.fixed_size, self.fixed_size + len(leaves_of(trees[2])))
+        self._structures = list(map(Structure, trees))
+        self._key = tuple([one.key for one in self._structures])
+        pairs = zip(self._structures, trees, strict=True)
+        ends = list(itertools.accumulate(len(one.flatten(own) or ()) for one, own in pairs))
+        self.fixed_size, self._size = ends[1], ends[-1]  # leaves of parameters and state come first
+        self._fixed_key = None if donate else Structure(trees[:2]).key
+        self._grads = range(ends[1], ends[2])
         self.traced: dict[Hashable, list[Traced]] = {}  # several of a signature where masks say something else
         self.last: Traced | None = None
         self._all: Traced | None = None  # what came of all gradients, once some have been absent
@@ -54,7 +56,12 @@ class Known:
 
     def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
         """The leaves of arguments, or `None` if they have another structure."""
-        return self._structure.flatten(trees)
+        leaves: list[Any] = []
+        return leaves if all(one.read(own, leaves) for one, own in zip(self._structures, trees, strict=True)) else None
+
+    def _unflatten(self, leaves: list[Any]) -> tuple[Any, ...]:
+        rest = iter(leaves)
+        return tuple([one.build(rest) for one in self._structures])
 
     def find(self, leaves: list[Any], keys: Keys, misfit: Traced | None = None) -> Traced:
         """The trace for leaves of this signature: an old one, one that another step has made, or a new one.
@@ -124,7 +131,7 @@ class Known:
 
     def _paths(self) -> list[tuple[tuple[Any, ...], int]]:
         """The path of each leaf of `(params, state, grads, extra)`, and its number."""
-        return tree.leaves_with_path(self._structure.unflatten([*range(self._size)]))
+        return tree.leaves_with_path(self._unflatten([*range(self._size)]))
 
     def _find_signature(self, leaves: list[Any], keys: Keys, *, may_trace: bool = True) -> Traced | None:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
@@ -136,7 +143,7 @@ class Known:
         traced = next((old for old in alike if old.holds(leaves)), None)
         if traced is None:
             # What is loaded belongs to it: code holds the addresses of its functions.
-            rest = self._donate, self._structure.key, signature, *MACHINES.values(), _build.loaded()
+            rest = self._donate, self._key, signature, *MACHINES.values(), _build.loaded()
             found = shared.get(keys, rest)
             if found is None and not may_trace:
                 return None
@@ -154,7 +161,7 @@ class Known:
         return traced
 
     def _trace(self, leaves: list[Any], tensors: list[Tensor]) -> Any:
-        params, _, grads, _ = self._structure.unflatten(leaves)
+        params, _, grads, _ = self._unflatten(leaves)
         tree.check_tensors("params", params)
         tree.check_tensors("grads", grads)
         if any(map(is_number, leaves[: self.fixed_size])):
@@ -177,7 +184,7 @@ class Known:
             expected = isinstance(problem, Untraceable | CannotBuild)
             if not expected or isinstance(problem, NoShapes):
                 with torch.no_grad():
-                    pure(self._tx, *self._structure.unflatten(leaves))  # if the rule is to blame, it says so itself
+                    pure(self._tx, *self._unflatten(leaves))  # if the rule is to blame, it says so itself
             reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
             # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
             quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
@@ -202,7 +209,7 @@ class Known:
         results: list[Structure] = []
 
         def function(symbols: list[Any]) -> list[Any]:
-            params, state, grads, extra = self._structure.unflatten(symbols)
+            params, state, grads, extra = self._unflatten(symbols)
             out: Any = pure(self._tx, params, state, grads, extra)
             if self._donate:
                 if tree.structure(out) != tree.structure((params, state)):
@@ -243,13 +250,6 @@ def _without_collecting() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def leaves_of(*trees: Any) -> list[Any]:
-    """The leaves of several trees, `None` among them, in the order of `Structure`."""
-    leaves = Structure(trees).flatten(trees)
-    assert leaves is not None
-    return leaves
 
 
 def device_of(tensors: list[Tensor], fixed: int) -> torch.device:

@@ -14,7 +14,7 @@ from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
 from ._explain import explain
 from ._flatten import Structure
-from ._known import Known, leaves_of, pure
+from ._known import Known, pure
 from ._process import Process
 from ._program import Program
 from ._shared import Keys
@@ -156,7 +156,7 @@ class BoundStep:
 
     def __init__(self, step: Step, params: Params, state: State) -> None:
         self._step, self._params, self._state = step, params, state
-        self._leaves = leaves_of(params, state)
+        self._leaves: list[Any] = []
         self._token = object()  # stands for these leaves, where a comparison one by one would take longer
         self._known: Known | None = None
         self._grads: Structure | None = None
@@ -170,7 +170,8 @@ class BoundStep:
         flat = None if self._grads is None else self._grads.flatten(grads)
         if flat is None:
             self._grads = Structure(grads)
-            self._known, _ = step._known_for(self._params, self._state, grads, {})
+            self._known, leaves = step._known_for(self._params, self._state, grads, {})
+            self._leaves = leaves[: self._known.fixed_size]
             flat = self._grads.flatten(grads)
         assert flat is not None
         assert self._known is not None
