@@ -181,11 +181,7 @@ class Engine(Source):
         here: Sequence[Mapping[ParamKey, Tensor]],
     ) -> tuple[list[Placed], list[GradientTransformation], set[ParamKey]]:
         """The runs in order, their transformations, and the parameters that are still to begin in one of them."""
-        used = [
-            part.rules.uses(members, {id(numbers[i]): i for _, i in part.numbers})
-            for part, members in zip(parts, made, strict=True)
-        ]
-        places = common_places(made, used, list(map(list, here)))
+        places = common_places(parts, made, numbers, list(map(list, here)))
         params = {name: p for own in here for name, p in own.items()}
         positions = {name: i for i, name in enumerate(params)}
         placed, txs, waiting = [], [], set()

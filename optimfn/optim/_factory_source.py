@@ -180,12 +180,8 @@ class FactorySource(Engine):
         begun = {name for name, number in zip(params, numbers, strict=True) if loaded["state"].get(number)}
         parts, tensors = self._parts(self._say(False), False)
         made, _ = make_part_members(parts, tensors, self._live_rates)
-        used = [
-            part.rules.uses(own, {id(x): i for i, x in enumerate(tensors)})
-            for part, own in zip(parts, made, strict=True)
-        ]
         wanted: dict[ParamKey, Entries] = {}
-        for place in common_places(made, used, [[n for n in names if n in begun] for names in self._names()]):
+        for place in common_places(parts, made, tensors, [[n for n in names if n in begun] for names in self._names()]):
             each = template(place, params, self, has_memory=not strict)
             for name, entries in each.scatter(each.state).items():
                 wanted.setdefault(name, {}).update(entries)

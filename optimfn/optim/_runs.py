@@ -12,7 +12,7 @@ from .._typing import State
 from .._wrappers._per_leaf import per_leaf
 from ._layout import Entries, Layout, Memoryless, ParamKey
 from ._members import Member
-from ._pipeline import Run
+from ._pipeline import Part, Run
 
 _MOST_PASTS = 4  # of parameters that step together; beyond, each steps alone
 Params = Mapping[ParamKey, Tensor]
@@ -68,18 +68,24 @@ class Place(NamedTuple):
 
 
 def common_places(
-    made: Sequence[Sequence[Member]], used: Sequence[Sequence[Hashable]], names: Sequence[Sequence[ParamKey]]
+    parts: Sequence[Part],
+    made: Sequence[Sequence[Member]],
+    numbers: Sequence[Tensor],
+    names: Sequence[Sequence[ParamKey]],
 ) -> list[Place]:
     """The members of all groups in order, with the parameters of all groups for which they are the same.
 
     Args:
-        made: The members of each group.
-        used: What tells each from those of other groups in the same place.
+        parts: What each group contributes.
+        made: Its members.
+        numbers: Those of all groups; what a member uses of them tells it from those of other groups in its place.
         names: The parameters of each group.
     """
     found: dict[Any, Place] = {}
-    for number, members in enumerate(made):
-        for member, own in zip(members, used[number], strict=True):
+    for number, (part, members) in enumerate(zip(parts, made, strict=True)):
+        own_numbers = {id(numbers[i]): i for _, i in part.numbers}
+        used = part.rules.uses(members, own_numbers) if len(parts) > 1 else [None for _ in members]
+        for member, own in zip(members, used, strict=True):
             place = found.setdefault((member.place, own), Place(number, member, []))
             place.names.extend(names[number])
     return sorted(found.values(), key=lambda place: place.member.place)
