@@ -3,7 +3,7 @@
 import ctypes
 import struct
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class CpuCode:
         """The files in which its kernels can be read."""
         return _build.sources([function.name for function in self.functions])
 
-    def select(self, present: Collection[Owner] | None) -> "list[array[int]]":
+    def select(self, present: Set[Owner] | None) -> "list[array[int]]":
         """The last five tables of the driver, for a step that has these gradients."""
         chosen, stages = self.tables.select(present), array("q")
         for section in chosen.sections:

@@ -10,7 +10,7 @@ is sent from memory of its own. A graph has tables of its own too, which every r
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from itertools import groupby
@@ -87,13 +87,13 @@ class CudaCode:
         """A table on the device."""
         return torch.tensor(table.tolist() or [0], dtype=torch.int64, device=self.device)
 
-    def select(self, present: Collection[Owner]) -> _Sent:
+    def select(self, present: Set[Owner]) -> _Sent:
         """The tables for a step that has these gradients."""
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise StepAside  # nothing that is not pinned can be sent now
         return self._select(present)
 
-    def _select(self, present: Collection[Owner] | None) -> _Sent:
+    def _select(self, present: Set[Owner] | None) -> _Sent:
         chosen = self.tables.select(present)
         rows, combines, calls = self.sent(chosen.rows), self.sent(chosen.combines), self.sent(chosen.calls)
         return _Sent(rows, combines, calls, self.sent(chosen.chunks), chosen.sections)
