@@ -317,3 +317,21 @@ def test_every_rule_resumes_bit_for_bit(case):
     resumed = of.Optimizer(twin, case.plain())
     resumed.load_state_dict(optimizer.state_dict())
     assert equal(train(twin, resumed, 3, 3, **case.extra), train(net, optimizer, 3, 3, **case.extra))
+
+
+def test_named_parameters_load_by_name_in_any_order():
+    """Of equal shapes, where an order by position would go wrong without a word."""
+    pairs = [(name, torch.nn.Parameter(torch.zeros(2))) for name in "abc"]
+    optimizer = of.Optimizer(pairs, of.adamw(0.1))
+    for k, (_, p) in enumerate(pairs):
+        p.grad = torch.full((2,), float(k))
+    optimizer.step()
+    again = of.Optimizer(pairs[::-1], of.adamw(0.1))
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["param_names"] == ["c", "b", "a"]
+    for _, p in pairs:
+        of.tree.map(lambda x, y: torch.testing.assert_close(x, y, rtol=0, atol=0), again.state[p], optimizer.state[p])
+    other = of.Optimizer([("d", pairs[0][1]), *pairs[1:]], of.adamw(0.1))
+    with pytest.raises(ValueError, match=r"parameters named \['a'\] where this optimizer has \['d'\]; rename"):
+        other.load_state_dict(optimizer.state_dict())
+    assert not other.state

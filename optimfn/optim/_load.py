@@ -18,6 +18,28 @@ class LoadReport(NamedTuple):
     left_over: list[tuple[str, str]]
 
 
+def by_name(groups: Sequence[Mapping[str, Any]], loaded: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict with the parameters of each group in the order of this optimizer, where both have names.
+
+    Raises:
+        ValueError: if a parameter of a group has no fellow of its name.
+    """
+    ordered = []
+    for own, theirs in zip(groups, loaded["param_groups"], strict=False):  # of other numbers of groups, torch speaks
+        names, saved = own.get("param_names"), theirs.get("param_names")
+        if names is not None and saved is not None and len(names) == len(saved) and list(names) != list(saved):
+            numbers = dict(zip(saved, theirs["params"], strict=True))
+            if set(names) != set(saved):
+                raise ValueError(
+                    f"the state dict has parameters named {sorted(set(saved) - set(names))} where this optimizer has "
+                    f"{sorted(set(names) - set(saved))}; rename param_names in its param_groups, or delete them there "
+                    "to load by position"
+                )
+            theirs = {**theirs, "param_names": list(names), "params": [numbers[name] for name in names]}
+        ordered.append(theirs)
+    return {**loaded, "param_groups": ordered + loaded["param_groups"][len(ordered) :]}
+
+
 def compare(
     wanted: Mapping[ParamKey, Entries], names: Sequence[ParamKey], loaded: Mapping[str, Any], strict: bool
 ) -> LoadReport:

@@ -15,7 +15,7 @@ from ._hyperparameters import (
     show,
 )
 from ._layout import Entries, ParamKey
-from ._load import LoadReport, compare, copy_state, fill_in, restore_groups
+from ._load import LoadReport, by_name, compare, copy_state, fill_in, restore_groups
 from ._members import Route, keep_slow, routes
 
 
@@ -149,6 +149,8 @@ class Optimizer(FactorySource):
     ) -> LoadReport:
         """Load what `state_dict` returned; values go into the tensors that are there, if they have the same dtype.
 
+        Where both have names of parameters, a group is loaded by name, in whatever order it was saved.
+
         Args:
             state_dict: It is not changed, and nothing of it is kept.
             strict: Whether every entry of the state must have its counterpart. With `False` those that match are
@@ -159,14 +161,16 @@ class Optimizer(FactorySource):
 
         Raises:
             KeyError: if `strict` and entries are missing or left over; the message lists them.
-            ValueError: if an entry has another shape, or groups or parameters differ in number. Nothing has been
-                loaded then.
+            ValueError: if an entry has another shape, groups or parameters differ in number, or those of a group in
+                their names. Nothing has been loaded then.
         """
         found: list[tuple[LoadReport, dict[ParamKey, Entries], dict[str, Any]]] = []
 
-        def check(_: Any, loaded: dict[str, Any]) -> None:
+        def check(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:
+            loaded = by_name(self.param_groups, loaded)
             wanted = self._wanted(loaded, strict)
             found.append((compare(wanted, list(self._params()), loaded, strict), wanted, loaded))
+            return loaded
 
         old_groups, kept = self.param_groups, {p: dict(entries) for p, entries in self.state.items()}
         handle = self.register_load_state_dict_pre_hook(check)  # the last one, so it sees what the others made
