@@ -164,9 +164,8 @@ def scale_by_zoom_linesearch(
 
         kept = torch.where(state.learning_rate > 0, state.learning_rate, 1.0)
         guess = kept if initial_guess_strategy == "keep" else torch.ones_like(kept)
-        no = torch.zeros_like(kept, dtype=torch.bool)
+        no, unknown = torch.zeros_like(kept, dtype=torch.bool), torch.full_like(kept, math.inf)
         origin = _Point(torch.zeros_like(kept), value, slope_along(updates, grad))
-        unknown = torch.full_like(kept, math.inf)
         info = ZoomLinesearchInfo(torch.zeros_like(state.info.num_linesearch_steps), unknown, unknown)
         start = _Search(info, origin, grad, origin, origin, origin, origin, grad, no, no, no)
         end = tree.while_loop(

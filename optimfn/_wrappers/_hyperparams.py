@@ -140,8 +140,7 @@ def inject_hyperparams(
             return {name: tensor(name, value, count) for name, value in values.items()}
 
         def init(params: Params) -> InjectHyperparamsState:
-            count = tree.count(params)
-            states = {name: schedule.init() for name, schedule in stateful.items()}
+            count, states = tree.count(params), {name: schedule.init() for name, schedule in stateful.items()}
             driven = values_at(count, states, {})
             values = {name: driven[name] if name in driven else tensor(name, live[name], count) for name in live}
             return InjectHyperparamsState(count, values, states, transformation(values).init(params))
@@ -152,8 +151,7 @@ def inject_hyperparams(
             count, states = state.count, state.hyperparams_states
             old = {name: plain(value) for name, value in state.hyperparams.items()}
             check_number(**{f"hyperparams[{name!r}]": value for name, value in old.items()})
-            kept = {name: tensor(name, value, count) for name, value in old.items()}
-            values = {**kept, **values_at(count, states, extra)}
+            values = {name: tensor(name, value, count) for name, value in old.items()} | values_at(count, states, extra)
             states = {name: schedule.update(states[name], **extra) for name, schedule in stateful.items()}
             updates, inner_state = transformation(values).rule(updates, state.inner_state, params, **extra)
             # A tensor that someone has put there keeps its dtype, as everything in a state does.
