@@ -245,9 +245,38 @@ def _fingerprint(value: Any) -> Hashable:
     raise _UnknownError
 
 
+def is_own(value: Any) -> bool:
+    """Whether a value was made by factories of this package alone, and computes nothing with a function of others."""
+    if isinstance(value, Recorded):
+        rule = getattr(value, "rule", None)
+        made = value.recipe is not None and _is_ours(value.recipe.factory) and (rule is None or _is_ours(rule))
+        return made and is_own(list(value.arguments.values()))
+    if isinstance(value, dict):
+        return is_own(list(value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_own, value))
+    return not callable(value) or (inspect.isfunction(value) and _is_own(value))
+
+
+def find_tensors(value: Any) -> list[Tensor]:
+    """The tensors among the arguments that made a value."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Recorded):
+        value = list(value.arguments.values())
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [x for member in value for x in find_tensors(member)] if isinstance(value, list | tuple) else []
+
+
+def _is_ours(function: Any) -> bool:
+    module = getattr(function, "__module__", None) or ""
+    return module.startswith(__name__.partition(".")[0] + ".")
+
+
 def _is_own(function: Any) -> bool:
     """Whether a function of this package says all that it does by its name."""
-    return function.__closure__ is None and function.__module__.startswith(__name__.partition(".")[0] + ".")
+    return function.__closure__ is None and _is_ours(function)
 
 
 _signature = functools.cache(inspect.signature)

@@ -9,9 +9,10 @@ from torch._C import _functorch
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["DispatchMode", "disable_dynamo"]
+__all__ = ["DispatchMode", "disable_dynamo", "without_modes"]
 
 no_torch_function = torch._C._disabled_torch_function_impl  # for subclasses whose operators go to the dispatcher alone
 foreach_add_ = torch._foreach_add_

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
-from .._recipe import factory
+from .._recipe import factory, is_own
 from .._typing import Params, State, Updates
 from .._wrappers._per_leaf import per_leaf
+from ..fused.run._parts import Halves, InHalves
 from ._amp import skip_overflow
 from ._layout import Entries, ParamKey
 from ._members import Member, Place
@@ -86,7 +87,7 @@ class Built(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stepping(GradientTransformation):
+class Stepping(InHalves):
     """What `stepping` makes; it prints as what the user has made."""
 
     parts: Sequence[Part] = ()
@@ -154,7 +155,14 @@ def stepping(
         built = build(parts, runs, state.numbers, state.rates)
         return whole(built, runs, count, takes_sparse).rule(updates, state, params, **extra)
 
-    return Stepping(init_none, update, parts=parts)
+    firsts: list[int] = []  # where the tail begins does not depend on numbers
+
+    def halves(state: EngineState) -> Halves | None:
+        built = build(parts, runs, state.numbers, state.rates)
+        firsts[:] = firsts or [tail_of(built.txs)]
+        return halved(built, runs, count, firsts[0])
+
+    return Stepping(init_none, update, parts=parts, halves=halves)
 
 
 def whole(built: Built, runs: Sequence[Run], count: Count | None, takes_sparse: bool) -> GradientTransformation:
@@ -170,7 +178,38 @@ def whole(built: Built, runs: Sequence[Run], count: Count | None, takes_sparse: 
             state = state._replace(shown=count(updates, runs, state))
         return updates, state
 
-    return skip_overflow(GradientTransformation(init_none, update))
+    made, first = skip_overflow(GradientTransformation(init_none, update)), tail_of(built.txs)
+    split = halved(built, runs, count, first)
+    return InHalves(made.init, made.update, halves=lambda state: split)
+
+
+def tail_of(txs: Sequence[GradientTransformation]) -> int:
+    """The first of the runs after which no leaf sees another; beyond the last if one may call a function of others."""
+    if not all(map(is_own, txs)):
+        return len(txs)
+    return next((i for i in range(len(txs), 0, -1) if not txs[i - 1].leafwise), 0)
+
+
+def halved(built: Built, runs: Sequence[Run], count: Count | None, first: int) -> Halves | None:
+    """The same in two: the runs before the first, and those from there on."""
+    if first == len(runs) or built.schedules or (first and count is not None):
+        return None
+
+    def some(which: range) -> Any:
+        def stage(updates: Updates, state: EngineState, params: Params) -> tuple[Updates, EngineState]:
+            own, names = list(state.runs), list(updates)
+            for i in which:
+                run = runs[i]
+                if first <= i and all(updates[names[position]] is None for position in run.positions):
+                    continue
+                changed, own[i] = built.txs[i].rule(run.own(updates), own[i], run.own(params))
+                updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
+            state = state._replace(runs=tuple(own))
+            return updates, state if count is None else state._replace(shown=count(updates, runs, state))
+
+        return stage
+
+    return Halves(some(range(first)) if first else None, some(range(first, len(runs))))
 
 
 def init_none(params: Params) -> State:

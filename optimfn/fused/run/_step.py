@@ -15,6 +15,7 @@ from ..ir._graph import Misfit, StepAside
 from ._explain import explain
 from ._flatten import Structure
 from ._known import Known, pure
+from ._parts import Parts
 from ._process import Process
 from ._program import Program
 from ._shared import Keys
@@ -43,6 +44,7 @@ class Step:
         self._tx, self._donate, self._backend = tx, donate, backend
         self._structures: list[Known] = []
         self._keys: Keys | None = None
+        self._parts = Parts(tx)
         Process.give_lock(self)
         self._warned: set[str] = set()
         self._ran: Program | str | None = None  # what ran in the last step, or why the rule itself did
@@ -90,6 +92,8 @@ class Step:
         if not self._donate:
             return pure(self._tx, params, state, grads, extra)
         with torch.no_grad():
+            if not extra and self._parts.take(params, state, grads):
+                return params, state
             new = pure(self._tx, params, state, grads, extra)
             state, new_state = settle(state, new[1])
             overwrite((params, state), (new[0], new_state))
@@ -194,6 +198,12 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
     and on other classes of tensors. It also runs, with one warning that says why, if it cannot be traced (it reads
     a tensor on the host, or writes in place) or there is no compiler: none for C, or no Triton.
 
+    A donating step of the rule itself, on half a megabyte of parameters or more, goes through the leaves some at a
+    time, and so holds less than twice the parameters beside the state, if the end of the chain is `leafwise` and the
+    rule is made of this package's factories alone. A function of yours among their arguments may raise, extra arguments
+    may be anything, and tensors may be of other classes or on several devices: there all new values are computed before
+    the first is written, which takes several times the parameters.
+
     Args:
         tx: The optimizer.
         donate: Write the new values into the old tensors and return the same objects. The step then
@@ -205,7 +215,8 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
 
     Returns:
         A `Step`, `step(params, state, grads, **extra) -> (params, state)`. Where a gradient is `None` the
-        parameter and its state stay as they are. If a step raises, nothing has been written.
+        parameter and its state stay as they are. If a step raises, nothing has been written, unless memory runs
+        out while the rule itself runs some leaves at a time.
 
     Raises:
         TypeError: if `tx` is not a `GradientTransformation`.

@@ -38,6 +38,18 @@ def overwrite(old: Tree, new: Tree) -> None:
                 target.copy_(value)
 
 
+def targets_apart(old: Tree) -> tuple[list[int], list[int]]:
+    """Where the memory of the leaves of a tree begins and ends, in order, if each can be written without another.
+
+    Raises:
+        ValueError: if one overlaps another or itself, or was made in inference mode and that is over.
+    """
+    targets = tree.leaves(old)
+    for position, target in enumerate(targets):
+        _check_target(old, position, target)
+    return _taken(old, targets)
+
+
 def settle(old: Tree, new: Tree) -> tuple[Tree, Tree]:
     """Both trees with tensors where they hold numbers, which someone has put in the place of tensors that change.
 
@@ -66,18 +78,9 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
     """The values, copied where writing a target would change them."""
     if torch.compiler.is_compiling():  # memory has no addresses yet; the compiler drops needless copies
         return [value.clone() for value in values]
-    inference = torch.is_inference_mode_enabled()
     for position, (target, value) in enumerate(zip(targets, values, strict=True)):
-        if value is target:
-            continue
-        if target.is_inference() and not inference:
-            raise ValueError(
-                f"{_name(old, position)} was made in inference mode; write to it there, or to a clone of it"
-            )
-        if target.layout == torch.strided and overlaps_itself(target):
-            raise ValueError(
-                f"{_name(old, position)} overlaps itself: elements lie in one place; make it dense with .clone()"
-            )
+        if value is not target:
+            _check_target(old, position, target)
     starts, ends = _taken(old, targets)
 
     def shares(value: Tensor) -> bool:
@@ -87,6 +90,15 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
 
     pairs = zip(targets, values, strict=True)
     return [value.clone() if value is not target and shares(value) else value for target, value in pairs]
+
+
+def _check_target(old: Tree, position: int, target: Tensor) -> None:
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{_name(old, position)} was made in inference mode; write to it there, or to a clone of it")
+    if target.layout == torch.strided and overlaps_itself(target):
+        raise ValueError(
+            f"{_name(old, position)} overlaps itself: elements lie in one place; make it dense with .clone()"
+        )
 
 
 def _taken(old: Tree, targets: Sequence[Tensor]) -> tuple[list[int], list[int]]:

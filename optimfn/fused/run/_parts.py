@@ -1,0 +1,247 @@
+"""A donating step of the rule itself, some leaves at a time.
+
+A rule that computes everything before the first write holds all new values and what leads to them at once, several
+times the parameters. Where no leaf sees another, it need not: called with the gradients of some leaves, and none for
+the others, it gives the new values of these, and everything else as the very objects that it was given. What belongs
+to no leaf alone, such as a count, is written last, so that every part sees the old one.
+
+A step that raises has written nothing. So there are parts only where all that can go wrong has been tried before: the
+rule is of this package throughout, and has run once, part by part, on tensors without values of the same kinds.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tree
+from ..._base import GradientTransformation, apply_updates
+from ..._recipe import find_tensors, is_own
+from ..._torch import is_differentiating, without_modes
+from ..._typing import Params, State, Updates
+from ._write import span, targets_apart
+
+_SHARES = (
+    4,
+    8,
+)  # a part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again
+_LEAST = 2**19  # bytes of parameters; of fewer, walking the trees once a part would take longer than it is worth
+_MOST_KINDS = 64  # that are remembered
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+Stage = Callable[[Updates, State, Params], tuple[Updates, State]]
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+class Halves(NamedTuple):
+    """A rule in two: what looks at all leaves, and what is then done to each leaf alone.
+
+    Each half is given the whole state, and leaves that of the other half as it is.
+    """
+
+    head: Stage | None
+    tail: Stage
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InHalves(GradientTransformation):
+    """A transformation that says itself what its halves are, for a certain state."""
+
+    halves: Callable[[State], Halves | None] = field(default=lambda state: None, kw_only=True)
+
+
+def _halves(tx: GradientTransformation) -> Halves | None:
+    """A rule in two; `None` if its end looks at all leaves."""
+    if tx.leafwise:
+        return Halves(None, tx.rule)
+    keys, members = list(tx.members), list(tx.members.values())
+    first = len(members)
+    while first and members[first - 1].leafwise:
+        first -= 1
+    inner = _halves(members[first - 1]) if first else None
+    if inner is None and first == len(members):
+        return None
+    whole = range(first if inner is None else first - 1)
+    head: list[tuple[Any, Stage]] = [(keys[i], members[i].rule) for i in whole]
+    tail: list[tuple[Any, Stage]] = [(keys[i], members[i].rule) for i in range(first, len(members))]
+    if inner is not None:
+        head += [(keys[first - 1], inner.head)] if inner.head else []
+        tail = [(keys[first - 1], inner.tail), *tail]
+    return Halves(_in_turn(head) if head else None, _in_turn(tail))
+
+
+def _in_turn(stages: Sequence[tuple[Any, Stage]]) -> Stage:
+    """Some members of a chain, one after the other; the states of the others stay as they are."""
+
+    def stage(updates: Updates, state: State, params: Params) -> tuple[Updates, State]:
+        own = dict(state) if isinstance(state, dict) else list(state)
+        for key, member in stages:
+            updates, own[key] = member(updates, own[key], params)
+        return updates, own if isinstance(own, dict) else tuple(own)
+
+    return stage
+
+
+class Parts:
+    """The steps of one transformation part by part."""
+
+    def __init__(self, tx: GradientTransformation) -> None:
+        self._tx = tx
+        self._fixed = _halves(tx) if is_own(tx) else None
+        self._numbers = find_tensors(tx)
+        self._kinds: dict[Hashable, list[list[int]]] = {}
+
+    def take(self, params: Params, state: State, grads: Updates) -> bool:
+        """Take a step, if it can be taken part by part.
+
+        Raises:
+            ValueError: if the tensors to be written share memory, before anything is.
+        """
+        if torch.compiler.is_compiling() or is_differentiating():
+            return False
+        split = self._tx.halves(state) if isinstance(self._tx, InHalves) else self._fixed
+        if split is None:
+            return False
+        if sum([p.nbytes for p in tree.leaves(params) if isinstance(p, Tensor)]) < _LEAST:
+            return False
+        (own, like), (given, other) = tree.flatten(params), tree.flatten(grads)
+        held, form = tree.flatten(state)
+        if like != other or all(g is None for g in given) or not _are_ordinary([*own, *given, *held]):
+            return False
+        # Gradients that come and go make no new kind.
+        given = [p if g is None and p is not None else g for p, g in zip(own, given, strict=True)]
+        kind = like, form, torch.get_default_dtype(), *map(_kind, own), *map(_kind, given), *map(_kind, held)
+        parts = self._kinds.get(kind)
+        if parts is None:
+            parts = self._kinds[kind] = _plan(split, params, state, other.unflatten(given))
+            if len(self._kinds) > _MOST_KINDS:
+                del self._kinds[next(iter(self._kinds))]
+        if not parts:
+            return False
+        starts, ends = targets_apart((params, state))
+
+        def shares(value: Tensor) -> bool:
+            start, end = span(value)
+            after = bisect_right(starts, start)
+            return (after > 0 and start < ends[after - 1]) or (after < len(starts) and starts[after] < end)
+
+        def safe(value: Tensor) -> Tensor:
+            return value.clone() if shares(value) else value
+
+        def write(pairs: Pairs) -> None:
+            for target, value in [(target, safe(value)) for target, value in pairs]:
+                target.copy_(value)
+
+        if any(map(shares, self._numbers)):
+            return False
+        _run(split, parts, params, state, grads, safe, write)
+        return True
+
+
+def _run(
+    split: Halves,
+    parts: Sequence[Sequence[int]],
+    params: Params,
+    state: State,
+    grads: Updates,
+    safe: Callable[[Tensor], Tensor],
+    write: Callable[[Pairs], None],
+) -> None:
+    """Take a step part by part.
+
+    Args:
+        split: The rule.
+        parts: The positions of the leaves of each part.
+        params: The parameters.
+        state: The state.
+        grads: The gradients.
+        safe: Makes a copy of what would change when something is written.
+        write: Writes values into the tensors whose next values they are.
+    """
+    updates, last = grads, dict[int, tuple[Tensor, Tensor]]()
+    if split.head is not None:
+        updates, ahead = split.head(updates, state, params)
+        write(_changed(state, ahead))
+        del ahead
+    leaves, form = tree.flatten(updates)
+    waiting = [None if x is None else safe(x) for x in leaves]
+    del updates, leaves
+    for part in parts:
+        if all(waiting[i] is None for i in part):
+            continue
+        some: list[Any] = [None] * len(waiting)
+        for i in part:
+            some[i], waiting[i] = waiting[i], None  # nobody else holds what the head has made
+        changes, now = split.tail(form.unflatten(some), state, params)
+        del some
+        pairs = [*_changed(state, now), *_changed(params, apply_updates(params, changes))]
+        del changes, now
+        last.update({id(target): (target, value) for target, value in pairs if not target.ndim})
+        write([pair for pair in pairs if pair[0].ndim])
+        del pairs
+    write(list(last.values()))
+
+
+def _changed(old: Any, new: Any) -> Pairs:
+    pairs = zip(tree.leaves(old), tree.leaves(new), strict=True)
+    return [(was, now) for was, now in pairs if now is not was]
+
+
+def _plan(split: Halves, params: Params, state: State, grads: Updates) -> list[list[int]]:
+    """The positions of the leaves of each part; none if the whole step is to be taken at once."""
+    share = _SHARES[split.head is not None]
+    sizes = {i: p.nbytes for i, p in enumerate(tree.flatten(params)[0]) if p is not None}
+    parts, size, most = list[list[int]](), 0.0, sum(sizes.values()) / share
+    for i, own in sizes.items():
+        size += own
+        if not parts or size > most:
+            parts.append([])
+            size = own
+        parts[-1].append(i)
+    return parts if len(parts) > 1 and _succeeds(split, parts, params, state, grads) else []
+
+
+def _succeeds(split: Halves, parts: list[list[int]], params: Params, state: State, grads: Updates) -> bool:
+    """Whether tensors without values can be stepped like this, and nothing but numbers is written in two parts."""
+    written: set[int] = set()
+    fits = True
+
+    def write(pairs: Pairs) -> None:
+        nonlocal fits
+        for target, value in pairs:
+            fits &= target.shape == value.shape and target.dtype == value.dtype and id(target) not in written
+            written.add(id(target))
+
+    with without_modes(), torch.no_grad():
+        try:
+            own, past, given = (tree.map(_hollow, x) for x in (params, state, grads))
+            _run(split, parts, own, past, given, lambda x: x, write)
+        except Exception:  # whatever it is, the rule meets it again when all is computed before the first write
+            return False
+    return fits
+
+
+def _kind(x: Tensor | None) -> Hashable:
+    return None if x is None else (x.shape, x.dtype)
+
+
+def _hollow(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _are_ordinary(leaves: Iterable[Any]) -> bool:
+    """Whether tensors lie densely on one device, with their memory there; numbers may lie elsewhere."""
+    devices = set()
+    for x in leaves:
+        if x is None:
+            continue
+        if type(x) not in _PLAIN or x.layout != torch.strided or x.is_meta or x.is_inference():
+            return False
+        if x.numel() and not x.data_ptr():
+            return False
+        if x.ndim:
+            devices.add(x.device)
+    return len(devices) <= 1
