@@ -18,6 +18,7 @@ from optimfn.fused.run._parts import Parts
 def small(monkeypatch):
     """Also steps of few parameters go in parts."""
     monkeypatch.setattr(_parts, "_LEAST", 0)
+    monkeypatch.setattr(_parts, "_LEAST_LEAF", 0)
 
 
 class Memory(TorchDispatchMode):

@@ -24,11 +24,10 @@ from ..._torch import is_differentiating, without_modes
 from ..._typing import Params, State, Updates
 from ._write import span, targets_apart
 
-_SHARES = (
-    4,
-    8,
-)  # a part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again
-_LEAST = 2**19  # bytes of parameters; of fewer, walking the trees once a part would take longer than it is worth
+# A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, the second.
+_SHARES = 4, 8
+# Bytes of parameters, and of a leaf on average; of fewer, walking the trees once a part takes longer than it is worth.
+_LEAST, _LEAST_LEAF = 2**19, 2**13
 _MOST_KINDS = 64  # that are remembered
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -105,7 +104,8 @@ class Parts:
         split = self._tx.halves(state) if isinstance(self._tx, InHalves) else self._fixed
         if split is None:
             return False
-        if sum([p.nbytes for p in tree.leaves(params) if isinstance(p, Tensor)]) < _LEAST:
+        sizes = [p.nbytes for p in tree.leaves(params) if isinstance(p, Tensor)]
+        if sum(sizes) < max(_LEAST, _LEAST_LEAF * len(sizes)):
             return False
         (own, like), (given, other) = tree.flatten(params), tree.flatten(grads)
         held, form = tree.flatten(state)
