@@ -117,8 +117,6 @@ class CapturedFunction:
 
     def _has_moved(self) -> bool:
         """Bring the hyperparameters up to date, and see whether the graph still writes where the state lies."""
-        for optimizer in self._optimizers:
-            optimizer.write_hyperparameters()
         return [optimizer.addresses() for optimizer in self._optimizers] != self._addresses
 
     def _fill_gradients(self) -> None:

@@ -240,7 +240,10 @@ class Engine(Source):
             self._current(True)
 
     def addresses(self) -> tuple[int, ...]:
-        """Where parameters, state and hyperparameters lie; a captured graph holds as long as that stays so."""
+        """Where parameters, state and hyperparameters lie; a captured graph holds as long as that stays so.
+
+        Like `write_hyperparameters`, it first puts the hyperparameters of the groups where the rule reads them.
+        """
         bound, _ = self._current(False)
         held = [] if bound is None else [*bound.params.values(), *tree.leaves(bound.state)]
         entries = [x for own in self.state.values() for x in own.values() if isinstance(x, Tensor)]

@@ -9,7 +9,6 @@ A step that raises has written nothing. So there are parts only where all that c
 rule is of this package throughout, and has run once, part by part, on tensors without values of the same kinds.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from ..._base import GradientTransformation, apply_updates
 from ..._recipe import find_tensors, is_own
 from ..._torch import is_differentiating, without_modes
 from ..._typing import Params, State, Updates
-from ._write import span, targets_apart
+from ._write import targets_apart
 
 # A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, the second.
 _SHARES = 4, 8
@@ -121,21 +120,16 @@ class Parts:
                 del self._kinds[next(iter(self._kinds))]
         if not parts:
             return False
-        starts, ends = targets_apart((params, state))
-
-        def shares(value: Tensor) -> bool:
-            start, end = span(value)
-            after = bisect_right(starts, start)
-            return (after > 0 and start < ends[after - 1]) or (after < len(starts) and starts[after] < end)
+        taken = targets_apart((params, state))
 
         def safe(value: Tensor) -> Tensor:
-            return value.clone() if shares(value) else value
+            return value.clone() if taken.holds(value) else value
 
         def write(pairs: Pairs) -> None:
             for target, value in [(target, safe(value)) for target, value in pairs]:
                 target.copy_(value)
 
-        if any(map(shares, self._numbers)):
+        if any(map(taken.holds, self._numbers)):
             return False
         _run(split, parts, params, state, grads, safe, write)
         return True

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,21 @@ def overwrite(old: Tree, new: Tree) -> None:
                 target.copy_(value)
 
 
-def targets_apart(old: Tree) -> tuple[list[int], list[int]]:
-    """Where the memory of the leaves of a tree begins and ends, in order, if each can be written without another.
+class Taken(NamedTuple):
+    """Stretches of memory, apart and in order."""
+
+    starts: list[int]
+    ends: list[int]
+
+    def holds(self, value: Tensor) -> bool:
+        """Whether a tensor has memory in them."""
+        start, end = span(value)
+        after = bisect_right(self.starts, start)
+        return (after > 0 and start < self.ends[after - 1]) or (after < len(self.starts) and self.starts[after] < end)
+
+
+def targets_apart(old: Tree) -> Taken:
+    """Where the memory of the leaves of a tree lies, if each can be written without another.
 
     Raises:
         ValueError: if one overlaps another or itself, or was made in inference mode and that is over.
@@ -81,15 +94,8 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
     for position, (target, value) in enumerate(zip(targets, values, strict=True)):
         if value is not target:
             _check_target(old, position, target)
-    starts, ends = _taken(old, targets)
-
-    def shares(value: Tensor) -> bool:
-        start, end = span(value)
-        after = bisect_right(starts, start)
-        return (after > 0 and start < ends[after - 1]) or (after < len(starts) and starts[after] < end)
-
-    pairs = zip(targets, values, strict=True)
-    return [value.clone() if value is not target and shares(value) else value for target, value in pairs]
+    taken, pairs = _taken(old, targets), zip(targets, values, strict=True)
+    return [value.clone() if value is not target and taken.holds(value) else value for target, value in pairs]
 
 
 def _check_target(old: Tree, position: int, target: Tensor) -> None:
@@ -101,8 +107,8 @@ def _check_target(old: Tree, position: int, target: Tensor) -> None:
         )
 
 
-def _taken(old: Tree, targets: Sequence[Tensor]) -> tuple[list[int], list[int]]:
-    """Where the memory of the targets begins and ends, apart and in order; they may lie between each other.
+def _taken(old: Tree, targets: Sequence[Tensor]) -> Taken:
+    """Where the memory of the targets lies; they may lie between each other.
 
     Raises:
         ValueError: if two have an element in common.
@@ -123,7 +129,7 @@ def _taken(old: Tree, targets: Sequence[Tensor]) -> tuple[list[int], list[int]]:
                 raise ValueError(f"{names[0]} and {names[1]} share memory, so only one could be kept")
         ends[-1] = max(ends[-1], end)
         near.append(position)
-    return starts, ends
+    return Taken(starts, ends)
 
 
 def span(x: Tensor) -> tuple[int, int]:
