@@ -1,6 +1,7 @@
 """Shapes and strides."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,16 @@ def dense_stride(x: Tensor) -> tuple[int, ...] | None:
         strides[axis] = step
         step *= x.shape[axis]
     return tuple(strides)
+
+
+def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether several elements fill their memory without holes or overlaps, in any order of the axes."""
+    step = 1
+    for distance, size in sorted([(s, n) for s, n in zip(stride, shape, strict=True) if n > 1]):
+        if distance != step:
+            return False
+        step *= size
+    return True
 
 
 def overlaps_itself(x: Tensor) -> bool:

@@ -5,8 +5,7 @@ are put together from those of the whole plan. Positions, slots and places of pa
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from itertools import chain as concatenated
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import compress, groupby
 from typing import NamedTuple
 
@@ -60,10 +59,12 @@ class _Part(NamedTuple):
 
 
 class _Operation(NamedTuple):
-    """What one call has in the tables, and where some of it may be left out, the call."""
+    """What one call has in the tables; where some of it may be left out, also its rows."""
 
     fields: tuple[int, int, int]
-    partial: Call | None
+    owners: Sequence[Owner] = ()
+    rows: Sequence[bytes] = ()  # of a reduction its result and its operands
+    reduces: bool = False
 
 
 class Selection:
@@ -93,10 +94,9 @@ class Selection:
                 self.combines += part.combines
             combines = Extent(first // COMBINE_FIELDS, (len(self.combines) - first) // COMBINE_FIELDS)
             calls = Extent(len(self.calls) // CALL_FIELDS, len(operations))
-            for fields, partial in operations:
-                if partial is not None and present is not None:
-                    fields = self._some(fields[0], partial, present)
-                self.calls.extend(fields)
+            for operation in operations:
+                whole = present is None or not operation.rows
+                self.calls.extend(operation.fields if whole else self._some(operation, present or set()))
             pending = parts if present is None else [part for part in parts if part.owner in present]
             chunks, kernels = len(self.chunks) // CHUNK_FIELDS, []
             for kernel, members in groupby(pending, key=lambda part: part.kernel):
@@ -109,19 +109,17 @@ class Selection:
             elements = sum([part.numel for part in pending])
             self.sections.append(Section(combines, calls, Extent(chunks, size), kernels, elements))
 
-    def _some(self, form: int, call: Call, present: Set[Owner]) -> tuple[int, int, int]:
+    def _some(self, operation: _Operation, present: Set[Owner]) -> tuple[int, int, int]:
         """The rows of a call that are present; of a reduction, the operands."""
-        position = len(self.rows)
-        here = map(present.__contains__, call.owners)
-        if call.reduces:
-            (slot, *operands) = call.rows[0]
+        position, rows = len(self.rows), operation.rows
+        here = map(present.__contains__, operation.owners)
+        if operation.reduces:
             # One of nothing is not needed by anything that is present; the old values of its operands will do.
-            operands = list(compress(operands, here)) or operands
-            self.rows.extend((slot, *operands))
-            return form, position, 1 + len(operands)
-        some = list(compress(call.rows, here))
-        self.rows.extend(concatenated.from_iterable(some))
-        return form, position, len(some)
+            some = [rows[0], *(list(compress(rows[1:], here)) or rows[1:])]
+        else:
+            some = list(compress(rows, here))
+        self.rows.frombytes(b"".join(some))
+        return operation.fields[0], position, len(some)
 
 
 class Tables:
@@ -160,7 +158,10 @@ class Tables:
             self._rows.extend(row)
         count = len(call.rows[0]) if call.reduces else len(call.rows)
         fields = self._forms[call.form], position, count
-        return _Operation(fields, call if any(owner is not None for owner in call.owners) else None)
+        if all(owner is None for owner in call.owners):
+            return _Operation(fields)
+        rows = [[one] for one in call.rows[0]] if call.reduces else call.rows
+        return _Operation(fields, call.owners, [array("q", row).tobytes() for row in rows], call.reduces)
 
     def _part(self, row: Row) -> _Part:
         """Cut a leaf into chunks, and say how to combine what they reduce."""

@@ -81,7 +81,8 @@ class Code:
         self.graph, self.plan, self.captured, self.device = graph, plan, graph.captured, graph.device
         self.targets, self.decisions = targets, graph.decisions
         fixed = sum(target is not None for target in targets)
-        self._leaf_at = {number - fixed: leaf for leaf, number in enumerate(grads)}
+        leaf_at = {number: leaf for leaf, number in enumerate(grads)}
+        self._leaves = [leaf_at.get(number) for number in range(fixed, len(tensors))]
         self.leaf_of = {plan.inputs[number]: leaf for leaf, number in enumerate(grads)}
         self.kinds = [(node.dtype, len(node.layout.shape)) for node in self.leaf_of]
         self._joint = {own for own in (plan.owners or {}).values() if isinstance(own, frozenset)}
@@ -120,8 +121,7 @@ class Code:
 
     def are_given(self, pattern: tuple[bool, ...]) -> list[bool]:
         """Which of the inputs that are not fixed are there."""
-        others = range(self.given - self.fixed)
-        return [i not in self._leaf_at or pattern[self._leaf_at[i]] for i in others]
+        return [leaf is None or pattern[leaf] for leaf in self._leaves]
 
 
 class Selection:
@@ -147,7 +147,9 @@ class Selection:
         self.signature = code.other_signature if present is None else code.other_signature.of_some(there)
         self.is_whole = present is None
         self.tables = None if present is None else code.for_machine.select(present)
-        self.kept = {i: code.targets[i] for i, x in enumerate(plan.outputs) if x.node is not None and not runs(x.node)}
+        # What is written in place stays by itself.
+        given = () if code.written else enumerate(plan.outputs)
+        self.kept = {i: code.targets[i] for i, x in given if x.node is not None and not runs(x.node)}
 
 
 def _last_uses(nodes: Sequence[Node], kept: Set[Node]) -> dict[Node, list[Node]]:

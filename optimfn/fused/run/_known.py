@@ -52,6 +52,7 @@ class Known:
         self.traced: dict[Hashable, list[Traced]] = {}  # several of a signature where masks say something else
         self.last: Traced | None = None
         self._all: Traced | None = None  # what came of all gradients, once some have been absent
+        self._slots: list[int] = []  # where they stand among the leaves
         self._unlike: dict[int, tuple[Any, ...]] = {}  # kinds of gradients that are not those of their parameters
 
     def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
@@ -87,10 +88,10 @@ class Known:
             known = self._find_signature(self._with_stand_ins(leaves), keys, may_trace=bool(self.traced))
             if known is None:
                 return None
-            self._all = known
+            self._all, self._slots = known, [i for i in known.positions if i in self._grads]
         if known.program is None or known.result is None:
             return known
-        slots = [i for i in known.positions if i in self._grads]
+        slots = self._slots
         pattern = tuple([leaves[i] is not None for i in slots])
         if not any(pattern) or all(pattern) or not (self._donate or known.result.key == self._fixed_key):
             return None
@@ -106,7 +107,7 @@ class Known:
         selection = select(known.program.code, pattern, trace)
         if selection is None:
             return None
-        return Traced(leaves, known.program, known.result, selection, known.positions)
+        return known.select(selection, [i for i, here in zip(slots, pattern, strict=True) if not here])
 
     def _with_stand_ins(self, leaves: list[Any]) -> list[Any]:
         """The leaves, with something like them for gradients that are absent."""

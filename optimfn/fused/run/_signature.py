@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ir._shapes import dense_stride
+from ..ir._shapes import is_dense
 
 _dtype, _shape, _device = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("device")
 _is_cpu, _layout = operator.attrgetter("is_cpu"), operator.attrgetter("layout")  # is_cpu is faster than device
@@ -30,7 +30,7 @@ class Signature:
         self._classes = list(map(type, tensors))
         self._devices = None if all(map(_is_cpu, tensors)) else list(map(_device, tensors))
         self._hash: int | None = None
-        self._may_be_negated: list[int] | None = None
+        self._may_be_negated: list[bool] | None = None
 
     @property
     def _columns(self) -> tuple[Any, ...]:
@@ -52,16 +52,20 @@ class Signature:
             strides = list(map(Tensor.stride, tensors))
         except RuntimeError:  # sparse tensors have none
             return False
-        if self._may_be_negated is None:
-            # A negated view of a complex tensor's imaginary part has holes, unless it has one element.
-            self._may_be_negated = [i for i, x in enumerate(tensors) if x.numel() < 2 or dense_stride(x) is None]
         return (
             strides == self._strides
             and list(map(_shape, tensors)) == self._shapes
             and list(map(_dtype, tensors)) == self._dtypes
             and (all(map(_is_cpu, tensors)) if self._devices is None else list(map(_device, tensors)) == self._devices)
-            and not any(tensors[i].is_neg() for i in self._may_be_negated)
+            and not any(map(Tensor.is_neg, compress(tensors, self._doubtful())))
         )
+
+    def _doubtful(self) -> list[bool]:
+        """Which may be negated: a negated view of an imaginary part has holes, unless it has one element."""
+        if self._may_be_negated is None:
+            kinds = zip(self._shapes, self._strides, strict=True)
+            self._may_be_negated = [shape.numel() < 2 or not is_dense(shape, stride) for shape, stride in kinds]
+        return self._may_be_negated
 
     def of_some(self, present: Sequence[bool]) -> "Signature":
         """The signature of some of the tensors."""
@@ -69,9 +73,7 @@ class Signature:
         some._dtypes, some._shapes = list(compress(self._dtypes, present)), list(compress(self._shapes, present))
         some._strides, some._classes = list(compress(self._strides, present)), list(compress(self._classes, present))
         some._devices = None if self._devices is None else list(compress(self._devices, present))
-        some._hash = some._may_be_negated = None
-        if self._may_be_negated == []:
-            some._may_be_negated = []
+        some._hash, some._may_be_negated = None, list(compress(self._doubtful(), present))
         return some
 
 

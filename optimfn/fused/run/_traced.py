@@ -1,5 +1,6 @@
 """What came of a trace, for one step."""
 
+import copy
 from typing import Any
 
 import torch
@@ -16,11 +17,9 @@ class Traced:
     """What came of tracing leaves of one signature: a program, or the reason why there is none.
 
     Args:
-        leaves: The leaves; where the trace had a tensor that is absent, `None`.
+        leaves: The leaves.
         program: The program.
         result: The structure of its result.
-        selection: What to run of it.
-        positions: Where the trace had tensors, if not where the leaves are.
         reason: Why there is none.
         quiet: Whether that is no surprise.
         aside: Why the rule itself runs without a word, if there is neither.
@@ -31,21 +30,26 @@ class Traced:
         leaves: list[Any],
         program: Program | None = None,
         result: Structure | None = None,
-        selection: Selection | None = None,
-        positions: list[int] | None = None,
         reason: str = "",
         *,
         quiet: bool = False,
         aside: str = "the rule itself runs for these arguments",
     ) -> None:
         self.aside = aside
-        self.program, self.result, self.selection = program, result, selection
+        self.program, self.result = program, result
+        self.selection: Selection | None = None  # what to run of it; all, if there is none
         self.reason, self.quiet = reason, quiet
-        self.positions = positions or [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        self.positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         # Functions and objects do not count: a rule that uses one has no program.
         plain = [(i, x) for i, x in enumerate(leaves) if isinstance(x, PLAIN) and not isinstance(x, Tensor)]
         self._others = [] if self.reason else plain
         self._default_dtype = torch.get_default_dtype()
+
+    def select(self, selection: Selection, absent: list[int]) -> "Traced":
+        """The same with some of the tensors absent; these are their places among the leaves."""
+        some = copy.copy(self)
+        some.selection, some._others = selection, self._others + [(i, None) for i in absent]
+        return some
 
     def agrees(self, leaves: list[Any]) -> bool:
         """Whether the leaves that are no tensors, and what rules may look at besides numbers, are as in the trace."""
