@@ -89,6 +89,17 @@ def set_gradients(own, theirs, absent=0.0):
         q.grad = p.grad.clone() if present else None
 
 
+def needs_state_made_late(name):
+    """Skip where torch's own class makes its state at construction alone: Adagrad of torch 2.10."""
+    own, _, theirs, reference = make_pair(name, torch.float64, {})
+    set_gradients(own, theirs)
+    reference.state.clear()
+    try:
+        reference.step()
+    except KeyError:
+        pytest.skip("torch's own class of this version steps no parameter that joined, or lost its state, later")
+
+
 def train(own, optimizer, theirs, reference, steps, absent=0.0):
     for _ in range(steps):
         set_gradients(own, theirs, absent)
@@ -250,6 +261,7 @@ def test_copies_go_on_by_themselves(name, how):
 
 @every_class
 def test_groups_have_their_own_options_and_join_later(name):
+    needs_state_made_late(name)
     kwargs = {} if name == "Rprop" else {"weight_decay": 0.1}
     own, _, theirs, _ = make_pair(name, torch.float64, {})
 
@@ -287,6 +299,7 @@ def test_options_changed_by_hand_are_followed(name):
 
 @every_class
 def test_state_edited_by_hand_is_followed(name):
+    needs_state_made_late(name)
     own, optimizer, theirs, reference = make_pair(name, torch.float64, {})
     for step in range(8):
         set_gradients(own, theirs)
@@ -302,6 +315,14 @@ def test_state_edited_by_hand_is_followed(name):
             if step == 6:
                 side.state.pop(params[1], None)
     assert_same(own, optimizer, theirs, reference)
+
+
+def clear_state(optimizer, _):
+    optimizer.state.clear()
+
+
+def pop_state(optimizer, params):
+    optimizer.state.pop(params[0], None)
 
 
 def replace_entries(optimizer, params):
@@ -358,8 +379,8 @@ def change_list(optimizer, _):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda optimizer, _: optimizer.state.clear(),
-        lambda optimizer, params: optimizer.state.pop(params[0], None),
+        clear_state,
+        pop_state,
         lambda _, params: params[0].requires_grad_(False),
         load_own_checkpoint,
         replace_entries,
@@ -375,6 +396,8 @@ def change_list(optimizer, _):
 def test_what_changes_behind_its_back_is_noticed(name, dtype, change):
     if dtype.is_complex and not INFOS[name].supports_complex:
         pytest.skip("real only")
+    if change in (clear_state, pop_state):
+        needs_state_made_late(name)
     own, optimizer, theirs, reference = make_pair(name, dtype, {})
     if change is swap_entries:
         for params, side in ((own, optimizer), (theirs, reference)):

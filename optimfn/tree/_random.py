@@ -107,6 +107,8 @@ def _mix(x: Tensor) -> Tensor:
 def _hash(text: str) -> int:
     """FNV-1a in 32 bits: Python's own hash changes from run to run."""
     value = 0x811C9DC5
-    for byte in text.encode():
+    encoded = text.encode()
+    for i in range(len(encoded)):  # not over the bytes themselves: torch 2.10 cannot trace that
+        byte = encoded[i]
         value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
     return value
