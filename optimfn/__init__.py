@@ -214,6 +214,7 @@ from ._transforms._unitwise import unitwise_norm as unitwise_norm
 from ._transforms._zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
 from ._transforms._zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
 from ._transforms._zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
+from ._typing import Assign as Assign
 from ._typing import Mask as Mask
 from ._typing import Params as Params
 from ._typing import Scalar as Scalar

@@ -1,16 +1,17 @@
 """The pair of functions that every optimizer is, and the ways to put such pairs together."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from . import tree
+from ._assign import becomes, values
 from ._checks import check_callable, check_steps
+from ._gate import Gate, InitGate, UpdateGate
 from ._recipe import Recorded, factory
-from ._typing import Params, Scalar, State, Tree, Updates
+from ._typing import Assign, Params, Scalar, State, Tree, Updates
 
 
 class InitFn(Protocol):
@@ -29,54 +30,6 @@ class UpdateFn(Protocol):
         """Transform the updates; nothing that is passed in is written to."""
 
 
-class _Gate:
-    """A function behind a look at the trees that come in from outside."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        own: Any = self
-        functools.update_wrapper(own, function, updated=())
-
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self  # as for any function
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.function,)
-
-
-class _InitGate(_Gate):
-    def __call__(self, params: Params) -> State:
-        """Make the state for these parameters."""
-        tree.check_tensors("params", params)
-        return self.function(params)
-
-
-class _UpdateGate(_Gate):
-    def __call__(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        """Transform the updates; nothing that is passed in is written to."""
-        like = updates if params is None else params
-        usual = tree.fits(updates, like)
-        if not usual:
-            tree.check_tensors("updates", updates)
-            tree.check_tensors("params", params)
-            # A rule may take the gradients of many examples, along a first axis, as long as one update comes out.
-            tree.check_shapes(updates, like, examples=True)
-        try:
-            new: tuple[Updates, State] = self.function(updates, state, params, **extra)
-        except Exception:
-            if not usual:
-                tree.check_shapes(updates, like)
-            raise
-        if not (usual and params is not None) and not tree.fits(new[0], like):
-            if params is None:
-                tree.check_shapes(updates, new[0], "the update that it meets in the state", examples=True)
-            else:
-                tree.check_shapes(new[0], params)
-        return new
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientTransformation(Recorded):
     """An optimizer, or a part of one, as an immutable pair of pure functions.
@@ -92,6 +45,7 @@ class GradientTransformation(Recorded):
         members: The members of a chain, by their place in its state; empty for everything else.
         leafwise: A promise that no leaf sees another: transforming a tree is transforming each of its leaves alone,
             counts included. `Optimizer` then counts the steps of each parameter by itself.
+        takes_assigned: A promise that it changes no leaf that is `Assign`, or knows what it does. All others refuse one.
         recipe: How it was made; `factory` fills it in.
 
     Shapes:
@@ -111,16 +65,19 @@ class GradientTransformation(Recorded):
     update: UpdateFn
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
     leafwise: bool = field(default=False, kw_only=True)
+    takes_assigned: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, gate in {"init": _InitGate, "update": _UpdateGate}.items():
-            if not isinstance(getattr(self, name), _Gate):
-                object.__setattr__(self, name, gate(getattr(self, name)))
+        if not isinstance(self.init, Gate):
+            object.__setattr__(self, "init", InitGate(self.init))
+        update = self.update.function if isinstance(self.update, UpdateGate) else self.update
+        object.__setattr__(self, "update", UpdateGate(update, self.takes_assigned, self.recipe))
 
     @property
     def rule(self) -> UpdateFn:
         """`update` without the look at its arguments, for a caller that has had one."""
-        rule: UpdateFn = getattr(self.update, "function", self.update)
+        update: Any = self.update
+        rule: UpdateFn = update.rule
         return rule
 
     def __iter__(self) -> Iterator[Any]:
@@ -157,7 +114,7 @@ def identity() -> GradientTransformation:
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         return updates, state
 
-    return GradientTransformation(init_empty_state, update, leafwise=True)
+    return GradientTransformation(init_empty_state, update, leafwise=True, takes_assigned=True)
 
 
 @factory
@@ -172,7 +129,8 @@ def set_to_zero() -> GradientTransformation:
         >>> of.set_to_zero().update(torch.ones(1), of.EmptyState())[0]
         tensor([0.])
     """
-    return leafwise(stateless(lambda updates, params: tree.zeros_like(updates)))
+    zero = stateless(lambda updates, params: tree.zeros_like(values(updates)))
+    return replace(zero, leafwise=True, takes_assigned=True)
 
 
 @factory
@@ -269,7 +227,8 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         return updates, tuple(states)
 
     alone = all(member.leafwise for member in transforms)
-    return GradientTransformation(init, update, members=dict(enumerate(transforms)), leafwise=alone)
+    members = dict(enumerate(transforms))
+    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True)
 
 
 @factory
@@ -308,13 +267,14 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
         return updates, states
 
     alone = all(member.leafwise for member in members.values())
-    return GradientTransformation(init, update, members=members, leafwise=alone)
+    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
     """Add the updates to the parameters.
 
-    The sum is taken in the wider of the two dtypes and rounded once, to that of the parameter.
+    The sum is taken in the wider of the two dtypes and rounded once, to that of the parameter. Where the update is an
+    `Assign`, the parameter becomes its value.
 
     Args:
         params: The parameters.
@@ -330,12 +290,13 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         tensor([0.7500])
     """
 
-    def leaf(p: Tensor, u: Tensor | None) -> Tensor:
+    def leaf(p: Tensor, u: Any) -> Tensor:
         if u is None:
             return p
-        if u.shape != p.shape:
-            tree.check_shapes(updates, params)
-        return tree.cast_leaf(p + u, p.dtype)
+        given = u.value if type(u) is Assign else u
+        if given is not None and given.shape != p.shape:
+            tree.check_shapes(values(updates), params)
+        return becomes(p, u)
 
     try:
         return tree.map(leaf, params, updates)

@@ -248,7 +248,7 @@ def _fingerprint(value: Any) -> Hashable:
 def is_own(value: Any) -> bool:
     """Whether a value was made by factories of this package alone, and computes nothing with a function of others."""
     if isinstance(value, Recorded):
-        rule = getattr(value, "rule", None)
+        rule = getattr(getattr(value, "update", None), "function", None)  # behind its gate
         made = value.recipe is not None and _is_ours(value.recipe.factory) and (rule is None or _is_ours(rule))
         return made and is_own(list(value.arguments.values()))
     if isinstance(value, dict):

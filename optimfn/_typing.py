@@ -1,7 +1,7 @@
 """The words the signatures are written in."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -31,3 +31,20 @@ Mask: TypeAlias = Tree | Callable[[Params], Tree]
 
 Count: TypeAlias = Any
 """A 0-dim int64 tensor. Named apart because a field `count` hides a method of tuples, which checkers object to."""
+
+
+class Assign(NamedTuple):
+    """An update that is no step: its parameter becomes this value, bit for bit, where `p + (value - p)` may not be it.
+
+    A transformation returns it in the place of a leaf of the updates; `tree.map(Assign, values)` makes a tree of them.
+    `apply_updates`, `make_step` and `Optimizer` write the value, rounded once if its dtype is another. What comes after
+    it in a chain may look at it (`params_ema`, `monitor`) or leave it alone; what would change it is refused by name.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> p, mean = torch.tensor([3e8]), torch.tensor([0.1])
+        >>> of.apply_updates(p, mean - p), of.apply_updates(p, of.Assign(mean))
+        (tensor([0.]), tensor([0.1000]))
+    """
+
+    value: Tensor  # what the parameter is to be, in its shape

@@ -57,6 +57,23 @@ def like(params):
     return of.tree.map(torch.randn_like, params)
 
 
+def told(updates, grads):
+    """The updates with what is assigned in the place of its `Assign`, which may be wider than its gradient."""
+
+    def leaf(g, u):
+        if not isinstance(u, of.Assign):
+            return u
+        assert u.value.dtype in (g.dtype, torch.promote_types(g.dtype, torch.float32))
+        return u.value.to(g.dtype)
+
+    return of.tree.map(leaf, grads, updates)
+
+
+def steps(updates, params):
+    """The updates as what is added, also where they are assigned."""
+    return of.tree.map(lambda p, u: u.value - p if isinstance(u, of.Assign) else u, params, updates)
+
+
 def follow(tx, params, gradients, **extra):
     """The parameters after every step."""
     state, trajectory = tx.init(params), []

@@ -22,6 +22,8 @@ LEVELS = [
     ["_checks"],
     ["_recipe"],
     ["tree"],
+    ["_assign"],
+    ["_gate"],
     ["_schedules", "_base", "_numerics", "_state_dict"],
     ["_transforms", "_wrappers"],
     ["_algorithms"],

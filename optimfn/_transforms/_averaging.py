@@ -86,7 +86,7 @@ def params_ema(decay: Scalar, debias: bool = False) -> GradientTransformation:
         mean = tree.lerp(state.ema, apply_updates(params, updates), weight)
         return updates, ParamsEmaState(count, tree.carry(mean, state.ema))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, takes_assigned=True)
 
 
 @factory
@@ -146,7 +146,7 @@ def params_swa(start: int = 0, every: int = 1) -> GradientTransformation:
         mean = tree.lerp(state.average, apply_updates(params, updates), weight)
         return updates, ParamsSwaState(state.count + 1, n_averaged, tree.carry(mean, state.average))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_assigned=True)
 
 
 def _copy(params: Params) -> Params:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._assign import steps
 from .._base import GradientTransformation, stateless
 from .._checks import check_callable
 from .._recipe import factory
@@ -61,9 +62,9 @@ def snapshot(measure_name: str, measure: Measure) -> GradientTransformation:
     def update(
         updates: Updates, state: SnapshotState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SnapshotState]:
-        return updates, SnapshotState(tree.keep({measure_name: measure(updates)}, state.measurement))
+        return updates, SnapshotState(tree.keep({measure_name: measure(steps(updates, params))}, state.measurement))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_assigned=True)
 
 
 @factory
@@ -119,10 +120,10 @@ def monitor(measures: Mapping[str, Measure | GradientTransformation]) -> Gradien
     def update(
         updates: Updates, state: MonitorState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, MonitorState]:
-        found, states = look(updates, state.measure_states, params, extra)
+        found, states = look(steps(updates, params), state.measure_states, params, extra)
         return updates, MonitorState(tree.keep(found, state.measurements), states)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_assigned=True)
 
 
 @factory

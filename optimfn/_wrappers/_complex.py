@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
-from .._typing import Params, State, Updates
+from .._typing import Assign, Params, State, Updates
 
 
 class SplitRealAndImaginaryState(NamedTuple):
@@ -50,7 +52,13 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     ) -> tuple[Updates, SplitRealAndImaginaryState]:
         real_params = None if params is None else tree.as_reals(params)
         parts, inner_state = inner.update(tree.as_reals(updates), state.inner_state, real_params, **extra)
-        joined = tree.map(tree.as_complex, parts, updates)
+        joined = tree.map(_joined, updates, parts)
         return joined, SplitRealAndImaginaryState(inner_state)
 
     return GradientTransformation(init, update, leafwise=inner.leafwise)
+
+
+def _joined(like: Tensor, part: Any) -> Any:
+    if part is None:
+        return None
+    return Assign(_joined(like, part.value)) if type(part) is Assign else tree.as_complex(part, like)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from .. import tree
+from .._assign import choose
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_callable
 from .._recipe import factory
@@ -69,11 +70,11 @@ def conditionally_transform(
     ) -> tuple[Updates, ConditionallyTransformState]:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
         changed, inner_state = inner.rule(updates, state.inner_state, params, **extra)
-        return tree.where(condition, changed, updates), ConditionallyTransformState(
+        return choose(condition, changed, updates, params), ConditionallyTransformState(
             tree.where(condition, inner_state, state.inner_state), state.step + 1
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_assigned=True)
 
 
 @factory
@@ -113,8 +114,8 @@ def conditionally_mask(
     ) -> tuple[Updates, ConditionallyMaskState]:
         condition = should_transform_fn(state.step, **(extra if forward_extra_args else {}))
         changed, inner_state = inner.rule(updates, state.inner_state, params, **extra)
-        return tree.where(condition, changed, tree.zeros_like(changed)), ConditionallyMaskState(
+        return choose(condition, changed, 0.0, params), ConditionallyMaskState(
             state.step + 1, tree.where(condition, inner_state, state.inner_state)
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_assigned=True)

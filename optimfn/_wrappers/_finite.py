@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._assign import choose
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_steps
 from .._recipe import factory
@@ -63,14 +64,14 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
         finite = _all_finite(updates, state.last_finite)
         passes = finite | (state.notfinite_count >= max_consecutive_errors)
         new_updates, new_state = inner.rule(updates, state.inner_state, params, **extra)
-        return tree.where(passes, new_updates, tree.zeros_like(new_updates)), ApplyIfFiniteState(
+        return choose(passes, new_updates, 0.0, params), ApplyIfFiniteState(
             torch.where(passes, 0, state.notfinite_count + 1),
             finite,
             state.total_notfinite + ~finite,
             tree.where(passes, new_state, state.inner_state),
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_assigned=True)
 
 
 def _all_finite(updates: Tree, like: Tensor) -> Tensor:

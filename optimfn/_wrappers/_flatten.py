@@ -7,7 +7,7 @@ import torch
 from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
-from .._typing import Params, State, Tree, Updates
+from .._typing import Assign, Params, State, Tree, Updates
 
 
 @factory
@@ -46,9 +46,12 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
             else tree.map(lambda p, u: torch.zeros_like(p) if u is None else u, params, updates)
         )
         flat, state = inner.update(_flat(full), state, None if params is None else _flat(params), **extra)
-        pieces = iter(torch.split(flat, [x.numel() for x in tree.leaves(full)]))
+        vector = flat.value if type(flat) is Assign else flat
+        pieces = iter(torch.split(vector, [x.numel() for x in tree.leaves(full)]))
         apart = tree.unflatten(full, [next(pieces).reshape(x.shape) for x in tree.leaves(full)])
-        return tree.cast_like(apart, updates), state
+        if vector is flat:
+            return tree.cast_like(apart, updates), state
+        return tree.map(lambda u, new: None if u is None else Assign(new), updates, apart), state
 
     return GradientTransformation(init, update)
 

@@ -161,7 +161,7 @@ def inject_hyperparams(
         # Made once here, so that bad arguments are found at construction.
         start = {name: schedule.init() for name, schedule in stateful.items()}
         transformation(values_at(torch.zeros((), dtype=torch.int64), start, {}))
-        return GradientTransformation(init, update)
+        return GradientTransformation(init, update, takes_assigned=True)
 
     return InjectedFactory(make)
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, check_transformation
+from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_nonnegative, check_steps, need_params
 from .._recipe import factory
-from .._typing import Params, Scalar, State, Updates
+from .._typing import Assign, Params, Scalar, State, Updates
 
 
 class LookaheadParams(NamedTuple):
@@ -43,8 +43,8 @@ def lookahead(
 ) -> GradientTransformation:
     """Every few steps, move slow parameters towards the fast ones and restart the fast ones there.
 
-    The parameters are a `LookaheadParams`, and so are the updates; the gradients are those at `params.fast`, in its
-    structure. Apply the updates as they are, and evaluate with `params.slow`. With `slow_in_state` the parameters
+    The parameters are a `LookaheadParams`, and so are the updates, whose leaves are `Assign`; the gradients are those at
+    `params.fast`, in its structure. Apply the updates as they are, and evaluate with `params.slow`. With `slow_in_state` the parameters
     are the fast ones, as in any other rule, and `state.slow` those to evaluate; `Optimizer` does that by itself.
 
     Maths:
@@ -69,7 +69,8 @@ def lookahead(
         TypeError: in `init` and `update` if the parameters are not a `LookaheadParams`, or are with `slow_in_state`.
         ValueError: in `update` if no parameters are given.
 
-    Differs from: optax, whose `init` takes other parameters too, and whose reset lets a NaN through.
+    Differs from: optax, whose updates are differences, so that the two do not quite meet, whose `init` takes other
+        parameters too, and whose reset lets a NaN through.
 
     Source: Zhang et al., 2019, arXiv:1907.08610, Algorithm 1.
 
@@ -98,17 +99,13 @@ def lookahead(
         fast, slow = _check_pair(params)
         sync = state.steps_since_sync == sync_period - 1
         step, fast_state = fast_optimizer.update(updates, state.fast_state, fast, **extra)
-        # At least float32: the difference is small, its terms are not.
-        ahead = tree.map(lambda u, f, s: (_wide(f) - _wide(s)) + u, step, fast, slow)
-        slow_step = tree.scale(slow_step_size, ahead)
-        back = tree.sub(step, tree.sub(ahead, slow_step))
+        ahead = tree.map(_moved, fast, step)
+        met = tree.lerp(slow, ahead, slow_step_size)
         if reset_state:
             fast_state = tree.where(sync, fast_optimizer.init(fast), fast_state)
-        moved = LookaheadParams(
-            tree.cast_like(tree.where(sync, back, step), updates),
-            tree.cast_like(tree.where(sync, slow_step, tree.zeros_like(slow_step)), updates),
-        )
-        return moved, LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period)
+        # Assigned: a sum would miss the point where they meet by a rounding, in each of the two by another.
+        moved = LookaheadParams(tree.where(sync, met, ahead), tree.where(sync, met, slow))
+        return tree.map(Assign, moved), LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period)
 
     return GradientTransformation(init, update)
 
@@ -128,9 +125,7 @@ def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformatio
         _check_single(params)
         slow = state.slow
         moved, new = tx.rule(updates, state._replace(slow=()), LookaheadParams(params, slow), **extra)
-        # At a synchronisation the two are equal in all bits: the slow ones are what becomes of the fast ones.
-        met = tree.map(lambda p, u: None if u is None else tree.cast_leaf(p + u, p.dtype), params, moved.fast)
-        return moved.fast, new._replace(slow=tree.where(new.steps_since_sync == 0, tree.carry(met, slow), slow))
+        return moved.fast, new._replace(slow=apply_updates(slow, moved.slow))
 
     return GradientTransformation(init, update, leafwise=leafwise)
 
@@ -140,8 +135,12 @@ def _check_single(params: Any) -> None:
         raise TypeError("lookahead with slow_in_state=True wants the fast parameters alone, got LookaheadParams")
 
 
-def _wide(x: Tensor) -> Tensor:
-    return tree.cast_leaf(x, torch.promote_types(x.dtype, torch.float32))
+def _moved(p: Tensor, update: Any) -> Any:
+    """What an update makes of a fast parameter, in at least float32."""
+    if update is None:
+        return None
+    wide = torch.promote_types(p.dtype, torch.float32)
+    return update.value.to(wide) if type(update) is Assign else tree.cast_leaf(p, wide) + update
 
 
 def _check_pair(params: Any) -> LookaheadParams:

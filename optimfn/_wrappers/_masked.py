@@ -86,7 +86,7 @@ def masked(
         return shown, MaskedState(inner_state)
 
     alone = inner.leafwise and tree.sees_leaves(mask)
-    return GradientTransformation(init, update, leafwise=alone)
+    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True)
 
 
 def _hide(leaves: Tree, chosen: Tree) -> Tree:

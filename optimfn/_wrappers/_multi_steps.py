@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._assign import choose
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_callable, check_dtype, check_steps
 from .._recipe import factory
@@ -116,10 +117,10 @@ def multi_steps(
         stepped, inner_state = inner.rule(given, state.inner_opt_state, params, **extra)
         if some_absent:
             met = tree.map(lambda gone, x: (x != 0).any() if gone else True, absent, total)
-            stepped = tree.map(lambda x, ok: x if ok is True else torch.where(ok, x, 0), stepped, met)
+            stepped = _only_where(met, stepped, params)
             inner_state = _keep_unless(met, inner, inner_state, state.inner_opt_state)
         left = tree.where(take, tree.where(emit, tree.zeros_like(total), total), tree.cast_like(old, total))
-        return tree.where(emit, stepped, tree.zeros_like(stepped)), MultiStepsState(
+        return choose(emit, stepped, 0.0, params), MultiStepsState(
             torch.where(emit, 0, n + take),
             step + emit,
             tree.where(emit, inner_state, state.inner_opt_state),
@@ -128,6 +129,16 @@ def multi_steps(
         )
 
     return GradientTransformation(init, update)
+
+
+def _only_where(met: Tree, updates: Updates, params: Params | None) -> Updates:
+    """The updates, but nothing for the leaves that have met no gradient."""
+    own = met if params is None else params
+
+    def leaf(ok: bool | Tensor, u: Any, p: Any) -> Any:
+        return u if ok is True or u is None else choose(ok, u, 0.0, None if params is None else p)
+
+    return tree.map(leaf, met, updates, own)
 
 
 def _keep_unless(met: Tree, inner: GradientTransformation, new: State, old: State) -> State:

@@ -84,7 +84,7 @@ def partition(
         return updates, PartitionState(states)
 
     alone = tree.sees_leaves(param_labels) and all(member.leafwise for member in transforms.values())
-    return GradientTransformation(init, update, leafwise=alone)
+    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True)
 
 
 def resolve_labels(

@@ -5,7 +5,7 @@ from typing import Any
 from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
-from .._typing import Params, State, Tree, Updates
+from .._typing import Assign, Params, State, Tree, Updates
 
 
 @factory
@@ -49,7 +49,7 @@ def per_leaf(inner: GradientTransformation) -> GradientTransformation:
         pairs = tree.map_nodes(step, updates, state, updates if params is None else params)
         return _part(updates, pairs, 0), _part(updates, pairs, 1)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, takes_assigned=True)
 
 
 def _part(updates: Updates, pairs: Tree, which: int) -> Tree:
@@ -60,7 +60,7 @@ def _part(updates: Updates, pairs: Tree, which: int) -> Tree:
 
 
 def _is_leaf(node: Any) -> bool:
-    return node is not None and tree.is_leaf(node)
+    return type(node) is Assign or (node is not None and tree.is_leaf(node))
 
 
 def _key(path: tuple[Any, ...]) -> Any:

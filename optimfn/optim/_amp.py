@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._assign import choose
 from .._base import GradientTransformation
 from .._typing import Params, State, Updates
 
@@ -39,10 +40,9 @@ def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
             updates = tree.map(unscale, updates)
         new_updates, new_state = tx.rule(updates, state, params, **extra)
         skip = found_inf.reshape(()) > 0
-        # Negative zero: the only number that leaves every other as it is when it is added.
-        nothing = tree.full_like(new_updates, -0.0)
         kept = tree.map(lambda old, new: old if old is new else torch.where(skip, old, new), state, new_state)
-        return tree.where(skip, nothing, new_updates), kept
+        # Negative zero: the only number that leaves every other as it is when it is added.
+        return choose(~skip, new_updates, -0.0, params), kept
 
     return GradientTransformation(tx.init, update)
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation
-from .._recipe import Recorded, find_arguments, substitute
+from .._base import GradientTransformation, init_empty_state
+from .._recipe import Recorded, factory, find_arguments, substitute
 from .._transforms._rate import scale
+from .._typing import Assign, Params, Scalar, State, Updates
 from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule
 from ._members import Member, Place, Route, labelled
 from ._members import members as members_of
@@ -78,8 +79,21 @@ def make_members(
     ]
     if maximize:
         made.insert(0, Member(FIRST, FIRST, "maximize", scale(-1.0)))
-    made += [Member(LAST, LAST, "lr", scale(value)) for one, value in values.items() if one.argument == "factor"]
+    made += [Member(LAST, LAST, "lr", scale_steps(value)) for one, value in values.items() if one.argument == "factor"]
     return made
+
+
+@factory
+def scale_steps(factor: Scalar) -> GradientTransformation:
+    """`scale` for the end of any transformation: what is assigned is no step, and stays as it is."""
+
+    def leaf(p: Tensor, u: Any) -> Any:
+        return u if u is None or type(u) is Assign else tree.scale(factor, u)
+
+    def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
+        return tree.map(leaf, params, updates), state
+
+    return GradientTransformation(init_empty_state, update, leafwise=True, takes_assigned=True)
 
 
 def _given(tx: GradientTransformation, value: Any) -> Any:

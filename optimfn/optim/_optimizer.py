@@ -26,13 +26,14 @@ class Optimizer(FactorySource):
     differs between groups, or a group was added later, the transformations that this concerns run group by
     group.
 
-    Hyperparameters stand in `param_groups`, where schedulers and assignments change them from one step to the
-    next without anything being traced or compiled again. There is always `lr`: the learning rate of the
-    transformation, or a factor of the updates, 1.0, if it has none or several. If the learning rate is a
-    schedule, `lr` is a tensor that shows the value of the last step, and cannot be set. Of a factory, given as
-    `Optimizer(params, of.adamw, learning_rate=1e-3, weight_decay=0.1)`, every argument that is a number stands
-    there, by its own name, and `b1` and `b2` also as `betas`. A `partition` makes a group of each label, with
-    all the numbers of its optimizer. The parameters are the fast ones of a `lookahead`; the slow ones are in its state.
+    Hyperparameters stand in `param_groups`, where schedulers and assignments change them from one step to the next
+    without anything being traced or compiled again. There is always `lr`: the learning rate of the transformation,
+    or a factor of the updates, 1.0, if it has none or several; what is assigned it leaves alone. If the learning
+    rate is a schedule, `lr` is a tensor that shows the value of the last step, and cannot be set. Of a factory,
+    given as `Optimizer(params, of.adamw, learning_rate=1e-3, weight_decay=0.1)`, every argument that is a number
+    stands there, by its own name, and `b1` and `b2` also as `betas`. A `partition` makes a group of each label, with
+    all the numbers of its optimizer. The parameters are the fast ones of a `lookahead`; the slow ones are in its
+    state.
 
     Args:
         params: Parameters, `(name, parameter)` pairs, dicts of either with hyperparameters of their own, or a

@@ -17,7 +17,9 @@ _RULES_DO_NOT_LIVE_IN = (
     str(Path(torch.__file__).parent),
     str(Path(__file__).parents[1]),  # all of fused
     str(Path(__file__).parents[2] / "tree"),
+    str(Path(__file__).parents[2] / "_assign.py"),
     str(Path(__file__).parents[2] / "_base.py"),
+    str(Path(__file__).parents[2] / "_gate.py"),
     str(Path(__file__).parents[2] / "_recipe.py"),
 )
 

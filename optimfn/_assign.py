@@ -1,0 +1,106 @@
+"""Updates that say what a parameter becomes, and what goes with them in one tree: steps."""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import tree
+from ._typing import Assign, Params, Tree, Updates
+
+
+def is_assigned(updates: Updates) -> bool:
+    """Whether a leaf of the updates is an `Assign`."""
+    if updates is None or isinstance(updates, Tensor):
+        return False
+    if type(updates) is Assign:
+        return True
+    if tree.is_leaf(updates):
+        return False
+    # Asked of every member of a chain in every step: a plain loop takes a few microseconds for hundreds of leaves.
+    if not (isinstance(updates, dict) or isinstance(updates, list) or isinstance(updates, tuple)):
+        return any(type(node) is Assign for _, node in tree.walk(updates))
+    for child in updates.values() if isinstance(updates, dict) else updates:
+        if not isinstance(child, Tensor) and is_assigned(child):
+            return True
+    return False
+
+
+def values(updates: Updates) -> Tree:
+    """The updates with the value of every `Assign` in its place."""
+    if not is_assigned(updates):
+        return updates
+    return tree.map_nodes(lambda _, node: (type(node) is Assign, getattr(node, "value", None)), updates)
+
+
+def becomes(p: Tensor, update: Any) -> Tensor:
+    """What an update makes of a parameter, in the dtype of the parameter and rounded to it once.
+
+    Args:
+        p: The parameter.
+        update: What to add to it, an `Assign`, or `None` for nothing.
+    """
+    if update is None:
+        return p
+    if type(update) is Assign:
+        # In memory of its own: the value may be a leaf of the state, and steps write in place.
+        return p if update.value is None else update.value.to(p.dtype, copy=True)
+    return tree.cast_leaf(p + update, p.dtype)
+
+
+def choose(condition: bool | Tensor, updates: Updates, others: Updates | float, params: Params | None) -> Updates:
+    """The updates if the one condition holds, else others: a tree, or a number in the place of every element, 0 or -0.
+
+    A leaf that is assigned by either is assigned by both: to what the parameter becomes.
+
+    Raises:
+        ValueError: if a leaf is assigned and there are no parameters.
+    """
+    alike = isinstance(others, float)
+    if not isinstance(condition, Tensor):
+        return updates if condition else tree.full_like(values(updates), others) if alike else others
+    if not (is_assigned(updates) or (not alike and is_assigned(others))):
+        return tree.where(condition, updates, tree.full_like(updates, others) if alike else others)
+    own = _needed(params)
+
+    def leaf(p: Tensor, u: Any, other: Any) -> Any:
+        if u is None:
+            return None
+        if alike:
+            other = torch.full_like(u, others) if isinstance(u, Tensor) else None
+        if isinstance(u, Tensor) and isinstance(other, Tensor):
+            return torch.where(condition, u, other)
+        return Assign(torch.where(condition, becomes(p, u), becomes(p, other)))
+
+    return tree.map(leaf, own, updates, own if alike else others)
+
+
+def steps(updates: Updates, params: Params | None) -> Updates:
+    """The updates as what is added to the parameters, to be looked at: for a leaf that is assigned, the difference."""
+    if not is_assigned(updates):
+        return updates
+
+    def leaf(p: Tensor, u: Any) -> Any:
+        return u if type(u) is not Assign else None if u.value is None else u.value - p
+
+    return tree.map(leaf, _needed(params), updates)
+
+
+def _needed(params: Params | None) -> Params:
+    if params is None:
+        raise ValueError("updates that assign need the parameters: call tx.update(updates, state, params)")
+    return params
+
+
+def refuse(who: str, updates: Updates) -> NoReturn:
+    """Say that a transformation was given an assigned leaf.
+
+    Raises:
+        TypeError: always, naming both and what to do.
+    """
+    path = next(path for path, node in tree.walk(updates) if type(node) is Assign)
+    place = f" of {tree.join_path(path)}" if path else ""
+    raise TypeError(
+        f"{who} cannot transform the update{place}: it is an Assign, which says what the parameter becomes and is no "
+        f"step to be changed. Put {who} before what assigns, which belongs at the end of the chain"
+    )
