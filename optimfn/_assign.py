@@ -8,6 +8,8 @@ from torch import Tensor
 from . import tree
 from ._typing import Assign, Params, Tree, Updates
 
+_NODES = dict, list, tuple  # a union of them is beyond compilers
+
 
 def is_assigned(updates: Updates) -> bool:
     """Whether a leaf of the updates is an `Assign`."""
@@ -18,7 +20,7 @@ def is_assigned(updates: Updates) -> bool:
     if tree.is_leaf(updates):
         return False
     # Asked of every member of a chain in every step: a plain loop takes a few microseconds for hundreds of leaves.
-    if not (isinstance(updates, dict) or isinstance(updates, list) or isinstance(updates, tuple)):
+    if not isinstance(updates, _NODES):
         return any(type(node) is Assign for _, node in tree.walk(updates))
     for child in updates.values() if isinstance(updates, dict) else updates:
         if not isinstance(child, Tensor) and is_assigned(child):

@@ -45,7 +45,8 @@ class GradientTransformation(Recorded):
         members: The members of a chain, by their place in its state; empty for everything else.
         leafwise: A promise that no leaf sees another: transforming a tree is transforming each of its leaves alone,
             counts included. `Optimizer` then counts the steps of each parameter by itself.
-        takes_assigned: A promise that it changes no leaf that is `Assign`, or knows what it does. All others refuse one.
+        takes_assigned: A promise that it changes no leaf that is `Assign`, or knows what it does. All others refuse
+            one.
         recipe: How it was made; `factory` fills it in.
 
     Shapes:

@@ -332,7 +332,7 @@ def test_the_message_says_which_member_which_leaf_and_what_to_do():
 
 
 def test_alone_too():
-    with pytest.raises(TypeError, match="^scale cannot transform the update: it is an Assign"):
+    with pytest.raises(TypeError, match=r"^scale cannot transform the update: it is an Assign"):
         of.scale(2.0).update(of.Assign(torch.ones(2)), of.EmptyState(), torch.ones(2))
 
 

@@ -43,9 +43,10 @@ def lookahead(
 ) -> GradientTransformation:
     """Every few steps, move slow parameters towards the fast ones and restart the fast ones there.
 
-    The parameters are a `LookaheadParams`, and so are the updates, whose leaves are `Assign`; the gradients are those at
-    `params.fast`, in its structure. Apply the updates as they are, and evaluate with `params.slow`. With `slow_in_state` the parameters
-    are the fast ones, as in any other rule, and `state.slow` those to evaluate; `Optimizer` does that by itself.
+    The parameters are a `LookaheadParams`, and so are the updates, whose leaves are `Assign`; the gradients are
+    those at `params.fast`, in its structure. Apply the updates as they are, and evaluate with `params.slow`. With
+    `slow_in_state` the parameters are the fast ones, as in any other rule, and `state.slow` those to evaluate;
+    `Optimizer` does that by itself.
 
     Maths:
         fast' = fast + update of the fast optimizer
