@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import tree
+from ._torch import placed_like
 from ._typing import Assign, Params, Tree, Updates
 
 _NODES = dict, list, tuple  # a union of them is beyond compilers
@@ -46,8 +47,8 @@ def becomes(p: Tensor, update: Any) -> Tensor:
         return p
     if type(update) is Assign:
         # In memory of its own: the value may be a leaf of the state, and steps write in place.
-        return p if update.value is None else update.value.to(p.dtype, copy=True)
-    return tree.cast_leaf(p + update, p.dtype)
+        return p if update.value is None else placed_like(update.value.to(p.dtype, copy=True), p)
+    return placed_like(tree.cast_leaf(p + update, p.dtype), p)
 
 
 def choose(condition: bool | Tensor, updates: Updates, others: Updates | float, params: Params | None) -> Updates:

@@ -1,6 +1,8 @@
 """What torch does not promise: its private names, and where its versions differ. No other module uses them."""
 
-from collections.abc import Iterator
+import functools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,3 +62,75 @@ def _layers(x: Tensor) -> Iterator[Tensor]:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
         yield x
+
+
+# DTensors, the shards of torch.distributed.tensor. That module takes as long to import as this package; whoever has a
+# DTensor has imported it.
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def is_dtensor(x: Any) -> bool:
+    """Whether a tensor is a shard of one that lies on several processes."""
+    return type(x) not in _ORDINARY and hasattr(type(x), "_local_tensor")
+
+
+def local_shard(x: Any) -> Tensor:
+    """What a DTensor has here; no derivative flows through it."""
+    local: Tensor = x._local_tensor
+    return local.detach()
+
+
+def wrapped_like(local: Tensor, like: Any, shape: Sequence[int], placements: Sequence[Any]) -> Any:
+    """A DTensor on the mesh of another, made of what it has here; without a check, and without communication."""
+    tensors = sys.modules["torch.distributed.tensor"]
+    spec, size = like._spec, torch.Size(shape)
+    meta = type(spec.tensor_meta)(size, _contiguous(tuple(shape)), local.dtype)
+    return tensors.DTensor(local, type(spec)(spec.mesh, tuple(placements), tensor_meta=meta), requires_grad=False)
+
+
+def placed_like(x: Tensor, like: Any) -> Tensor:
+    """The same values where another leaf has its own: as the same shards, or whole where that is whole."""
+    if not (is_dtensor(like) or is_dtensor(x)):
+        return x
+    own: Any = x
+    if not is_dtensor(like):
+        return _whole(own)
+    if is_dtensor(own) and own.device_mesh != like.device_mesh:
+        own = _whole(own)
+    if not is_dtensor(own):
+        if x.shape != like.shape:
+            return x
+        own = wrapped_like(own, like, own.shape, [replicate()] * like.device_mesh.ndim)
+    placed: Tensor = own if own.placements == like.placements else own.redistribute(placements=like.placements)
+    return placed
+
+
+def _whole(x: Any) -> Tensor:
+    full: Tensor = x.full_tensor()
+    return full
+
+
+def without_parts(x: Any) -> Any:
+    """A DTensor of the same values that are nowhere in parts which are still to be added up."""
+    if not any(p.is_partial() for p in x.placements):
+        return x
+    return x.redistribute(placements=[replicate() if p.is_partial() else p for p in x.placements])
+
+
+def replicate() -> Any:
+    """The placement of what every process has whole."""
+    return sys.modules["torch.distributed.tensor"].Replicate()
+
+
+def shard_like(placement: Any, axis: int) -> Any:
+    """The placement of what is cut along an axis in the way that another is cut along one of its own."""
+    if placement.dim == axis:
+        return placement
+    factor = getattr(placement, "split_factor", None)
+    return type(placement)(axis) if factor is None else type(placement)(axis, split_factor=factor)
+
+
+@functools.cache
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()

@@ -1,9 +1,5 @@
 """Scale each leaf of the updates by the size of its parameter."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from .. import tree
 from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_nonnegative, need_params
@@ -36,7 +32,7 @@ def scale_by_param_block_norm(min_scale: Scalar = 1e-3) -> GradientTransformatio
     """
     check_nonnegative(min_scale=min_scale)
 
-    return _by_block("scale_by_param_block_norm", tree.norm, min_scale)
+    return _by_block("scale_by_param_block_norm", min_scale, mean=False)
 
 
 @factory
@@ -68,17 +64,15 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> GradientTransformation
     """
     check_nonnegative(min_scale=min_scale)
 
-    return _by_block("scale_by_param_block_rms", tree.rms, min_scale)
+    return _by_block("scale_by_param_block_rms", min_scale, mean=True)
 
 
-def _by_block(rule: str, size: Callable[..., Tensor], min_scale: Scalar) -> GradientTransformation:
+def _by_block(rule: str, min_scale: Scalar, *, mean: bool) -> GradientTransformation:
     """Multiply each leaf by the size of its parameter, but at least by `min_scale`."""
-
-    def leaf(u: Tensor, p: Tensor) -> Updates:
-        return tree.scale(tree.clip(size(p, wide=True), min_value=min_scale), u)
 
     def scale(updates: Updates, params: Params | None) -> Updates:
         need_params(rule, params)
-        return tree.map(leaf, updates, params)
+        sizes = tree.norms(tree.map(lambda _, p: p, updates, params), mean=mean, wide=True)
+        return tree.map(lambda u, size: tree.scale(size, u), updates, tree.clip(sizes, min_value=min_scale))
 
     return leafwise(stateless(scale))

@@ -91,6 +91,8 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
 
     return leafwise(
         stateless(
-            lambda updates, params: tree.map(lambda u: tree.shrink(u, tree.rms(u, wide=True), threshold), updates)
+            lambda updates, params: tree.map(
+                lambda u, size: tree.shrink(u, size, threshold), updates, tree.norms(updates, mean=True, wide=True)
+            )
         )
     )

@@ -33,13 +33,13 @@ def zero_nans() -> GradientTransformation:
     """
 
     def init(params: Params) -> ZeroNansState:
-        return ZeroNansState(tree.map(lambda p: p.new_zeros((), dtype=torch.bool), params))
+        return ZeroNansState(tree.scalars(params, torch.bool))
 
     def update(
         updates: Updates, state: ZeroNansState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ZeroNansState]:
         nan = tree.map(torch.isnan, updates)
-        found = tree.map(lambda n: n.any(), nan)
+        found = tree.reduce_each(torch.any, "any", nan)
         clean = tree.map(lambda n, u: torch.where(n, torch.zeros_like(u), u), nan, updates)
         return clean, ZeroNansState(tree.carry(found, state.found_nan))
 

@@ -201,7 +201,7 @@ def loss_at(
     if value_fn is None and both is not None:
         if value is None or grad is None:
             value, grad = both(params)
-        return lambda at: both(at)[0], both, tree.wide(value).to(tree.count(params).device), grad
+        return lambda at: tree.whole(both(at)[0]), both, _scalar(value, params), grad
     if value_fn is None:
         raise ValueError(f"{rule} needs the loss: call tx.update(updates, state, params, value_fn=f)")
     names = inspect.signature(value_fn).parameters.values()
@@ -210,15 +210,20 @@ def loss_at(
     data = {key: given for key, given in extra.items() if key in known or (takes_all and key not in _OWN)}
 
     def f(at: Params) -> Tensor:
-        loss: Tensor = value_fn(at, **data)
+        loss: Tensor = tree.whole(value_fn(at, **data))
         return loss
 
     if value is None or grad is None:
         value, grad = tree.value_and_grad(f)(params)
-    return f, tree.value_and_grad(f), tree.wide(value).to(tree.count(params).device), grad
+    return f, tree.value_and_grad(f), _scalar(value, params), grad
 
 
 _OWN = ("value_fn", "value", "grad")
+
+
+def _scalar(value: Scalar, params: Params) -> Tensor:
+    """A loss, whole on every process, where counts are."""
+    return tree.wide(tree.whole(value)).to(tree.count(params).device)
 
 
 def slope_along(updates: Updates, grad: Updates) -> Tensor:

@@ -35,7 +35,8 @@ class MonitorState(NamedTuple):
 def snapshot(measure_name: str, measure: Measure) -> GradientTransformation:
     """Keep a measurement of the updates in the state; the updates pass through unchanged.
 
-    Read it with `tree.get(state, measure_name)`. Before the first update it shows the measure of the parameters.
+    Read it with `tree.get(state, measure_name)`. Before the first update it shows the measure of the parameters, or
+    zeros where these lie in shards on several processes.
 
     Args:
         measure_name: Name of the measurement.
@@ -57,7 +58,7 @@ def snapshot(measure_name: str, measure: Measure) -> GradientTransformation:
     check_callable(measure=measure)
 
     def init(params: Params) -> SnapshotState:
-        return SnapshotState({measure_name: _copied(measure(params))})
+        return SnapshotState({measure_name: _copied(tree.outline(measure, params))})
 
     def update(
         updates: Updates, state: SnapshotState, params: Params | None = None, **extra: Any
@@ -71,7 +72,8 @@ def snapshot(measure_name: str, measure: Measure) -> GradientTransformation:
 def monitor(measures: Mapping[str, Measure | GradientTransformation]) -> GradientTransformation:
     """Keep several measurements of the updates in the state; the updates pass through unchanged.
 
-    Read one with `tree.get(state, name)`. Before the first update they show the measures of the parameters.
+    Read one with `tree.get(state, name)`. Before the first update they show the measures of the parameters, or zeros
+    where these lie in shards on several processes.
 
     Args:
         measures: For each name a function of the updates, such as `tree.norm`, or a transformation whose result is the
@@ -115,7 +117,7 @@ def monitor(measures: Mapping[str, Measure | GradientTransformation]) -> Gradien
 
     def init(params: Params) -> MonitorState:
         states = tuple(device.init(params) for device in devices.values())
-        return MonitorState(_copied(look(params, states, params, {})[0]), states)
+        return MonitorState(_copied(tree.outline(lambda given: look(given, states, given, {})[0], params)), states)
 
     def update(
         updates: Updates, state: MonitorState, params: Params | None = None, **extra: Any
@@ -155,7 +157,7 @@ def measure_with_ema(
     mean = ema(decay, debias, accumulator_dtype)
 
     def init(params: Params) -> EmaState:
-        state: EmaState = mean.init(_numbers(measure(params)))
+        state: EmaState = mean.init(_numbers(tree.outline(measure, params)))
         return state
 
     def update(

@@ -58,7 +58,11 @@ def centralize() -> GradientTransformation:
                 [-2., -1.,  3.]])
     """
 
-    def leaf(u: Tensor) -> Tensor:
-        return u - u.mean(tuple(range(1, u.ndim)), keepdim=True) if u.ndim > 1 else u
+    def axes(u: Tensor) -> tuple[int, ...] | None:
+        return tuple(range(1, u.ndim)) if u.ndim > 1 else None
 
-    return leafwise(stateless(lambda updates, params: tree.map(leaf, updates)))
+    def center(updates: Updates, params: Params | None) -> Updates:
+        means = tree.fold_each("mean", axes, updates, keepdim=True)
+        return tree.map(lambda u, mean: u - mean if u.ndim > 1 else u, updates, means)
+
+    return leafwise(stateless(center))

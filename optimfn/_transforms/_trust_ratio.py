@@ -42,14 +42,15 @@ def scale_by_trust_ratio(
     """
     check_nonnegative(min_norm=min_norm, trust_coefficient=trust_coefficient, eps=eps)
 
-    def leaf(u: Tensor, p: Tensor) -> Updates:
-        of_p, of_u = (tree.clip(tree.norm(x, wide=True), min_value=min_norm) for x in (p, u))
+    def leaf(u: Tensor, of_p: Tensor, of_u: Tensor) -> Updates:
         known = (of_p != 0) & (of_u != 0)
         ratio = trust_coefficient * of_p / torch.where(known, of_u + eps, 1.0)
         return tree.scale(torch.where(known, ratio, 1.0), u)
 
     def scale(updates: Updates, params: Params | None) -> Updates:
         need_params("scale_by_trust_ratio", params)
-        return tree.map(leaf, updates, params)
+        own = tree.map(lambda _, p: p, updates, params)
+        sizes = (tree.clip(tree.norms(x, wide=True), min_value=min_norm) for x in (own, updates))
+        return tree.map(leaf, updates, *sizes)
 
     return leafwise(stateless(scale))

@@ -48,13 +48,13 @@ def adaptive_grad_clip(
     """
     check_nonnegative(clipping=clipping, eps=eps)
 
-    def leaf(u: Tensor, p: Tensor) -> Tensor:
-        bound = clipping * tree.clip(unitwise_norm(p, axis), min_value=eps)
-        return tree.cast_leaf(unitwise_clip(unitwise_norm(u, axis), bound, u), u.dtype)
+    def leaf(u: Tensor, of_u: Tensor, of_p: Tensor) -> Tensor:
+        return tree.cast_leaf(unitwise_clip(of_u, clipping * tree.clip(of_p, min_value=eps), u), u.dtype)
 
     def clip(updates: Updates, params: Params | None) -> Updates:
         need_params("adaptive_grad_clip", params)
-        return tree.map(leaf, updates, params)
+        own = tree.map(lambda _, p: p, updates, params)
+        return tree.map(leaf, updates, _norms(updates, axis), _norms(own, axis))
 
     return leafwise(stateless(clip))
 
@@ -78,15 +78,26 @@ def unitwise_norm(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
         tensor([[ 5.,  5.],
                 [10., 10.]])
     """
-    if axis is None:
-        one_unit = sum(size != 1 for size in x.shape) <= 1
-        axis = range(x.ndim) if one_unit else range(1, x.ndim)
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if not axes:
-        return x.abs()
-    wide = tree.wide_dtype(x.dtype, x.device)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=wide)
-    return tree.cast_leaf(norm, tree.real_dtype(torch.promote_types(x.dtype, torch.float32))).expand(x.shape)
+    norm: Tensor = _norms(x, axis)
+    return norm
+
+
+def _norms(leaves: Tree, axis: int | Sequence[int] | None) -> Tree:
+    """`unitwise_norm` of each leaf."""
+
+    def axes(x: Tensor) -> tuple[int, ...] | None:
+        own = axis
+        if own is None:
+            one_unit = sum(size != 1 for size in x.shape) <= 1
+            own = range(x.ndim) if one_unit else range(1, x.ndim)
+        return ((own,) if isinstance(own, int) else tuple(own)) or None
+
+    def spread(x: Tensor, norm: Tensor) -> Tensor:
+        if axes(x) is None:
+            return x.abs()
+        return tree.cast_leaf(norm, tree.real_dtype(torch.promote_types(x.dtype, torch.float32))).expand(x.shape)
+
+    return tree.map(spread, leaves, tree.fold_each("norm", axes, leaves, keepdim=True))
 
 
 def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: float = 1e-6) -> Tensor:

@@ -1,6 +1,5 @@
 """Leave out steps whose gradients are not finite."""
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -75,5 +74,5 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
 
 
 def _all_finite(updates: Tree, like: Tensor) -> Tensor:
-    verdicts = [torch.isfinite(u).all() for u in tree.leaves(updates)]
-    return functools.reduce(torch.logical_and, verdicts, torch.ones_like(like))
+    verdict = tree.reduce(lambda u: torch.isfinite(u).all(), "all", updates, empty=True)
+    return torch.logical_and(torch.ones_like(like), verdict)

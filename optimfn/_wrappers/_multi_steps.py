@@ -88,7 +88,8 @@ def multi_steps(
     def init(params: Params) -> MultiStepsState:
         count, skip_state = tree.count(params), ()
         if should_skip_update_fn is not None:
-            _, skip_state = should_skip_update_fn(tree.zeros_like(params), count, params)
+            skip = should_skip_update_fn
+            skip_state = tree.outline(lambda given: skip(tree.zeros_like(given), count, given)[1], params)
         moment = tree.init_moment(params, accumulator_dtype)
         return MultiStepsState(count, torch.zeros_like(count), inner.init(params), moment, skip_state)
 
@@ -116,7 +117,8 @@ def multi_steps(
         given = tree.cast_like(tree.where(emit, total, tree.zeros_like(total)), like)
         stepped, inner_state = inner.rule(given, state.inner_opt_state, params, **extra)
         if some_absent:
-            met = tree.map(lambda gone, x: (x != 0).any() if gone else True, absent, total)
+            found = tree.reduce_each(lambda x: (x != 0).any(), "any", total)
+            met = tree.map(lambda gone, any_ok: any_ok if gone else True, absent, found)
             stepped = _only_where(met, stepped, params)
             inner_state = _keep_unless(met, inner, inner_state, state.inner_opt_state)
         left = tree.where(take, tree.where(emit, tree.zeros_like(total), total), tree.cast_like(old, total))
@@ -177,7 +179,7 @@ def skip_not_finite(updates: Updates, gradient_step: Tensor, params: Params | No
         >>> of.skip_not_finite(torch.tensor([1.0, float("inf")]), torch.tensor(0), None)
         (tensor(True), {'should_skip': tensor(True), 'num_not_finite': tensor(1)})
     """
-    bad = tree.sum(tree.map(lambda u: (~torch.isfinite(u)).sum(), updates)).to(torch.int64)
+    bad = tree.reduce(lambda u: (~torch.isfinite(u)).sum(), "sum", updates, empty=0)
     return bad > 0, {"should_skip": bad > 0, "num_not_finite": bad}
 
 

@@ -17,9 +17,11 @@ from ._arithmetic import max as max
 from ._arithmetic import min as min
 from ._arithmetic import mul as mul
 from ._arithmetic import norm as norm
+from ._arithmetic import norms as norms
 from ._arithmetic import ones_like as ones_like
 from ._arithmetic import real as real
 from ._arithmetic import rms as rms
+from ._arithmetic import scalars as scalars
 from ._arithmetic import scale as scale
 from ._arithmetic import shrink as shrink
 from ._arithmetic import sign as sign
@@ -52,6 +54,8 @@ from ._core import unflatten as unflatten
 from ._core import walk as walk
 from ._core import wide as wide
 from ._core import wide_dtype as wide_dtype
+from ._folds import fold as fold
+from ._folds import fold_each as fold_each
 from ._gate import check_shapes as check_shapes
 from ._gate import check_tensors as check_tensors
 from ._gate import fits as fits
@@ -91,3 +95,7 @@ from ._random import rademacher as rademacher
 from ._random import random_like as random_like
 from ._random import split_key_like as split_key_like
 from ._random import uniform as uniform
+from ._shards import outline as outline
+from ._shards import reduce as reduce
+from ._shards import reduce_each as reduce_each
+from ._shards import whole as whole

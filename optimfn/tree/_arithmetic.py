@@ -9,14 +9,17 @@ import builtins
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._checks import check_choice
+from .._torch import is_dtensor, placed_like
 from .._typing import Scalar, Tree
-from ._core import at_least_float32, cast_leaf, each, leaves, map, real_dtype, wide_dtype
+from ._core import at_least_float32, cast_leaf, leaves, map, real_dtype, wide_dtype
+from ._shards import COMBINE, reduce, reduce_each, reduced, together
+
+_NORMS: dict[float, str] = {1: "sum", 2: "norm", math.inf: "max"}
 
 
 def add(tree_x: Tree, tree_y: Tree, *other_trees: Tree) -> Tree:
@@ -108,6 +111,16 @@ def zeros_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
     return map(lambda x: torch.zeros_like(x, dtype=dtype, requires_grad=False), tree)
 
 
+def scalars(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
+    """A new 0-dim zero for each leaf, on its device, in float64 unless `dtype` is given; whole on every process."""
+
+    def leaf(x: Tensor) -> Tensor:
+        own = wide_dtype(torch.float32, x.device) if dtype is None else dtype
+        return torch.zeros((), dtype=own, device=x.device) if is_dtensor(x) else x.new_zeros((), dtype=own)
+
+    return map(leaf, tree)
+
+
 def ones_like(tree: Tree, dtype: torch.dtype | None = None) -> Tree:
     """New ones in the shapes, and unless `dtype` is given the dtypes, of the leaves."""
     return map(lambda x: torch.ones_like(x, dtype=dtype, requires_grad=False), tree)
@@ -127,16 +140,16 @@ def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:
 
 def cast_like(tree: Tree, other_tree: Tree) -> Tree:
     """Every leaf in the dtype of its fellow in `other_tree`; `None` where the fellow is `None`."""
-    return map(lambda x, y: None if y is None else cast_leaf(x, y.dtype), tree, other_tree)
+    return map(lambda x, y: None if y is None else placed_like(cast_leaf(x, y.dtype), y), tree, other_tree)
 
 
 def carry(new: Tree, old: Tree) -> Tree:
     """The state to carry to the next step: `new` in the dtypes of `old`, and `old` where `new` is `None`.
 
-    An update function ends with it, so that a state keeps its dtypes whatever the gradients are, and
-    leaves without a gradient keep their state.
+    An update function ends with it, so that a state keeps its dtypes whatever the gradients are, its shards whatever
+    the operators made of them, and leaves without a gradient keep their state.
     """
-    return map(lambda was, now: was if now is None else cast_leaf(now, was.dtype), old, new)
+    return map(lambda was, now: was if now is None else placed_like(cast_leaf(now, was.dtype), was), old, new)
 
 
 def keep(given: Tree, old: Tree) -> Tree:
@@ -151,7 +164,7 @@ def keep(given: Tree, old: Tree) -> Tree:
         >>> gradient.zero_(), kept
         (tensor([0.]), tensor([1.]))
     """
-    return map(lambda was, now: was if now is None else now.to(was.dtype, copy=True), old, given)
+    return map(lambda was, now: was if now is None else placed_like(now.to(was.dtype, copy=True), was), old, given)
 
 
 def batch_shape(tree: Tree, shape: tuple[int, ...] = ()) -> Tree:
@@ -203,23 +216,23 @@ def vdot(tree_x: Tree, tree_y: Tree, wide: bool = False) -> Tensor:
         dtype = torch.promote_types(x.dtype, y.dtype)
         return (cast_leaf(x, wide_dtype(dtype, x.device)).conj() * y).sum()
 
-    total = _reduce(torch.add, leaves(map(leaf, tree_x, tree_y)), 0.0)
+    total = reduce(leaf, "sum", tree_x, tree_y)
     return total if wide else cast_leaf(total, _common_dtype([*leaves(tree_x), *leaves(tree_y)]))
 
 
 def sum(tree: Tree) -> Tensor:
     """Sum of all elements of all leaves."""
-    return _reduce(torch.add, each(lambda x: x.sum(dtype=at_least_float32(x.dtype)), leaves(tree)), 0.0)
+    return _total(lambda x: x.sum(dtype=at_least_float32(x.dtype)), "sum", leaves(tree), 0.0)
 
 
 def max(tree: Tree) -> Tensor:
     """Largest element; leaves without elements are skipped, and an empty tree gives -inf."""
-    return _reduce(torch.maximum, each(torch.amax, [x for x in leaves(tree) if x.numel()]), -math.inf)
+    return _total(torch.amax, "max", [x for x in leaves(tree) if x.numel()], -math.inf)
 
 
 def min(tree: Tree) -> Tensor:
     """Smallest element; leaves without elements are skipped, and an empty tree gives inf."""
-    return _reduce(torch.minimum, each(torch.amin, [x for x in leaves(tree) if x.numel()]), math.inf)
+    return _total(torch.amin, "min", [x for x in leaves(tree) if x.numel()], math.inf)
 
 
 def norm(tree: Tree, ord: float | None = None, squared: bool = False, wide: bool = False) -> Tensor:
@@ -242,19 +255,47 @@ def norm(tree: Tree, ord: float | None = None, squared: bool = False, wide: bool
     check_choice("ord", ord, (None, 1, 2, math.inf))
     power = 2 if ord is None else ord
     own = leaves(tree)
-    parts = each(lambda x: _leaf_norm(x, power), [x for x in own if x.numel() or power != math.inf])
+    rows = [(x,) for x in own if x.numel() or power != math.inf]
+    parts = reduced(lambda x: _leaf_norm(x, power), _NORMS[power], rows)
     if power == math.inf:
-        total = _reduce(torch.maximum, parts, 0.0)
+        total = functools.reduce(torch.maximum, together(parts)) if parts else torch.tensor(0.0)
     elif power == 1:
-        total = _reduce(torch.add, parts, 0.0)
+        total = functools.reduce(torch.add, together(parts)) if parts else torch.tensor(0.0)
     elif len(parts) == 1:
         (total,) = parts
     else:
-        total = torch.linalg.vector_norm(torch.stack(_together(parts))) if parts else torch.zeros(())
+        total = torch.linalg.vector_norm(torch.stack(together(parts))) if parts else torch.zeros(())
     if wide:
         total = cast_leaf(total, wide_dtype(total.dtype, total.device))
     total = total * total if squared else total
     return total if wide else cast_leaf(total, real_dtype(_common_dtype(own)))
+
+
+def norms(tree: Tree, *, squared: bool = False, mean: bool = False, wide: bool = False) -> Tree:
+    """The 2-norm of each leaf by itself, as `norm` of it: a tree of 0-dim tensors.
+
+    Where leaves lie in shards on several processes, it takes one collective for all of them.
+
+    Args:
+        tree: Any tree.
+        squared: Return the squares of the norms.
+        mean: Return the root mean squares, as `rms`.
+        wide: Return them in float64 rather than in the dtypes of the leaves, at least float32.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.norms({"w": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0])})
+        {'w': tensor(5.), 'b': tensor(1.)}
+    """
+    if not any(is_dtensor(x) for x in leaves(tree)):
+        return map(lambda x: rms(x, wide) if mean else norm(x, squared=squared, wide=wide), tree)
+    sizes = reduce_each(lambda x: _leaf_norm(x, 2), "norm", tree)
+
+    def leaf(x: Tensor, size: Tensor) -> Tensor:
+        size = size / math.sqrt(builtins.max(x.numel(), 1)) if mean else size * size if squared else size
+        return size if wide else cast_leaf(size, real_dtype(_common_dtype([x])))
+
+    return map(leaf, tree, sizes)
 
 
 def rms(tree: Tree, wide: bool = False) -> Tensor:
@@ -265,8 +306,9 @@ def rms(tree: Tree, wide: bool = False) -> Tensor:
 
 def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
     """Whether all elements are close, as a 0-dim bool tensor, so that nothing is read back."""
-    parts = leaves(map(lambda x, y: torch.isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan).all(), a, b))
-    return _reduce(torch.logical_and, parts, True)
+    return reduce(
+        lambda x, y: torch.isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan).all(), "all", a, b, empty=True
+    )
 
 
 def _leaf_norm(x: Tensor, power: float) -> Tensor:
@@ -285,11 +327,6 @@ def _common_dtype(parts: list[Tensor]) -> torch.dtype:
     return at_least_float32(functools.reduce(torch.promote_types, dtypes))
 
 
-def _reduce(combine: Callable[..., Tensor], parts: list[Tensor], empty: Any) -> Tensor:
-    return functools.reduce(combine, _together(parts)) if parts else torch.tensor(empty)
-
-
-def _together(parts: list[Tensor]) -> list[Tensor]:
-    """Scalars of several leaves in one dtype and on one device, ready to be combined."""
-    common = functools.reduce(torch.promote_types, (x.dtype for x in parts))
-    return [x.to(parts[0].device, common) for x in parts]
+def _total(f: Callable[..., Tensor], how: str, own: list[Tensor], empty: float) -> Tensor:
+    parts = reduced(f, how, [(x,) for x in own])
+    return functools.reduce(COMBINE[how], together(parts)) if parts else torch.tensor(empty)

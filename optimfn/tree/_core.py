@@ -42,11 +42,11 @@ def map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     return _map(f, tree, *rest) if torch.compiler.is_compiling() else _mapping.map(f, tree, *rest)
 
 
-def each(f: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """What a function makes of each of several leaves."""
+def each(f: Callable[..., Any], rows: Sequence[Sequence[Any]]) -> list[Any]:
+    """What a function makes of each of several rows of leaves."""
     if not torch.compiler.is_compiling() and _mapping.each is not None:
-        return _mapping.each(f, [(x,) for x in items])
-    return [f(x) for x in items]
+        return _mapping.each(f, rows)
+    return [f(*row) for row in rows]
 
 
 class _Mapping(threading.local):

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch import is_differentiating, is_tracked
+from .._torch import is_differentiating, is_dtensor, is_tracked, placed_like
 from .._typing import Tree
 from ._core import flatten, leaves, map, unflatten
+from ._shards import whole
 
 _CAPTURED = "checkpoint: the function holds a tensor that a derivative is taken by; make it one of its arguments"
 
@@ -36,12 +37,24 @@ def value_and_grad(f: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tree
         parts = leaves(tree)
         if not parts:
             return f(tree, *args, **kwargs), tree
+        if any(is_dtensor(x) for x in parts):
+            return _by_autograd(f, tree, args, kwargs)
         grads, value = torch.func.grad_and_value(
             lambda *xs: f(unflatten(tree, list(xs)), *args, **kwargs), argnums=tuple(range(len(parts)))
         )(*parts)
         return value, unflatten(tree, list(grads))
 
     return both
+
+
+def _by_autograd(f: Callable[..., Tensor], tree: Tree, args: Any, kwargs: Any) -> tuple[Tensor, Tree]:
+    """The same of leaves in shards, which torch.func does not take."""
+    with torch.enable_grad():
+        given = [x.detach().requires_grad_() for x in leaves(tree)]
+        value = whole(f(unflatten(tree, given), *args, **kwargs))
+        grads = torch.autograd.grad(value, given, allow_unused=True)
+    found = [torch.zeros_like(x) if g is None else placed_like(g, x) for x, g in zip(given, grads, strict=True)]
+    return value.detach(), unflatten(tree, [x.detach() for x in found])
 
 
 def stop_gradient(tree: Tree) -> Tree:

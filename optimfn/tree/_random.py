@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._typing import Tree
 from ._core import cast_leaf, map, paths, wide
+from ._shards import index_in, wrapped
 
 Key: TypeAlias = int | Tensor
 """What random numbers are a function of."""
@@ -44,9 +45,8 @@ def split_key_like(key: Key, tree: Tree) -> Tree:
 
 def uniform(key: Key, like: Tensor) -> Tensor:
     """Uniform numbers in (0, 1) in the shape and on the device of a tensor, in float64."""
-    index = torch.arange(like.numel(), device=like.device).reshape(like.shape)
-    bits = _mix(_mix(_as_tensor(key).to(like.device)) + (index + 1) * _GOLDEN)
-    return (wide(bits >> 12 & (1 << 52) - 1) + 0.5) * 2.0**-52
+    bits = _mix(_mix(_as_tensor(key).to(like.device)) + (index_in(like) + 1) * _GOLDEN)
+    return wrapped((wide(bits >> 12 & (1 << 52) - 1) + 0.5) * 2.0**-52, like)
 
 
 def normal(key: Key, like: Tensor) -> Tensor:

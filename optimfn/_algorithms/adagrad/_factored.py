@@ -99,14 +99,16 @@ def scale_by_factored_rms(
         *_, second, first = sorted(range(x.ndim), key=lambda axis: x.shape[axis])
         return (second, first) if x.shape[second] >= min_dim_size_to_factor else None
 
-    def part(which: int) -> Callable[[Tensor], Tensor]:
+    def part(which: int) -> Callable[[Tree], Tree]:
         """The mean over the first (0) or second (1) axis of a factored leaf, or another leaf itself (2)."""
 
-        def of(x: Tensor) -> Tensor:
+        def along(x: Tensor) -> tuple[int, ...] | None:
             two = axes(x)
-            if two is None:
-                return x if which == 2 else x.new_empty(0)
-            return x.new_empty(0) if which == 2 else x.mean(two[1 - which])
+            return None if which == 2 or two is None else (two[1 - which],)
+
+        def of(square: Tree) -> Tree:
+            own = tree.map(lambda x: x if (axes(x) is None) == (which == 2) else x.new_empty(0), square)
+            return tree.fold_each("mean", along, own)
 
         return of
 
@@ -116,15 +118,18 @@ def scale_by_factored_rms(
 
     def init(params: Params) -> FactoredState:
         # Only the shapes of these means are of use.
-        parts = (tree.init_moment(tree.map(part(which), params), real=True) for which in range(3))
+        parts = (tree.init_moment(tree.outline(part(which), params), real=True) for which in range(3))
         return FactoredState(tree.count(params), *parts)
 
-    def leaf(g: Tensor, row: Tensor, col: Tensor, v: Tensor) -> Tensor:
+    def across(row: Tensor, g: Tensor) -> tuple[int, ...] | None:
+        two = axes(g)
+        return None if two is None else (two[0] - (two[0] > two[1]),)
+
+    def leaf(g: Tensor, row: Tensor, col: Tensor, v: Tensor, mean: Tensor) -> Tensor:
         two = axes(g)
         if two is None:
             return g * torch.rsqrt(v)
         second, first = two
-        mean = row.mean(second - (second > first), keepdim=True)
         row = torch.where(torch.isinf(mean), mean, row / mean)  # squares without room stop the leaf, as in Adam
         return g * torch.rsqrt(row).unsqueeze(first) * torch.rsqrt(col).unsqueeze(second)
 
@@ -135,8 +140,9 @@ def scale_by_factored_rms(
         weight = 1 - decay(state.count)
         square = tree.map(lambda s: tree.cast_leaf(s + epsilon, s.dtype), tree.abs_sq(updates))
         olds = (state.v_row, state.v_col, state.v)
-        news = [mixed(old, tree.map(part(which), square), weight) for which, old in enumerate(olds)]
-        direction = tree.map(leaf, updates, *news)
+        news = [mixed(old, part(which)(square), weight) for which, old in enumerate(olds)]
+        means = tree.fold_each("mean", across, news[0], updates, keepdim=True)
+        direction = tree.map(leaf, updates, *news, means)
         return tree.cast_like(direction, updates), FactoredState(state.count + 1, *map(tree.carry, news, olds))
 
     return GradientTransformation(init, update, leafwise=True)

@@ -59,8 +59,7 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
     check_nonnegative(eps=eps)
 
     def init(params: Params) -> ScaleBySM3State:
-        axes = tree.map(lambda p: [p.new_zeros(p.shape[a : a + 1]) for a in range(max(p.ndim, 1))], params)
-        return ScaleBySM3State(tree.init_moment(axes, real=True), tree.init_moment(params))
+        return ScaleBySM3State(tree.outline(_covers, tree.init_moment(params, real=True)), tree.init_moment(params))
 
     def update(
         updates: Updates, state: ScaleBySM3State, params: Params | None = None, **extra: Any
@@ -71,7 +70,7 @@ def scale_by_sm3(b1: Scalar = 0.9, b2: Scalar = 1.0, eps: Scalar = 1e-8) -> Grad
         scaled = tree.map(lambda g, s: g * _inverse_root(s, eps), updates, sums)
         nu = tree.update_moment(scaled, state.nu, b1, 1)
         mu = tree.map(
-            lambda _, s, covers: covers if s is None else tree.carry(_cover(s), covers), state.nu, sums, state.mu
+            lambda _, new, covers: covers if new is None else tree.carry(new, covers), state.nu, _covers(sums), state.mu
         )
         return tree.cast_like(nu, updates), ScaleBySM3State(mu, tree.carry(nu, state.nu))
 
@@ -110,15 +109,25 @@ def sm3(learning_rate: ScalarOrSchedule, momentum: Scalar = 0.9) -> GradientTran
 
 def _spread(covers: list[Tensor], ndim: int) -> list[Tensor]:
     """Each vector along its own axis of a leaf."""
-    return [v.reshape([-1 if axis == a else 1 for axis in range(ndim)]) for a, v in enumerate(covers)]
+
+    def along(v: Tensor, a: int) -> Tensor:
+        # One axis at a time, of which the shards of a vector with one element come through as they are.
+        for axis in range(ndim):
+            v = v if axis == a else v.unsqueeze(axis)
+        return v
+
+    return [along(v, a) for a, v in enumerate(covers)]
 
 
-def _cover(s: Tensor) -> list[Tensor]:
-    """The largest element of every slice, for each axis; zeros where there are none."""
-    if s.ndim < 2:
-        return [s]
-    others = [[axis for axis in range(s.ndim) if axis != a] for a in range(s.ndim)]
-    return [s.amax(dims) if s.numel() else s.sum(dims) for dims in others]
+def _covers(sums: Updates) -> Updates:
+    """For each leaf and each of its axes the largest element of every slice; zeros where there are none."""
+
+    def others(s: Tensor, a: int) -> tuple[int, ...] | None:
+        return tuple(axis for axis in range(s.ndim) if axis != a) or None
+
+    again = tree.map(lambda s: [s] * max(s.ndim, 1), sums)
+    axes = tree.map(lambda s: list(range(max(s.ndim, 1))), sums)
+    return tree.fold_each("max", others, again, axes)
 
 
 def _inverse_root(s: Tensor, eps: Scalar) -> Tensor:

@@ -70,7 +70,7 @@ def scale_by_novograd(
     check_dtype(mu_dtype=mu_dtype)
 
     def init(params: Params) -> ScaleByNovogradState:
-        nu = tree.map(lambda p: p.new_zeros((), dtype=tree.wide_dtype(torch.float32, p.device)), params)
+        nu = tree.scalars(params)
         return ScaleByNovogradState(tree.count(params), tree.init_moment(params, mu_dtype), nu)
 
     def update(
@@ -78,7 +78,7 @@ def scale_by_novograd(
     ) -> tuple[Updates, ScaleByNovogradState]:
         need_params("scale_by_novograd", params)
         first = state.count == 0
-        size = tree.map(lambda g: tree.norm(g, squared=True, wide=True), updates)
+        size = tree.norms(updates, squared=True, wide=True)
         nu = tree.where(first, size, tree.lerp(state.nu, size, 1 - b2))
         scaled = tree.map(lambda g, v: _over(g, torch.sqrt(v + eps_root) + eps), updates, nu)
         step = tree.add_scale(scaled, weight_decay, params)

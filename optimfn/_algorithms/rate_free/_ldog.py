@@ -68,9 +68,8 @@ def scale_by_distance_over_gradients(
     check_number(global_scale=global_scale)
 
     def init(params: Params) -> ScaleByDistanceOverGradientsState:
-        sums = tree.map(lambda p: p.new_zeros((), dtype=tree.wide_dtype(torch.float32, p.device)), params)
-        dist = tree.map(lambda zero, p: zero + reps_rel * (1 + tree.norm(p, wide=True)), sums, params)
-        return ScaleByDistanceOverGradientsState(dist, sums, tree.map(_copy, params))
+        sums = tree.scalars(params)
+        return ScaleByDistanceOverGradientsState(tree.scalars(params), sums, tree.map(_copy, params))
 
     def _copy(p: Tensor) -> Tensor:
         dtype = p.dtype if param_dtype is None else param_dtype
@@ -80,10 +79,13 @@ def scale_by_distance_over_gradients(
         updates: Updates, state: ScaleByDistanceOverGradientsState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByDistanceOverGradientsState]:
         need_params("scale_by_distance_over_gradients", params)
-        size = tree.map(lambda g: tree.norm(g, squared=True, wide=True), updates)
+        size = tree.norms(updates, squared=True, wide=True)
         sums = tree.add(size, state.grad_sum_of_squares)
-        away = tree.map(lambda _, p, start: tree.norm(p - start, wide=True), updates, params, state.init_params)
-        dist = tree.map(torch.maximum, away, state.max_dist)
+        away = tree.norms(tree.map(lambda _, p, start: p - start, updates, params, state.init_params), wide=True)
+        # How far it would go at first is found here, since a norm takes all processes where leaves lie in shards.
+        start = tree.norms(tree.map(lambda _, start: start, updates, state.init_params), wide=True)
+        least = tree.map(lambda size, far: torch.where(far > 0, far, reps_rel * (1 + size)), start, state.max_dist)
+        dist = tree.map(torch.maximum, away, least)
         step = tree.map(lambda r, total: global_scale * r / torch.sqrt(total + eps), dist, sums)
         return tree.map(lambda eta, g: tree.scale(eta, g), step, updates), ScaleByDistanceOverGradientsState(
             tree.carry(dist, state.max_dist), tree.carry(sums, state.grad_sum_of_squares), state.init_params

@@ -1,0 +1,256 @@
+"""Leaves that lie in shards on several processes, as DTensors: what is known of all their elements together.
+
+No operator of a DTensor is trusted to say where its result is: a sum of one may lie in parts, which differ between
+processes until somebody adds them up, and a condition read from such a part sends the processes different ways. So
+what is reduced here is reduced on the shards, and the parts of all leaves go through one collective for each group of
+processes. The results are ordinary tensors, with the same bits on every process.
+
+Every process calls the same verbs on the same trees, in the same order.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .._torch import (
+    is_batched,
+    is_dtensor,
+    local_shard,
+    placed_like,
+    replicate,
+    shard_like,
+    without_parts,
+    wrapped_like,
+)
+from .._typing import Tree
+from ._core import each, leaves, map, unflatten
+
+_NEUTRAL = {"max": -math.inf, "min": math.inf}
+COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "norm": torch.hypot,
+    "max": torch.maximum,
+    "min": torch.minimum,
+    "any": torch.logical_or,
+    "all": torch.logical_and,
+}
+_OPERATION = {"sum": "SUM", "norm": "SUM", "max": "MAX", "min": "MIN", "any": "MAX", "all": "MIN"}
+
+
+def reduce(f: Callable[..., Tensor], how: str, tree: Tree, *rest: Tree, empty: Any = 0.0) -> Tensor:
+    """One number of all elements of all leaves, on all processes: an ordinary 0-dim tensor.
+
+    Args:
+        f: What makes a 0-dim tensor of one leaf of each tree, or of a shard of it.
+        how: How the results for parts of a leaf, and for leaves, make one: `"sum"`, `"norm"` (the root of the sum of
+            squares), `"max"`, `"min"`, `"any"` or `"all"`.
+        tree: A tree.
+        *rest: Others like it.
+        empty: The result for a tree without leaves.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.reduce(torch.sum, "sum", {"a": torch.ones(2), "b": torch.ones(3)})
+        tensor(5.)
+    """
+    parts = leaves(reduce_each(f, how, tree, *rest))
+    return functools.reduce(COMBINE[how], together(parts)) if parts else torch.tensor(empty)
+
+
+def reduce_each(f: Callable[..., Tensor], how: str, tree: Tree, *rest: Tree) -> Tree:
+    """One number of all elements of each leaf, on all processes: a tree of ordinary 0-dim tensors.
+
+    All leaves go through one collective for each group of processes. The arguments are those of `reduce`.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.reduce_each(torch.sum, "sum", {"a": torch.ones(2), "b": torch.ones(3)})
+        {'a': tensor(2.), 'b': tensor(3.)}
+    """
+    if not any(is_dtensor(x) for one in (tree, *rest) for x in leaves(one)):
+        return map(f, tree, *rest)
+    rows: list[tuple[Any, ...]] = []
+    map(lambda *row: rows.append(row), tree, *rest)
+    return unflatten(tree, reduced(f, how, rows))
+
+
+def reduced(f: Callable[..., Tensor], how: str, rows: Sequence[Sequence[Any]]) -> list[Tensor]:
+    """The results of `reduce_each` for rows of leaves."""
+    if not any(is_dtensor(x) for row in rows for x in row):
+        return each(f, rows)
+    parts, groups = list[Tensor](), list[tuple[Any, ...]]()
+    for row in rows:
+        shards, own = opened(row)
+        if how in _NEUTRAL and not shards[0].numel():  # what is empty has no largest element
+            parts.append(torch.full_like(f(*[x.new_zeros((1,) * x.ndim) for x in shards]), _NEUTRAL[how]))
+        else:
+            parts.append(f(*shards))
+        groups.append(own)
+    found = all_reduce([x * x.conj() if how == "norm" else x for x in parts], how, groups)
+    return [torch.sqrt(x) if how == "norm" else x for x in found]
+
+
+def together(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Scalars of several leaves in one dtype and on one device, ready to be combined."""
+    common = functools.reduce(torch.promote_types, (x.dtype for x in parts))
+    return [x.to(parts[0].device, common) for x in parts]
+
+
+# Layouts
+
+
+def opened(row: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
+    """What leaves that go together have here, and the groups of processes that hold the rest of them."""
+    first = next((x for x in row if is_dtensor(x)), None)
+    if first is None:
+        return [*row], ()
+    first = without_parts(first)
+    shards = [local(placed_like(x, first)) if isinstance(x, Tensor) else x for x in row]
+    return shards, groups_of(first)
+
+
+def whole(tree: Tree) -> Tree:
+    """Every leaf as an ordinary tensor, which every process has as a whole."""
+    return map(lambda x: placed_like(x, None), tree)
+
+
+def outline(f: Callable[..., Tree], *trees: Tree) -> Tree:
+    """What a function returns, for who wants to keep something like it; nothing is communicated for it.
+
+    Of ordinary tensors that is what it returns. Where a leaf is a DTensor, it is zeros in its place.
+
+    Args:
+        f: The function.
+        *trees: What it is given.
+    """
+    if not any(is_dtensor(x) for one in trees for x in leaves(one)):
+        return f(*trees)
+    _talk.is_silent = True
+    try:
+        return map(_zeros_in_place, f(*trees))
+    finally:
+        _talk.is_silent = False
+
+
+def _zeros_in_place(x: Any) -> Tensor:
+    if not is_dtensor(x):
+        return torch.zeros_like(x)
+    if any(p.is_partial() for p in x.placements):  # what is kept in its place is whole
+        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    return torch.zeros_like(x)
+
+
+class _Talk(threading.local):
+    """Whether nothing may be said in this thread, since only shapes are asked for."""
+
+    is_silent = False
+
+
+_talk = _Talk()
+
+
+def index_in(x: Any) -> Tensor:
+    """The number of each element that is here, in the whole leaf."""
+    if not is_dtensor(x):
+        return torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    total, inner = torch.zeros((), dtype=torch.int64, device=x.device), 1
+    for axis in reversed(range(x.ndim)):
+        # What is whole everywhere is cut without a collective.
+        along = torch.arange(x.shape[axis], device=x.device)
+        everywhere = [replicate()] * x.device_mesh.ndim
+        cut = [shard_like(p, 0) if p.is_shard(axis) else replicate() for p in x.placements]
+        own = local_shard(wrapped_like(along, x, along.shape, everywhere).redistribute(placements=cut))
+        total = total + own.reshape(-1, *[1] * (x.ndim - 1 - axis)) * inner
+        inner *= x.shape[axis]
+    return total
+
+
+def wrapped(own: Tensor, like: Any) -> Tensor:
+    """What belongs to the elements of a leaf that are here, as a part of the whole."""
+    made: Tensor = wrapped_like(own, like, like.shape, like.placements) if is_dtensor(like) else own
+    return made
+
+
+def groups_of(x: Any) -> tuple[Any, ...]:
+    """The groups of processes over which a DTensor is cut."""
+    return tuple(x.device_mesh.get_group(i) for i, p in enumerate(x.placements) if p.is_shard())
+
+
+def local(x: Any) -> Any:
+    """What a leaf has here; derivatives flow through it if they are taken."""
+    if not is_dtensor(x):
+        return x
+    return x.to_local() if x.requires_grad and torch.is_grad_enabled() else local_shard(x)
+
+
+# Communication
+
+
+def all_reduce(parts: Sequence[Tensor], how: str, groups: Sequence[Sequence[Any]]) -> list[Tensor]:
+    """What parts of any shapes make together with those of the other processes.
+
+    Args:
+        parts: What this process has.
+        how: As for `reduce`; sums of whole numbers and of floats are taken in float64.
+        groups: For each of them the groups of processes it is reduced over, one after the other.
+
+    Returns:
+        Tensors of the same shapes and dtypes.
+    """
+    found = [*parts]
+    if _talk.is_silent:
+        return found
+    for group in dict.fromkeys(group for own in groups for group in own):
+        chosen = [i for i, own in enumerate(groups) if group in own]
+        wide = [_as_float64(found[i]) for i in chosen]
+        total = reduce_vector(torch.cat([x.reshape(-1) for x in wide]), how, group)
+        pieces = torch.split(total, [x.numel() for x in wide])
+        for i, x, piece in zip(chosen, wide, pieces, strict=True):
+            found[i] = _back(piece.reshape(x.shape), found[i])
+    return found
+
+
+def reduce_vector(vector: Tensor, how: str, group: Any) -> Tensor:
+    """A vector together with those of the other processes: one collective."""
+    if is_batched(vector):
+        raise RuntimeError(
+            "vmap cannot go through a collective, which would leave the parts of a batch as they are: map over the "
+            "members by a loop, or keep them whole on every process"
+        )
+    if vector.requires_grad and torch.is_grad_enabled():
+        made: Tensor = _AllReduce.apply(vector, how, group)  # type: ignore[no-untyped-call]  # torch has no types here
+        return made
+    total = vector.clone()
+    dist.all_reduce(total, getattr(dist.ReduceOp, _OPERATION[how]), group)
+    return total
+
+
+class _AllReduce(torch.autograd.Function):
+    """A collective whose result every process has, so that each takes the derivative by its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, how: str, group: Any) -> Tensor:
+        total = vector.clone()
+        dist.all_reduce(total, getattr(dist.ReduceOp, _OPERATION[how]), group)
+        ctx.save_for_backward(None if _OPERATION[how] == "SUM" else vector == total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (chosen,) = ctx.saved_tensors
+        return grads[0] if chosen is None else torch.where(chosen, grads[0], 0.0), None, None
+
+
+def _as_float64(x: Tensor) -> Tensor:
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.view_as_real(x.to(torch.complex128)) if x.is_complex() else x.to(wide)
+
+
+def _back(x: Tensor, like: Tensor) -> Tensor:
+    return (torch.view_as_complex(x) if like.is_complex() else x).to(like.dtype)

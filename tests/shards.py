@@ -1,0 +1,249 @@
+"""Sharded trees for the tests, and the jobs that ranks do with them; see `ranks`."""
+
+import functools
+
+import torch
+import torch.distributed as dist
+from cases import CASES
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+import optimfn as of
+
+MESHES = {}
+R, S = Replicate(), Shard
+
+# For each layout: the mesh, and where `a`, `b`, `c` and `d` lie; `None` is a plain tensor on every rank. Five rows on
+# four ranks leave one of them with none.
+LAYOUTS = {
+    "fsdp on 2": ("two", [S(0)], [S(0)], [S(0)], [S(0)]),
+    "fsdp on 4": ("four", [S(0)], [S(0)], [S(0)], [S(0)]),
+    "hsdp 2 x 2": ("square", [R, S(0)], [R, S(0)], [R, S(0)], [R, S(0)]),
+    "tensor parallel": ("two", [S(1)], [R], [S(1)], [S(1)]),
+    "fsdp and tensor parallel": ("square", [S(0), S(1)], [S(0), R], [S(0), S(2)], [S(1), S(0)]),
+    "mixed with plain": ("four", [S(0)], None, [S(1)], None),
+}
+SHAPES = {"a": (5, 3), "b": (6,), "c": (4, 3, 2), "d": (1, 4)}
+
+
+def make_meshes():
+    """All that tests use; a collective."""
+    MESHES["two"] = DeviceMesh("cpu", [0, 1], mesh_dim_names=("dp",))
+    MESHES["four"] = DeviceMesh("cpu", [0, 1, 2, 3], mesh_dim_names=("dp",))
+    MESHES["square"] = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("rep", "shard"))
+
+
+def works_on(layout):
+    """Whether this rank belongs to the mesh of a layout."""
+    return dist.get_rank() in MESHES[LAYOUTS[layout][0]].mesh
+
+
+def sharded(layout, values):
+    """Leaves, which all ranks have, in the shards of a layout."""
+    mesh, *placed = LAYOUTS[layout]
+    where = dict(zip(SHAPES, placed, strict=True))
+    return {
+        name: x if where[name] is None else distribute_tensor(x, MESHES[mesh], where[name], src_data_rank=None)
+        for name, x in values.items()
+    }
+
+
+def whole(tree):
+    """The leaves as ordinary tensors, and what is wrong with the layout of those that are none."""
+    return of.tree.map(lambda x: x.full_tensor() if isinstance(x, DTensor) else x, tree)
+
+
+def drawn(shapes, dtype, seed):
+    """Random leaves, the same everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for n, shape in shapes.items()}
+
+
+def gradients(shapes, dtype, steps):
+    """Gradients that explode once and are zero in the first rows once, as those of embeddings are."""
+    sequence = [drawn(shapes, dtype, 10 + step) for step in range(steps)]
+    if steps > 2:
+        sequence[1] = of.tree.scale(30.0, sequence[1])
+        for g in sequence[2].values():
+            g[:3] = 0
+    return sequence
+
+
+def problems(got, want, rtol):
+    """What tells a tree of DTensors from the one that a single process has computed."""
+    found = []
+    for (path, x), y in zip(of.tree.leaves_with_path(got), of.tree.leaves(want), strict=True):
+        place = of.tree.join_path(path)
+        if isinstance(x, DTensor):
+            if any(p.is_partial() for p in x.placements):
+                found.append(f"{place} rests in parts: {x.placements}")
+            x = x.full_tensor()
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            found.append(f"{place} is {x.dtype} {tuple(x.shape)}, not {y.dtype} {tuple(y.shape)}")
+            continue
+        if not y.numel():
+            continue
+        if not (y.is_floating_point() or y.is_complex()):
+            if not torch.equal(x, y):
+                found.append(f"{place} decides otherwise")
+            continue
+        scale = max(1.0, y[y.isfinite()].abs().max().item() if y.isfinite().any() else 1.0)
+        error = torch.where(y == x, 0, (x - y).abs()).nan_to_num(torch.inf).max().item()
+        if not error <= rtol * scale and not (torch.isnan(x) & torch.isnan(y)).all():
+            found.append(f"{place} is off by {error:.1e}")
+    return found
+
+
+def placements(tree):
+    """Where each leaf lies."""
+    return [x.placements if isinstance(x, DTensor) else None for x in of.tree.leaves(tree)]
+
+
+def compare(make, params, sequence, layout, rtol, extra):
+    """What goes wrong when a transformation steps shards of parameters rather than the parameters."""
+    tx = make()
+    with CommDebugMode() as heard:
+        own = sharded(layout, params)
+        state = tx.init(own)
+    found = [f"init communicates: {dict(heard.get_comm_counts())}"] if heard.get_total_counts() else []
+    was, whole_state, where = placements(state), tx.init(params), placements(own)
+    for grads in sequence:
+        updates, whole_state = tx.update(grads, whole_state, params, **extra)
+        params = of.apply_updates(params, updates)
+        updates, state = tx.update(sharded(layout, grads), state, own, **extra)
+        own = of.apply_updates(own, updates)
+    found += problems(own, params, rtol) + [f"state: {x}" for x in problems(state, whole_state, rtol)]
+    if placements(own) != where:
+        found.append(f"parameters lie at {placements(own)}")
+    if placements(state) != was:
+        found.append(f"the state lay at {was}, and lies at {placements(state)}")
+    return found
+
+
+def law_of_the_pure_api(layout, dtype, rtol, skips, names=None):
+    """Every case of the table on the shards of a layout, as on one process: the problems by case."""
+    if not works_on(layout):
+        return {}
+    found = {}
+    shapes = {name: shape for name, shape in SHAPES.items() if name != "d"}
+    params, sequence = drawn(shapes, dtype, 1), gradients(shapes, dtype, 4)
+    for case in CASES:
+        if case.name in skips or (names and case.name not in names):
+            continue
+        problem = attempt(functools.partial(compare, case.plain, params, sequence, layout, rtol, case.extra))
+        if problem:
+            found[case.name] = problem
+    return found
+
+
+def attempt(job):
+    """What a job returns, or on any rank raises, agreed on by all, so that none waits for another."""
+    try:
+        result = job()
+    except Exception as error:
+        result = [f"{type(error).__name__}: {error}"[:300]]
+    return result
+
+
+# Jobs about verbs
+
+
+def reductions():
+    """Every reduction of every layout against that of the whole leaves."""
+    found = {}
+    verbs = {
+        "sum": of.tree.sum,
+        "max": of.tree.max,
+        "min": of.tree.min,
+        "norm": of.tree.norm,
+        "norm 1": lambda x: of.tree.norm(x, 1),
+        "norm inf": lambda x: of.tree.norm(x, torch.inf),
+        "rms": of.tree.rms,
+        "vdot": lambda x: of.tree.vdot(x, of.tree.scale(2.0, x)),
+        "norms": of.tree.norms,
+        "allclose": lambda x: of.tree.allclose(x, of.tree.scale(1 + 1e-12, x)),
+        "count": lambda x: of.tree.reduce(lambda u: (u > 0).sum(), "sum", x),
+    }
+    for layout in LAYOUTS:
+        if not works_on(layout):
+            continue
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.complex64):
+            values = drawn(SHAPES, dtype, 5)
+            own = sharded(layout, values)
+            for name, verb in verbs.items():
+                if dtype.is_complex and name in ("max", "min", "count"):
+                    continue
+                got, want = verb(own), verb(values)
+                ordinary = all(type(x) is torch.Tensor for x in of.tree.leaves(got))
+                wrong = problems(got, want, {torch.float64: 1e-12}.get(dtype, 1e-6))
+                wrong += [] if ordinary else ["is no ordinary tensor"]
+                bits = [None] * dist.get_world_size()
+                if layout in ("fsdp on 4", "hsdp 2 x 2", "fsdp and tensor parallel"):
+                    dist.all_gather_object(bits, [x.tolist() for x in of.tree.leaves(got)])
+                    wrong += [] if all(x == bits[0] for x in bits) else ["differs between ranks"]
+                if wrong:
+                    found[f"{name} of {dtype} on {layout}"] = wrong
+    return found
+
+
+def collectives_of_steps():
+    """How many collectives a step of the pure API takes."""
+    rules = {
+        "adamw": of.adamw(0.1),
+        "clip": of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)),
+        "lamb": of.lamb(0.1),
+        "apply_if_finite": of.apply_if_finite(of.adam(0.1), 3),
+        "sm3": of.sm3(0.1),
+        "noise": of.noisy_sgd(0.1, seed=0),
+    }
+    # Without `d`: DTensor gathers what has one row, and lies in shards of rows, where it meets what has several columns.
+    shapes = {name: SHAPES[name] for name in "abc"}
+    params, grads = (sharded("fsdp on 4", drawn(shapes, torch.float32, seed)) for seed in (1, 2))
+    found = {}
+    for name, tx in rules.items():
+        state = tx.init(params)
+        with CommDebugMode() as heard:
+            of.apply_updates(params, tx.update(grads, state, params)[0])
+        found[name] = heard.get_total_counts()
+    return found
+
+
+class NoReads(torch.utils._python_dispatch.TorchDispatchMode):
+    """Whoever reads a tensor on the host is told so."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("a tensor is read on the host")
+        return func(*args, **(kwargs or {}))
+
+
+def read(tx, params, grads, extra):
+    """Nothing, after a step in which nothing may be read."""
+    state = tx.init(params)
+    with NoReads():
+        tx.update(grads, state, params, **extra)
+    return []
+
+
+def host_reads(skips):
+    """Which cases read a tensor on the host while they step shards."""
+    found = {}
+    shapes = {name: shape for name, shape in SHAPES.items() if name != "d"}
+    params, grads = (sharded("fsdp on 4", drawn(shapes, torch.float64, seed)) for seed in (1, 2))
+    for case in CASES:
+        if case.name not in skips and "meta" not in case.skips:
+            wrong = attempt(functools.partial(read, case.plain(), params, grads, case.extra))
+            if wrong:
+                found[case.name] = wrong
+    return found
+
+
+def under_vmap():
+    """What vmap says of a verb that communicates."""
+    group = MESHES["four"].get_group()
+    try:
+        torch.func.vmap(lambda x: of.tree._shards.reduce_vector(x, "sum", group))(torch.ones(3, 2))
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
