@@ -197,7 +197,7 @@ def collectives_of_steps():
         "sm3": of.sm3(0.1),
         "noise": of.noisy_sgd(0.1, seed=0),
     }
-    # Without `d`: DTensor gathers what has one row, and lies in shards of rows, where it meets what has several columns.
+    # Without `d`: DTensor gathers what has one row, in shards of rows, where it meets what has several columns.
     shapes = {name: SHAPES[name] for name in "abc"}
     params, grads = (sharded("fsdp on 4", drawn(shapes, torch.float32, seed)) for seed in (1, 2))
     found = {}
