@@ -50,7 +50,8 @@ class GradientTransformation(Recorded):
         recipe: How it was made; `factory` fills it in.
 
     Shapes:
-        updates, params: trees of the same structure; the result has the structure and dtypes of `updates`.
+        updates, params: trees of the same structure; the result has the structure and dtypes of `updates`, but float32
+            for float16 and bfloat16, which rules never see.
         state: a tree of tensors that keeps its structure, shapes and dtypes from step to step.
 
     Example:

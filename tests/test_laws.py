@@ -1,6 +1,7 @@
 """The laws that hold for every transformation. Each runs over every case of the table."""
 
 import copy
+import functools
 import inspect
 import io
 import math
@@ -93,7 +94,9 @@ def _kind(x):
 def _assert_kept(tx, params, grads):
     state = tx.init(params)
     updates, new_state = tx.update(grads, state, params)
-    for old, new in ((grads, told(updates, grads)), (state, new_state)):
+    # Updates of half precision are float32: `apply_updates` rounds, once.
+    wide = of.tree.widen(grads)
+    for old, new in ((wide, told(updates, wide)), (state, new_state)):
         assert of.tree.structure(old) == of.tree.structure(new)
         assert [_kind(x) for x in of.tree.leaves(old)] == [_kind(x) for x in of.tree.leaves(new)]
     assert all(torch.isfinite(u).all() for u in of.tree.leaves(updates))
@@ -123,19 +126,130 @@ def test_gradients_may_have_another_dtype_than_the_parameters(case: Case):
     _assert_kept(case.tx(), params, of.tree.cast(like(params), torch.float32))
 
 
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def _whole_range(params):
+    """Gradients of all magnitudes that their dtype has, from its smallest number to near its largest, and zeros."""
+
+    def leaf(p):
+        kind, end = torch.finfo(p.dtype), torch.finfo(torch.float32)
+        low, high = math.log2(max(kind.smallest_normal * kind.eps, end.tiny * end.eps)), math.log2(kind.max) - 0.1
+        sizes = 2 ** (low + (high - low) * torch.rand(p.shape, dtype=torch.float64))
+        return (sizes * torch.randint(-3, 4, p.shape).sign()).to(p.dtype)
+
+    return of.tree.map(leaf, params)
+
+
+def _mixed(params, dtypes):
+    return {name: p.to(dtype) for (name, p), dtype in zip(params.items(), dtypes, strict=True)}
+
+
+# What parameters a, b, c and their gradients are.
+PRECISIONS = {
+    "float16": [(torch.float16,) * 3] * 2,
+    "bfloat16": [(torch.bfloat16,) * 3] * 2,
+    "mixed": [(torch.float16, torch.bfloat16, torch.float32), (torch.float16, torch.float32, torch.bfloat16)],
+}
+
+
+def _rounded_once(tx, params, state, grads):
+    """The step in float32, rounded at the end: parameters, and the state in the dtypes of another."""
+    wide = of.tree.widen(params)
+    updates, new = tx.update(of.tree.widen(grads), state, wide)
+    return of.tree.cast_like(of.apply_updates(wide, updates), params), of.tree.cast_like(new, state)
+
+
+@pytest.mark.parametrize("draw", [like, _whole_range], ids=["usual", "whole range"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @cases("dtype")
-def test_low_precision_follows_float32_to_its_own_rounding(case: Case):
-    params = plain_params(torch.bfloat16)
-    wide_params = of.tree.cast(params, torch.float32)
-    tx, gradients = case.tx(), [like(params) for _ in range(5)]
-    state, wide_state = tx.init(params), tx.init(wide_params)
-    for grads in gradients:
-        updates, state = tx.update(grads, state, params)
-        wide, wide_state = tx.update(of.tree.cast(grads, torch.float32), wide_state, wide_params)
-        updates, wide = steps(updates, params), steps(wide, wide_params)
-        # One rounding per member of a chain, of up to 2^-8 each; the state itself is float32 in both.
-        for name, want in wide.items():
-            assert (updates[name] - want).abs().max() <= 4 * 2**-8 * want.abs().max()
+def test_a_step_in_half_precision_is_the_float32_step_rounded_once(case: Case, precision, draw):
+    of_params, of_grads = PRECISIONS[precision]
+    tx, params = case.tx(), _mixed(plain_params(), of_params)
+    state = tx.init(params)
+    for _ in range(4):
+        grads = _mixed(draw(_mixed(params, of_grads)), of_grads)
+        want = _rounded_once(tx, params, state, grads)
+        updates, new = tx.update(grads, state, params)
+        assert {u.dtype for u in updates.values()} == {torch.float32}
+        got = of.apply_updates(params, updates), new
+        assert_trees_equal(got, want)
+        # The same in place, and some leaves at a time where that can be.
+        own = of.tree.map(torch.clone, (params, state))
+        of.make_step(tx, donate=True, backend="eager")(*own, grads)
+        assert_trees_equal(own, want)
+        params, state = got
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@cases("vmap")
+def test_stacks_in_half_precision_are_the_float32_ones_rounded_once(case: Case, precision):
+    if "dtype" in case.skips:
+        pytest.skip(case.skips["dtype"])
+    of_params, of_grads = PRECISIONS[precision]
+    params = _mixed(_stack([plain_params() for _ in range(3)]), of_params)
+    alone, together = case.tx(), of.stacked(case.plain())
+    vmapped = torch.func.vmap(alone.init), torch.func.vmap(alone.update)
+    for init, update in (vmapped, (together.init, functools.partial(together.update, **case.extra))):
+        state = init(params)
+        for _ in range(2):
+            grads = _whole_range(_mixed(params, of_grads))
+            wide = of.tree.widen(params)
+            updates, new = update(of.tree.widen(grads), state, wide)
+            want = of.tree.cast_like(of.apply_updates(wide, updates), params), of.tree.cast_like(new, state)
+            updates, state = update(grads, state, params)
+            params = of.apply_updates(params, updates)
+            assert_trees_equal((params, state), want)
+
+
+@pytest.mark.parametrize("donate", [False, True], ids=["pure", "donating"])
+@cases("fused")
+def test_fused_steps_in_half_precision_round_once(case: Case, donate):
+    if "dtype" in case.skips:
+        pytest.skip(case.skips["dtype"])
+    of_params, of_grads = PRECISIONS["mixed"]
+    tx, params = case.tx(**case.tensors()), _mixed(wide_params(), of_params)
+    step = of.make_step(tx, donate=donate, backend="fused")
+    state = tx.init(params)
+
+    def rounded_once(params, state, grads):
+        return _rounded_once(tx, params, state, grads)
+
+    for draw in (like, _whole_range, like):
+        grads = draw(_mixed(params, of_grads))
+        got = step(*of.tree.map(torch.clone, (params, state)), grads)
+        params, state = assert_fused_equals_eager(step, got, rounded_once, params, state, grads)
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["fused", "eager"])
+@cases("oracle")
+def test_the_stateful_optimizer_rounds_half_precision_once(case: Case, fused):
+    if "dtype" in case.skips:
+        pytest.skip(case.skips["dtype"])
+    fused = False if "fused" in case.skips else fused
+    of_params, _ = PRECISIONS["mixed"]
+    params = _mixed(wide_params(), of_params)
+    own = {name: p.clone().requires_grad_() for name, p in params.items()}
+    tx = case.plain()
+    optimizer = of.Optimizer(own.items(), tx, fused=fused)
+    state = tx.init(params)
+    step = of.make_step(tx, backend="eager")
+    for draw in (like, _whole_range):
+        grads = draw(params)
+        for name, p in own.items():
+            p.grad = grads[name].clone()
+        optimizer.step(**case.extra)
+        old = params
+        params, state = step(params, state, grads, **case.extra)
+        for name, p in own.items():
+            # The update, of at most the size of the old and the new number, may be some units of float32 off; then the
+            # sum can be on the other side of the middle between two numbers.
+            got, want = p.detach().clone(), params[name]
+            sizes = old[name].float().abs() + want.float().abs()
+            unit = torch.finfo(p.dtype).eps * want.float().abs() + torch.finfo(p.dtype).smallest_normal * 2**-9
+            near = (got.float() - want.float()).abs() <= 8 * torch.finfo(torch.float32).eps * sizes + unit
+            assert (near | (got == want) | (got.isnan() & want.isnan())).all(), name
+            params[name] = got
 
 
 # 3. Ragged trees

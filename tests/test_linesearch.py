@@ -147,7 +147,7 @@ def test_dtypes_are_kept(make, dtype):
     _, grad = of.tree.value_and_grad(f)(params)
     state = tx.init(params)
     updates, new = tx.update(grad, state, params, value_fn=f)
-    for old, now in ((params, updates), (state, new)):
+    for old, now in ((of.tree.widen(params), updates), (state, new)):
         assert of.tree.structure(old) == of.tree.structure(now)
         assert [x.dtype for x in of.tree.leaves(old)] == [x.dtype for x in of.tree.leaves(now)]
     assert f(of.apply_updates(params, updates)) < f(params)

@@ -117,7 +117,7 @@ def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformatio
     def init(params: Params) -> LookaheadState:
         _check_single(params)
         state: LookaheadState = tx.init(LookaheadParams(params, params))
-        return state._replace(slow=tree.map(lambda p: p.clone(), params))
+        return state._replace(slow=tree.map(lambda p: p.clone(), tree.narrow(params)))
 
     def update(
         updates: Updates, state: LookaheadState, params: Params | None = None, **extra: Any

@@ -34,7 +34,6 @@ from ._arithmetic import zeros_like as zeros_like
 from ._core import ParamsPlaceholder as ParamsPlaceholder
 from ._core import as_complex as as_complex
 from ._core import as_real as as_real
-from ._core import as_reals as as_reals
 from ._core import broadcast as broadcast
 from ._core import cast_leaf as cast_leaf
 from ._core import each as each
@@ -48,7 +47,6 @@ from ._core import map_nodes as map_nodes
 from ._core import mapped_by as mapped_by
 from ._core import paths as paths
 from ._core import real_dtype as real_dtype
-from ._core import resolve as resolve
 from ._core import structure as structure
 from ._core import unflatten as unflatten
 from ._core import walk as walk
@@ -99,3 +97,8 @@ from ._shards import outline as outline
 from ._shards import reduce as reduce
 from ._shards import reduce_each as reduce_each
 from ._shards import whole as whole
+from ._views import as_reals as as_reals
+from ._views import forget as forget
+from ._views import narrow as narrow
+from ._views import resolve as resolve
+from ._views import widen as widen

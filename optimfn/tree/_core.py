@@ -144,21 +144,6 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
     return rebuild([broadcast(*row) for row in zip(children, _open(other)[1], strict=True)])
 
 
-def resolve(prefix: Tree | Callable[[Tree], Tree], params: Tree) -> Tree:
-    """What a mask or labels stand for: a function is called, a tree is taken as it is, also one that can be called.
-
-    While a rule is traced, the function is called on the very leaves: it may look at more than shapes. Of the reals of
-    `as_reals` it is shown the complex leaves, as users know them.
-    """
-    if not (callable(prefix) and is_leaf(prefix)):
-        return prefix
-    found = leaves(params)
-    if any(hasattr(leaf, _WHOLE) for leaf in found):
-        params = unflatten(params, [getattr(leaf, _WHOLE, leaf) for leaf in found])
-    decide = next((leaf.decide for leaf in leaves(params) if hasattr(leaf, "decide")), None)
-    return prefix(params) if decide is None else decide(prefix, params)
-
-
 def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
     """`(path, node)` for every node and leaf, parents first, leaves in the order of `leaves`.
 
@@ -222,18 +207,6 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 def as_real(x: Tensor) -> Tensor:
     """`x`, or if it is complex a view of it with real and imaginary part along a last axis."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-
-
-_WHOLE = "__whole__"  # where a real view knows its complex leaf; the symbols of a trace ask no leaf for such a name
-
-
-def as_reals(params: Tree) -> Tree:
-    """`as_real` of every leaf. Masks and labels that are functions are given the leaves as they were, see `resolve`."""
-    reals = map(as_real, params)
-    for real, leaf in zip(leaves(reals), leaves(params), strict=True):
-        if real is not leaf:
-            setattr(real, _WHOLE, leaf)
-    return reals
 
 
 def as_complex(x: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._checks import check_callable
 from .._recipe import Recorded, factory
 from .._typing import Mask, Params, Tree
-from ._core import ParamsPlaceholder, broadcast, join_path, leaves, leaves_with_path, map, paths, resolve
+from ._core import ParamsPlaceholder, broadcast, join_path, leaves, leaves_with_path, map, paths
+from ._views import resolve
 
 
 def is_matrix(params: Params) -> Tree:

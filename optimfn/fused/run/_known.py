@@ -280,7 +280,7 @@ def _names(named: list[tuple[tuple[Any, ...], int]]) -> list[str]:
         if path[0] == 1:
             cut = next(cut for cut in range(1, len(path) + 1) if path[cut:] in like_params or cut == len(path))
             own = path[:cut]
-        words = [word for word in own[1:] if isinstance(word, str)]
+        words = [word for word in own[1:] if isinstance(word, str) and word]
         name = "param" if path[0] == 0 else "grad" if path[0] == 2 else words[-1] if words else "state"
         names[i] = re.sub(r"\W|^(?=\d)", "_", name)
     return names

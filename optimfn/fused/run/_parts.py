@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ..._base import GradientTransformation, apply_updates
+from ..._base import GradientTransformation, apply_updates, on_wide
 from ..._recipe import find_tensors, is_own
 from ..._torch import is_differentiating, without_modes
 from ..._typing import Params, State, Updates
@@ -157,20 +157,22 @@ def _run(
     """
     updates, last = grads, dict[int, tuple[Tensor, Tensor]]()
     if split.head is not None:
-        updates, ahead = split.head(updates, state, params)
+        updates, ahead = on_wide(split.head, updates, state, params, {})
         write(_changed(state, ahead))
         del ahead
     leaves, form = tree.flatten(updates)
     waiting = [None if x is None else safe(x) for x in leaves]
     del updates, leaves
+    held, like = tree.flatten(params)
     for part in parts:
         if all(waiting[i] is None for i in part):
             continue
         some: list[Any] = [None] * len(waiting)
         for i in part:
             some[i], waiting[i] = waiting[i], None  # nobody else holds what the head has made
-        changes, now = split.tail(form.unflatten(some), state, params)
-        del some
+        own = [tree.widen(p) if i in part else p for i, p in enumerate(held)]
+        changes, now = split.tail(tree.widen(form.unflatten(some)), state, like.unflatten(own))
+        del some, own
         pairs = [*_changed(state, now), *_changed(params, apply_updates(params, changes))]
         del changes, now
         last.update({id(target): (target, value) for target, value in pairs if not target.ndim})
