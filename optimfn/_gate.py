@@ -1,6 +1,7 @@
-"""What stands before `init` and `update`: a look at the trees that come in from outside."""
+"""What stands before `init` and `update`: a look at the trees, and float32 in the place of half precision."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from . import tree
@@ -28,7 +29,11 @@ class InitGate(Gate):
     def __call__(self, params: Params) -> State:
         """Make the state for these parameters."""
         tree.check_tensors("params", params)
-        return self.function(params)
+        wide = tree.widen(params)
+        state: State = self.function(wide)
+        if wide is not params:
+            tree.forget(wide)
+        return state
 
 
 class UpdateGate(Gate):
@@ -60,7 +65,7 @@ class UpdateGate(Gate):
             tree.check_shapes(updates, like, examples=True)
         try:
             rule = self.function if usual else self.rule
-            new: tuple[Updates, State] = rule(updates, state, params, **extra)
+            new = on_wide(rule, updates, state, params, extra)
         except Exception:
             if not usual:
                 tree.check_shapes(updates, like)
@@ -71,3 +76,42 @@ class UpdateGate(Gate):
             else:
                 tree.check_shapes(new[0], params)
         return new
+
+
+def on_wide(
+    rule: Callable[..., tuple[Updates, State]],
+    updates: Updates,
+    state: State,
+    params: Params | None,
+    extra: Mapping[str, Any],
+) -> tuple[Updates, State]:
+    """Call a rule with float32 in the place of leaves of float16 and bfloat16; the updates are float32 then.
+
+    So a chain rounds nothing between its links. What is rounded is what leaves the rule: the parameters for which it
+    wants the loss, and in the end the new ones, by `apply_updates`.
+    """
+    given = updates, params
+    wide = tree.widen(given)
+    if wide is given:
+        return rule(updates, state, params, **extra)
+    new = rule(wide[0], state, wide[1], **{key: _from_wide(key, value, params) for key, value in extra.items()})
+    tree.forget(wide)
+    return new
+
+
+def _from_wide(key: str, value: Any, params: Params | None) -> Any:
+    """An extra argument for a rule on float32: functions of the parameters are given them as users have them."""
+    if key == "grad":
+        return tree.widen(value)
+    if key not in ("value_fn", "value_and_grad_fn") or not callable(value):
+        return value
+
+    @functools.wraps(value)
+    def of_rounded(at: Params, *args: Any, **kwargs: Any) -> Any:
+        form = tree.structure(at)
+        # In `lookahead` the parameters are two trees, of which rules inside see one.
+        like = [p for p in (params, *(params if isinstance(params, tuple) else ())) if tree.structure(p) == form]
+        found = value(tree.cast_like(at, like[0]) if like else at, *args, **kwargs)
+        return tree.widen(found) if key == "value_and_grad_fn" else found
+
+    return of_rounded

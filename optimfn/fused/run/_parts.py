@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ..._base import GradientTransformation, apply_updates, on_wide
+from ..._base import GradientTransformation, apply_updates
+from ..._gate import on_wide
 from ..._recipe import find_tensors, is_own
 from ..._torch import is_differentiating, without_modes
 from ..._typing import Params, State, Updates
