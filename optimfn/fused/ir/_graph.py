@@ -115,6 +115,11 @@ class Node:
         return any(value.alias_info is not None for value in returns)
 
 
+def is_random(op: Any) -> bool:
+    """Whether an operator draws random numbers, so that no two of its calls are the same."""
+    return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
+
+
 def _nodes_in(value: Any) -> Iterator[Node]:
     if isinstance(value, Node):
         yield value

@@ -10,7 +10,7 @@ from ._graph import Node
 Owner = int | frozenset[int] | None
 """Whose gradient something is computed from: that of one leaf, or those of any of several; `None` if of no special one.
 
-What has an owner is left out of a step in which that gradient is absent.
+What has an owner is left out of a step in which that gradient is absent; `~leaf` owns what is computed only then.
 """
 
 

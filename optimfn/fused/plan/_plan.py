@@ -11,6 +11,7 @@ neither how many leaves there are nor how large they are, so the C source does n
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir._graph import Node
 from ..ir._kernels import Form, Kernel, Output, Owner, Stage
@@ -24,13 +25,14 @@ class Plan:
     nodes: Sequence[Node]  # all that are needed, parents first
     inputs: Sequence[Node]
     outputs: Sequence[Output]
+    results: Sequence[Sequence[tuple[Owner, Any]]]  # for each its values, and under which owner it has them
     stages: Sequence[Stage]
     final: Stage  # stores of 0-dim values, which nobody reads any more
     buffers: int  # how many there are
     buffer_of: Mapping[Node, int]  # of inputs, folds and opaque nodes
     temporary: Mapping[Node, int]  # values that must lie in memory, and the buffer each is stored in
     folds: Mapping[Node, int]  # and those that kernels reduce over some axes
-    copies: Sequence[tuple[Node, int]]  # outputs of dtypes without a C type, and their targets
+    copies: Sequence[tuple[Node, int, Owner]]  # outputs of dtypes without a C type, and their targets
     solid: AbstractSet[Node]  # opaque nodes whose result must be dense memory of its own
     slot: Mapping[Node, int]  # of each 0-dim value
     numbers: Sequence[Number]  # in the slots after those

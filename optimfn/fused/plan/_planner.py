@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..ir import _ops
-from ..ir._graph import Node
-from ..ir._kernels import Form, Output, Stage
-from ._owners import Owners
+from ..ir._graph import Node, Untraceable
+from ..ir._kernels import Form, Output, Owner, Stage
+from ._owners import Absence, Owners
 from ._plan import Plan
 from ._rows import Rows
 from ._scalars import Scalars
@@ -18,8 +18,7 @@ def make_plan(
     outputs: Sequence[Any],
     targets: Sequence[int | None],
     names: Sequence[str],
-    leaf_of: Mapping[Node, int] | None = None,
-    kept_by: Mapping[Node, int] | None = None,
+    absence: Absence | None = None,
 ) -> Plan:
     """Plan the stages that compute the outputs of a graph.
 
@@ -28,28 +27,26 @@ def make_plan(
         outputs: Nodes, and values that are no tensors.
         targets: For each output the number of the input to overwrite; `None` to make a new tensor.
         names: For each output a name for readers.
-        leaf_of: The inputs that may be absent, each with the leaf whose gradient it is.
-        kept_by: Those that stay as they are without the gradient of a leaf, such as a count of its own.
+        absence: What is known of steps without some gradients.
     """
-    return _Planner(nodes, outputs, leaf_of or {}, kept_by or {}).plan(outputs, targets, names)
+    return _Planner(nodes, outputs, absence or Absence({}, [None] * len(outputs), {}, {})).plan(outputs, targets, names)
 
 
 class _Planner:
     """What is known half way."""
 
-    def __init__(
-        self, nodes: Sequence[Node], outputs: Sequence[Any], leaf_of: Mapping[Node, int], kept_by: Mapping[Node, int]
-    ) -> None:
+    def __init__(self, nodes: Sequence[Node], outputs: Sequence[Any], absence: Absence) -> None:
         self.buffers = 0
         self.inputs = [node for node in nodes if node.kind == "input"]
         self.buffer_of = {node: self._new_buffer() for node in self.inputs}
-        self.nodes = _live(nodes, outputs)
-        self.owned = Owners(self.nodes, leaf_of, kept_by)
-        self.owners = self.owned.all()
+        self.nodes = _live(nodes, [*outputs, *(node for _, node in absence.instead.values())])
+        self.owned = Owners(self.nodes, outputs, absence)
+        self.owners = self.owned.of
+        self._absence = absence
         self.level: dict[Node, int] = {}
         self.temporary: dict[Node, int] = {}
         self.folds: dict[Node, int] = {}
-        self.copies: list[tuple[Node, int]] = []
+        self.copies: list[tuple[Node, int, Owner]] = []
         self.solid: set[Node] = set()
         self._closures: dict[tuple[Node, int], dict[Node, None]] = {}
         self._set_levels()
@@ -63,8 +60,15 @@ class _Planner:
 
     def plan(self, outputs: Sequence[Any], targets: Sequence[int | None], names: Sequence[str]) -> Plan:
         """Put everything into its place."""
-        places = [self._output(*each) for each in zip(outputs, targets, names, strict=True)]
-        self._stores += [Store(x, buffer, self.level[x], x.name) for x, buffer in self.temporary.items()]
+        places, results = list[Output](), list[list[tuple[Owner, Any]]]()
+        for i, (node, target, name) in enumerate(zip(outputs, targets, names, strict=True)):
+            results.append([(self.owned.of_outputs[i], node)])
+            places.append(self._output(node, target, name, self.owned.of_outputs[i]))
+            leaf, other = self._absence.instead.get(i, (None, node))
+            if leaf is not None and other is not node:
+                results[i].append((~leaf, other))
+                self._output(other, self._target(places[i]), name, ~leaf)
+        self._stores += [Store(x, at, self.level[x], x.name, self.owners.get(x)) for x, at in self.temporary.items()]
         count = 1 + max([*self.level.values(), *(store.stage for store in self._stores)], default=0)
         count = delay(self._stores, count, 2 * len(self.nodes) + 2, self._read)
         stages = [Stage(opaque=self._opaque.get(k, [])) for k in range(count)]
@@ -72,7 +76,16 @@ class _Planner:
             self.nodes, [x for x in self._stores if x.node.is_scalar], self.level, self.buffer_of, self.owners
         )
         final = scalars.schedule(stages, self.temporary)
-        rows = Rows(scalars.slot, scalars.numbers, self._buffer, self.folds, self.owners, self._is_given)
+        rows = Rows(
+            scalars.slot,
+            scalars.numbers,
+            self._buffer,
+            self.folds,
+            self.owners,
+            self._is_given,
+            {store.buffer for store in self._stores},
+            bool(self._absence.instead),
+        )
         stored = self._stored()
         for k, stage in enumerate(stages):
             roots: list[Store | Node] = [*stored.get(k, []), *self._reductions.get(k, [])]
@@ -83,6 +96,7 @@ class _Planner:
             nodes=self.nodes,
             inputs=self.inputs,
             outputs=places,
+            results=results,
             stages=stages,
             final=final,
             buffers=self.buffers,
@@ -137,7 +151,7 @@ class _Planner:
         if node not in self.temporary:
             self.temporary[node] = self._new_buffer()
 
-    def _output(self, node: Any, target: int | None, name: str) -> Output:
+    def _output(self, node: Any, target: int | None, name: str, owner: Owner) -> Output:
         if not isinstance(node, Node):
             return Output("value", node)
         if node.kind == "input" and target in (None, self.buffer_of[node]):
@@ -147,13 +161,20 @@ class _Planner:
             if target is None:
                 return Output("opaque", node, node)
         if target is not None and node.dtype not in _ops.DTYPES:
-            self.copies.append((node, target))
+            self.copies.append((node, target, owner))
             return Output("buffer", target)
         buffer = self._new_buffer() if target is None else target
         # Nothing that was given is overwritten before all that might raise, or read it, is over: see `_stores`.
         stage = self.level[node] if target is None else max(self.level[node], self._last_opaque)
-        self._stores.append(Store(node, buffer, stage, name))
+        self._stores.append(Store(node, buffer, stage, name, owner))
         return Output("new", buffer, node) if target is None else Output("buffer", buffer)
+
+    def _target(self, output: Output) -> int:
+        """The buffer of an output, for one more value that may stand there."""
+        if output.kind not in ("buffer", "new"):
+            raise Untraceable("what ATen computes is handed out itself")
+        buffer: int = output.value
+        return buffer
 
     # What rows compute and read
 

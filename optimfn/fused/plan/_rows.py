@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from ..ir._graph import Node, Untraceable
@@ -23,6 +23,8 @@ class Rows:
         folds: The buffers of reductions over some axes.
         owners: The owner of each node that has one.
         is_given: Whether kernels of a stage find a node computed.
+        written: The buffers that something is stored into.
+        has_sides: Whether something is computed for leaves without a gradient.
     """
 
     def __init__(
@@ -33,9 +35,12 @@ class Rows:
         folds: Mapping[Node, int],
         owners: Mapping[Node, Owner],
         is_given: Callable[[Node, int], bool],
+        written: Set[int],
+        has_sides: bool,
     ) -> None:
         self.slot, self.buffer_of, self._folds, self._owners = slot, buffer_of, folds, owners
         self.numbers, self.is_given = numbers, is_given
+        self._written, self._has_sides = written, has_sides
         self._kernels: dict[Kernel, Kernel] = {}
         self.lines: dict[Kernel, list[str]] = {}
         self.are_clear = True  # whether all that a row computes has one owner
@@ -43,23 +48,30 @@ class Rows:
     def of_stage(self, k: int, roots: Sequence[Store | Node], folds: Iterable[Node], closure: Closure) -> list[Row]:
         """The rows of a stage, those of one kernel side by side, so that its code stays in the cache.
 
-        Roots that touch the same memory, or that compute the same value, are of one row: it loads each element before
-        it stores it, whatever other threads do meanwhile.
+        Roots that touch the same memory, of which something is written, are of one row: it loads each element before
+        it stores it, whatever other threads do meanwhile. So are those of one owner that read or compute the same.
         """
         groups = Groups(len(roots))
         for i, root in enumerate(roots):
             node = root.node if isinstance(root, Store) else root.args[0]
-            for other in closure(node, k):
-                if not other.is_scalar and other.op not in ("fill", "spread"):
-                    groups.join(i, self.buffer_of(other) if other.has_memory else other)
-            if isinstance(root, Store):
-                groups.join(i, root.buffer)
+            owner = self._owner(root)
+            # What runs with a gradient never meets what runs without it.
+            sides = (owner < 0,) if isinstance(owner, int) else (False, True) if self._has_sides else (False,)
+            touched: list[Any] = [root.buffer] if isinstance(root, Store) else []
+            found = [x for x in closure(node, k) if not x.is_scalar and x.op not in ("fill", "spread")]
+            touched += [self.buffer_of(x) if x.has_memory else x for x in found]
+            for thing in touched:
+                for tag in sides if thing in self._written else (owner,):
+                    groups.join(i, (thing, tag))
         rows = [self._row(k, [roots[i] for i in group]) for group in groups.members()]
         rows += [self._row(k, [fold]) for fold in folds]
         order: dict[int, int] = {}
         for row in rows:
             order.setdefault(id(row.kernel), len(order))
         return sorted(rows, key=lambda row: order[id(row.kernel)])
+
+    def _owner(self, root: Store | Node) -> Owner:
+        return root.owner if isinstance(root, Store) else self._owners.get(root)
 
     def _row(self, k: int, roots: Sequence[Store | Node]) -> Row:
         program = _Program(self, k)
@@ -72,7 +84,7 @@ class Rows:
         for root in roots:
             node = root.node if isinstance(root, Store) else root.args[0]
             sizes.add(node.numel)
-            owners.add(self._owners.get(node))
+            owners.add(self._owner(root))
             entry = program.visit(node)
             if isinstance(root, Store):
                 results.append(Result("store", entry, node.dtype, root.name))

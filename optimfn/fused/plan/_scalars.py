@@ -72,7 +72,7 @@ class Scalars:
 
     def _store(self, store: Store) -> Call:
         form = Form("store", "", (), store.node.dtype, store.node.dtype)
-        return Call(form, [[self.slot[store.node], store.buffer]], [self._owners.get(store.node)])
+        return Call(form, [[self.slot[store.node], store.buffer]], [store.owner])
 
     def _form(self, node: Node) -> tuple[Form, list[int], Iterable[Owner]]:
         slot, owner = self.slot[node], self._owners.get(node)

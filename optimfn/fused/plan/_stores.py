@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..ir._graph import Node, Untraceable
+from ..ir._kernels import Owner
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Store:
     buffer: int
     stage: int
     name: str
+    owner: Owner
 
 
 def delay(

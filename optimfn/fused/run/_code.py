@@ -78,7 +78,7 @@ class Code:
         *,
         donates: bool,
     ) -> None:
-        self.graph, self.plan, self.captured, self.device = graph, plan, graph.captured, graph.device
+        self.graph, self.plan, self.captured, self.device = graph, plan, [*graph.captured.values()], graph.device
         self.targets, self.decisions = targets, graph.decisions
         fixed = sum(target is not None for target in targets)
         leaf_at = {number: leaf for leaf, number in enumerate(grads)}
@@ -86,11 +86,12 @@ class Code:
         self.leaf_of = {plan.inputs[number]: leaf for leaf, number in enumerate(grads)}
         self.kinds = [(node.dtype, len(node.layout.shape)) for node in self.leaf_of]
         self._joint = {own for own in (plan.owners or {}).values() if isinstance(own, frozenset)}
-        self.trusted: dict[Any, bool] = {}  # kinds of patterns that were found to need nothing else
+        self.trusted: dict[Any, bool] = {}  # kinds of patterns, and whether this serves them
+        self.joint: Code | None = None  # knows also what is computed for leaves without a gradient, if something is
         self.written, self.fixed, self.given = fixed if donates else 0, fixed, len(tensors)
-        inputs = [*tensors, *graph.captured]
+        inputs = [*tensors, *self.captured]
         self.fixed_signature, self.other_signature = Signature(tensors[:fixed]), Signature(tensors[fixed:])
-        self.captured_signature = Signature(graph.captured)
+        self.captured_signature = Signature(self.captured)
         self.staged = [
             (i, Layout.dense(x)) for i, x in enumerate(inputs) if dense_stride(x) is None or x.device != self.device
         ]
@@ -116,7 +117,7 @@ class Code:
 
     def present(self, pattern: tuple[bool, ...]) -> frozenset[Owner]:
         """The owners that are present; one of several leaves is with any of them."""
-        leaves = frozenset([None, *(leaf for leaf, here in enumerate(pattern) if here)])
+        leaves = frozenset([None, *(leaf if here else ~leaf for leaf, here in enumerate(pattern))])
         return leaves.union(own for own in self._joint if not own.isdisjoint(leaves))
 
     def are_given(self, pattern: tuple[bool, ...]) -> list[bool]:
@@ -142,14 +143,18 @@ class Selection:
 
         self.opaque_stages = [(k, [node for node in nodes if runs(node)]) for k, nodes in code.opaque_stages]
         self.released = _last_uses([node for _, nodes in self.opaque_stages for node in nodes], plan.solid)
-        self.copies = [(node, target) for node, target in plan.copies if runs(node)]
+        self.copies = [(x, target) for x, target, own in plan.copies if present is None or own in present]
         self.staged = [i for i, _ in code.staged if not code.fixed <= i < code.given or there[i - code.fixed]]
         self.signature = code.other_signature if present is None else code.other_signature.of_some(there)
         self.is_whole = present is None
         self.tables = None if present is None else code.for_machine.select(present)
         # What is written in place stays by itself.
-        given = () if code.written else enumerate(plan.outputs)
-        self.kept = {i: code.targets[i] for i, x in given if x.node is not None and not runs(x.node)}
+        given = () if code.written or present is None else enumerate(zip(plan.outputs, plan.results, strict=True))
+        self.kept = {
+            i: code.targets[i]
+            for i, (output, values) in given
+            if output.node is not None and all(own not in (present or ()) for own, _ in values)
+        }
 
 
 def _last_uses(nodes: Sequence[Node], kept: Set[Node]) -> dict[Node, list[Node]]:

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import itertools
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from ... import tree
 from ..._base import GradientTransformation, apply_updates
 from ..._typing import Params, State, Updates
 from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, Untraceable
+from ..plan._owners import Absence
 from ..plan._planner import make_plan
 from ..trace._trace import Graph, trace
 from . import _build
-from ._absent import select
+from ._absent import Instead, code_for
 from ._cache import CannotBuild
 from ._code import MACHINES, Code
 from ._flatten import Structure
@@ -53,6 +54,7 @@ class Known:
         self.last: Traced | None = None
         self._all: Traced | None = None  # what came of all gradients, once some have been absent
         self._slots: list[int] = []  # where they stand among the leaves
+        self._joint: Program | None = None  # and what also knows what is computed for leaves without one
         self._unlike: dict[int, tuple[Any, ...]] = {}  # kinds of gradients that are not those of their parameters
 
     def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
@@ -83,7 +85,7 @@ class Known:
     def _find_pattern(self, leaves: list[Any], keys: Keys, misfit: Traced | None) -> Traced | None:
         """What runs of the program for all gradients when some are absent; `None` if these leaves need their own."""
         known = self._all
-        if known is None or not known.agrees(leaves) or (misfit and misfit.program is known.program):
+        if known is None or not known.agrees(leaves) or (misfit and misfit.program in (known.program, self._joint)):
             # The same may be absent in every step: the first pattern is planned for itself, unless all is known.
             known = self._find_signature(self._with_stand_ins(leaves), keys, may_trace=bool(self.traced))
             if known is None:
@@ -104,10 +106,21 @@ class Known:
             except Exception:  # whatever it is, the step of this pattern meets it again
                 return None
 
-        selection = select(known.program.code, pattern, trace)
-        if selection is None:
+        def remake(graph: Graph, instead: Instead) -> Code:
+            assert known.program is not None
+            return self._code(graph, leaves, known.program.code.targets, instead, known.program.plan.was)
+
+        code = code_for(known.program.code, pattern, trace, remake)
+        if code is None:
             return None
-        return known.select(selection, [i for i, here in zip(slots, pattern, strict=True) if not here])
+        program = known.program
+        if code is not program.code:
+            if self._joint is None or self._joint.code is not code:
+                self._joint = Program(code)
+            program = self._joint
+        return known.select(
+            program, code.select(pattern), [i for i, here in zip(slots, pattern, strict=True) if not here]
+        )
 
     def _with_stand_ins(self, leaves: list[Any]) -> list[Any]:
         """The leaves, with something like them for gradients that are absent."""
@@ -150,18 +163,18 @@ class Known:
                 return None
             if found is None:
                 with _without_collecting():
-                    found = self._trace(leaves, tensors)
+                    found = self._trace(leaves)
                 # Patterns that need their own come and go, and would push out all else.
                 passing = self._all is not None and any(leaves[i] is None for i in self._grads)
                 if not (passing or isinstance(found, Traced) or found[0].decisions):
-                    shared.put(keys, rest, found, is_own=bool(found[0].captured))
+                    shared.put(keys, rest, found, is_own=any(isinstance(held, int) for held in found[0].graph.captured))
             traced = found if isinstance(found, Traced) else Traced(leaves, Program(found[0]), found[1])
             self.traced[signature] = [*alike, traced][-_MOST_PROGRAMS:]
             if len(self.traced) > _MOST_PROGRAMS:
                 del self.traced[next(iter(self.traced))]
         return traced
 
-    def _trace(self, leaves: list[Any], tensors: list[Tensor]) -> Any:
+    def _trace(self, leaves: list[Any]) -> Any:
         params, _, grads, _ = self._unflatten(leaves)
         tree.check_tensors("params", params)
         tree.check_tensors("grads", grads)
@@ -169,16 +182,7 @@ class Known:
             return Traced(leaves)  # someone has put a number into the state; the rule makes a tensor of it
         try:
             graph, result, targets = self._record(leaves)
-            names = _names(self._paths())
-            labels = [names[i] if i < self.fixed_size else "new" for i in range(len(graph.outputs))]
-            positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-            may_go = [number for number, i in enumerate(positions) if i in self._grads]
-            inputs = [node for node in graph.nodes if node.kind == "input"]
-            leaf_of = {inputs[number]: leaf for leaf, number in enumerate(may_go)}
-            written = targets if self._donate else [None] * len(labels)
-            kept_by = self._kept_by(inputs, positions, {positions[number]: leaf for leaf, number in enumerate(may_go)})
-            plan = make_plan(graph.nodes, graph.outputs, written, labels, leaf_of, kept_by)
-            return Code(graph, plan, tensors, targets, may_go, donates=self._donate), result
+            return self._code(graph, leaves, targets), result
         except Misshapen:
             return Traced(leaves, aside="it would change the structure, a shape or a dtype of what it writes to")
         except Exception as problem:
@@ -191,19 +195,40 @@ class Known:
             quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
             return Traced(leaves, reason=reason, quiet=quiet)
 
-    def _kept_by(self, inputs: list[Any], positions: list[int], grads: dict[int, int]) -> dict[Any, int]:
-        """The inputs in the state that belong to one leaf alone, each with that leaf.
+    def _code(
+        self,
+        graph: Graph,
+        leaves: list[Any],
+        targets: Sequence[int | None],
+        instead: Instead | None = None,
+        was: Mapping[Any, str] | None = None,
+    ) -> Code:
+        """The code of a graph; if it is for some gradients only, with what is computed for leaves without one."""
+        if instead is not None:
+            leaves = self._with_stand_ins(leaves)
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        may_go = [number for number, i in enumerate(positions) if i in self._grads]
+        inputs = [node for node in graph.nodes if node.kind == "input"]
+        names = _names(self._paths())
+        labels = [names[i] if i < self.fixed_size else "new" for i in range(len(graph.outputs))]
+        belongs = self._belongs({positions[number]: leaf for leaf, number in enumerate(may_go)})[: len(labels)]
+        absence = Absence(
+            {inputs[number]: leaf for leaf, number in enumerate(may_go)}, belongs, instead or {}, was or {}
+        )
+        plan = make_plan(graph.nodes, graph.outputs, targets if self._donate else [None] * len(labels), labels, absence)
+        if instead is not None and plan.owners is None:
+            raise Untraceable("what is computed for leaves without a gradient needs what others have in common")
+        return Code(graph, plan, tensors, targets, may_go, donates=self._donate)
 
-        They stand below its name, where an optimizer keeps a state for each parameter; `owns_state` marks such names.
-        """
-        leaf_of = {path[-1]: grads[i] for path, i in self._paths() if i in grads}
-        owner = {
-            i: next((leaf_of.get(entry) for entry in path[1:-1] if getattr(entry, "owns_state", False)), None)
-            for path, i in self._paths()
-            if path[0] == 1
-        }
-        found = [(node, owner.get(i)) for node, i in zip(inputs, positions, strict=False)]
-        return {node: leaf for node, leaf in found if leaf is not None}
+    def _belongs(self, grads: dict[int, int]) -> list[int | None]:
+        """For each leaf of the arguments the parameter that it seems to belong to: its path holds that of it."""
+        leaf_of = {path[1:]: grads[i] for path, i in self._paths() if i in grads}
+        belongs: list[int | None] = [None] * self._size
+        for path, i in self._paths():
+            parts = (path[a:b] for a in range(1, len(path) + 1) for b in range(len(path), a - 1, -1))
+            belongs[i] = next((leaf_of[part] for part in parts if part in leaf_of), None)
+        return belongs
 
     def _record(self, leaves: list[Any]) -> tuple[Graph, Structure, list[int | None]]:
         """The graph, the structure of what it computes, and the inputs in the place of parameters and state."""

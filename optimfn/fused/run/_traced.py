@@ -45,10 +45,11 @@ class Traced:
         self._others = [] if self.reason else plain
         self._default_dtype = torch.get_default_dtype()
 
-    def select(self, selection: Selection, absent: list[int]) -> "Traced":
-        """The same with some of the tensors absent; these are their places among the leaves."""
+    def select(self, program: Program, selection: Selection, absent: list[int]) -> "Traced":
+        """The same with some of the tensors absent, and what runs then; these are their places among the leaves."""
         some = copy.copy(self)
-        some.selection, some._others = selection, self._others + [(i, None) for i in absent]
+        some.program, some.selection = program, selection
+        some._others = self._others + [(i, None) for i in absent]
         return some
 
     def agrees(self, leaves: list[Any]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ir import _ops
-from ..ir._graph import Kind, Layout, Node
+from ..ir._graph import Kind, Layout, Node, is_random
 from ..ir._shapes import axes_between, contiguous_stride, without
 from ._alike import Call, Example, replaced
 from ._infer import key, line_of_rule
@@ -109,7 +109,7 @@ class Builder:
     ) -> Node:
         """The node of a call: the one there is already if the same was computed before."""
         call: Any = (kind, op, key(args), key(kwargs), layout)
-        if kind == "opaque" and torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+        if kind == "opaque" and is_random(op):
             call = object()
         node = self._known.get(call)
         if node is None:

@@ -105,6 +105,9 @@ class Operators(Builder):
             same_bits = args[0].dtype == layout.dtype and not self._foreign(args[0])  # else another dtype is asked for
             own = in_order and same_bits and layout.stride == contiguous_stride(layout.shape)
             return self._add("pointwise", "copy", args[:1], {}, layout) if own else None
+        same = _unchanged(name, args, kwargs)
+        if same is not None and same.layout == layout:
+            return same
         if name not in _ops.POINTWISE or set(kwargs) - {"alpha", "value"} or layout.dtype not in _ops.DTYPES:
             return None
         if kwargs.get("alpha", 1) != 1:
@@ -142,3 +145,26 @@ class Operators(Builder):
             return "not computed element by element"
         shapes = {x.layout.shape for x in args if isinstance(x, Node)} - {()}
         return "operands of several shapes" if len(shapes) > 1 else "kernels have no expression for these arguments"
+
+
+def _unchanged(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
+    """The operand that an operator gives back as it is, whatever the others are; `None` if there is none.
+
+    Reductions over those leaves that are there begin with such an operator, at whichever leaf is the first.
+    """
+    first: Node
+    if name == "where" and isinstance(args[1], Node) and args[1] is args[2]:
+        return args[1]
+    if name in ("logical_and", "logical_or"):
+        neutral = name == "logical_and"
+        pairs: list[tuple[Node, Node]] = [(args[0], args[1]), (args[1], args[0])]
+        for own, other in pairs:
+            if own.dtype == other.dtype == torch.bool and (own.op, own.args[:1]) == ("fill", (neutral,)):
+                return other
+    if name == "add" and isinstance(args[0], Node) and args[1] == 0 and not kwargs:
+        total = first = args[0]
+        while total.op == "copy":
+            total = total.args[0]
+        # A sum begins with 0, so it is never -0.0, the only number to which that makes a difference.
+        return first if (total.kind, total.op) == ("reduce", "sum") else None
+    return None

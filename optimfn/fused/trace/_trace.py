@@ -16,9 +16,9 @@ from ... import tree
 from ..._torch import DispatchMode, is_differentiating
 from ..._typing import Tree
 from ..ir import _ops
-from ..ir._graph import Layout, Misshapen, Node, Untraceable
+from ..ir._graph import Layout, Misshapen, Node, Untraceable, is_random
 from ._alike import Call, Example, are_alike, is_steady, open_row
-from ._infer import infer, line_of_rule
+from ._infer import infer, key, line_of_rule
 from ._operators import FILLED, Operators
 from ._symbol import Decision, Symbol, leaf_of, on_its_own
 
@@ -33,7 +33,7 @@ class Graph(NamedTuple):
 
     nodes: list[Node]
     outputs: list[Any]  # nodes, and the leaves that are no tensors
-    captured: list[Tensor]  # tensors that the rule holds; the last inputs
+    captured: dict[Hashable, Tensor]  # tensors that the rule holds, by their identity, or has made; the last inputs
     device: torch.device
     opaque: dict[str, str]  # operator -> why it is not generated
     decisions: list[Decision]  # what the rule found out about the leaves, besides shapes and dtypes
@@ -87,9 +87,9 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self._device = device
         Operators.__init__(self)
-        self.captured: list[Tensor] = []
+        self.captured: dict[Hashable, Tensor] = {}
         self.decisions: list[Decision] = []
-        self._captures: dict[int, Node] = {}
+        self._captures: dict[Hashable, Node] = {}
         self._deciding = False
 
     def symbol(self, node: Node, leaf: Tensor | None = None) -> Symbol:
@@ -183,12 +183,13 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
             return func(*args, **(kwargs or {}))
         name = func.__name__.split(".")[0]
         if name == "lift_fresh" and not isinstance(args[0], Symbol):
-            return self.symbol(self._constant(args[0]))
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        if name not in FILLED and not random and not _holds_tensor((args, kwargs)):
+            made = args[0]
+            return self.symbol(self._constant(made, (made.dtype, made.shape, *made.flatten().tolist())))
+        if name not in FILLED and not is_random(func) and not _holds_tensor((args, kwargs)):
             made = func(*args, **(kwargs or {}))  # the same in every step
-            return self.symbol(self._constant(made)) if isinstance(made, Tensor) else made
-        result = self._record(func, name, self.value(args), {key: self.value(x) for key, x in (kwargs or {}).items()})
+            call = func, key(self.value(args)), key({name: self.value(x) for name, x in (kwargs or {}).items()})
+            return self.symbol(self._constant(made, call)) if isinstance(made, Tensor) else made
+        result = self._record(func, name, self.value(args), {word: self.value(x) for word, x in (kwargs or {}).items()})
         return list(map(self.symbol, result)) if isinstance(result, list) else self.symbol(result)
 
     def _record(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | list[Node]:
@@ -208,7 +209,7 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
         reduced = self._reduction(func, name, args, kwargs)
         if reduced is not None:
             return reduced
-        args, kwargs = self.solid(args), {key: self.solid(x) for key, x in kwargs.items()}
+        args, kwargs = self.solid(args), {word: self.solid(x) for word, x in kwargs.items()}
         multiple, layouts, compute = infer(func, name, args, kwargs)
         if not multiple:
             computed = self._pointwise(func, name, args, kwargs, layouts[0], compute)
@@ -220,20 +221,21 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
 
     # Bookkeeping
 
-    def _capture(self, x: Tensor) -> Node:
-        if id(x) not in self._captures:
+    def _capture(self, x: Tensor, call: Hashable = None) -> Node:
+        own = call or id(x)
+        if own not in self._captures:
             here = x.device == self._device or (x.is_cpu and x.ndim == 0)
             if type(x) not in (Tensor, torch.nn.Parameter) or not here or x.layout != torch.strided:
                 raise Untraceable(f"the rule holds a {type(x).__name__} on {x.device}, {line_of_rule('in ')}")
-            self._captures[id(x)] = self.input(Layout.dense(x), "held")
-            self.captured.append(x)
-        return self._captures[id(x)]
+            self._captures[own] = self.input(Layout.dense(x), "held")
+            self.captured[own] = x
+        return self._captures[own]
 
-    def _constant(self, x: Tensor) -> Node:
-        """A tensor made of Python numbers just now: its value is part of the graph."""
+    def _constant(self, x: Tensor, call: Hashable) -> Node:
+        """A tensor made of Python numbers just now, as the call says: its value is part of the graph."""
         if x.ndim == 0 and x.dtype in _ops.DTYPES:
             return self._add("pointwise", "fill", (x.item(), ()), {}, Layout.dense(x))
-        return self._capture(x)
+        return self._capture(x, call)
 
 
 def _holds_tensor(x: Any) -> bool:
