@@ -1,0 +1,98 @@
+"""What each leaf of a state is, for whoever shards, saves or merges states."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import tree
+from ._checks import check_choice
+from ._typing import Params, State, Tree
+
+KINDS = ("param", "factor", "replicated", "per_replica", "flat_shard", "host")
+ELASTIC = ("mean", "reset", "error")
+
+
+@dataclass(frozen=True)
+class LeafSpec:
+    """What a leaf of a state is.
+
+    A state that is a named tuple may say so of its fields, in a class attribute `kinds` from names to these or to words:
+    `kinds = {"error": "per_replica"}`.
+
+    Args:
+        kind: `"param"`: in the shape of its parameter, and lies where that lies. `"factor"`: belongs to a parameter, in
+            another shape, such as the mean of its rows. `"replicated"`: one for all, the same on every process, such as
+            a count. `"per_replica"`: each replica's own, along a first axis, such as the error of a compressor.
+            `"flat_shard"`: one vector of all parameters, in shards. `"host"`: stays on the CPU, as a count that decides
+            there.
+        param: The path of the parameter that it belongs to; `None` if it belongs to none.
+        elastic: What becomes of a `"per_replica"` leaf when a checkpoint comes from another number of replicas: each
+            gets the `"mean"`, they begin anew (`"reset"`), or it is an `"error"`.
+
+    Raises:
+        ValueError: if there is no such kind, or no such word for `elastic`.
+    """
+
+    kind: str
+    param: str | None = None
+    elastic: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, KINDS)
+        check_choice("elastic", self.elastic, ELASTIC)
+
+
+def state_spec(tx: Any, params: Params) -> Tree:
+    """Say of every leaf of a state what it is.
+
+    What mirrors the parameters is found as by `tree.map_params`. The rest is taken to be the same on all processes,
+    unless the state itself says otherwise, see `LeafSpec`.
+
+    Args:
+        tx: A transformation.
+        params: Its parameters; a state is made of them, to see what it holds.
+
+    Returns:
+        A tree in the structure of the state, of `LeafSpec`.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> spec = of.state_spec(of.adam(1e-3), {"w": torch.ones(2)})
+        >>> spec[0].mu["w"], spec[0].count.kind
+        (LeafSpec(kind='param', param='w', elastic='mean'), 'replicated')
+    """
+    return spec_of(tx, params, tx.init(params))
+
+
+def spec_of(tx: Any, params: Params, state: State) -> Tree:
+    """The same of a state that is there already."""
+
+    def own(leaf: Any, path: str, p: Any) -> LeafSpec:
+        return LeafSpec("param" if leaf.shape == p.shape else "factor", path)
+
+    found = tree.map_params(
+        tx, own, state, tree.paths(params), params, transform_non_params=lambda leaf: LeafSpec("replicated")
+    )
+    said = {
+        (*path, name): spec if isinstance(spec, LeafSpec) else LeafSpec(spec)
+        for path, node in tree.walk(state)
+        for name, spec in _kinds(node).items()
+    }
+    if not said:
+        return found
+
+    def change(path: tuple[Any, ...], leaf: Any) -> tuple[bool, Any]:
+        if not isinstance(leaf, LeafSpec):
+            return False, None
+        spec = next((said[path[:n]] for n in range(len(path), 0, -1) if path[:n] in said), leaf)
+        return True, LeafSpec(spec.kind, spec.param or leaf.param, spec.elastic)
+
+    return tree.map_nodes(change, found)
+
+
+def _kinds(node: Any) -> Mapping[str, LeafSpec | str]:
+    """What a named tuple says of its fields."""
+    kinds: Mapping[str, LeafSpec | str] = getattr(type(node), "kinds", {}) if hasattr(node, "_fields") else {}
+    for name in kinds:
+        check_choice(f"a field in {type(node).__name__}.kinds", name, node._fields)
+    return kinds
