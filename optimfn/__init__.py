@@ -1,6 +1,7 @@
 """Pure-functional, composable optimizer transformations for PyTorch."""
 
 from . import cuda as cuda
+from . import distributed as distributed
 from . import optim as optim
 from . import tree as tree
 from ._algorithms.adagrad._adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState
@@ -161,6 +162,8 @@ from ._seeing._plot import plot_path as plot_path
 from ._seeing._plot import plot_schedule as plot_schedule
 from ._state_dict import load_state_dict as load_state_dict
 from ._state_dict import state_dict as state_dict
+from ._state_spec import LeafSpec as LeafSpec
+from ._state_spec import state_spec as state_spec
 from ._transforms._apply_every import ApplyEvery as ApplyEvery
 from ._transforms._apply_every import apply_every as apply_every
 from ._transforms._averaging import ParamsEmaState as ParamsEmaState

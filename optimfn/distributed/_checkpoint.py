@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ def save(path: PathLike, params: Params, state: State, tx: Any, *, group: Any = 
     for name, spec in _specs(tx, params, state).items():
         if spec.kind == "per_replica" and not is_dtensor(flat[name]):
             raise ValueError(f"{name} is each replica's own: make it a DTensor with the replicas along its first axis")
-    _dcp().save(flat, checkpoint_id=path, process_group=group, no_dist=not dist.is_initialized())
+    _run(_dcp().save, flat, path, group)
 
 
 def load(
@@ -90,7 +91,7 @@ def load(
             read[name] = x if donate else torch.empty_like(x)
         elif specs[name].elastic == "mean":
             read[name] = _for_all(x, found[name])
-    _dcp().load(read, checkpoint_id=path, process_group=group, no_dist=not dist.is_initialized())
+    _run(_dcp().load, read, path, group)
     with torch.no_grad():
         for name in others & read.keys():
             mean = _shared_out(read[name], given[name])
@@ -143,6 +144,14 @@ def _dcp() -> Any:
     return importlib.import_module("torch.distributed.checkpoint")
 
 
+def _run(what: Any, flat: dict[str, Any], path: PathLike, group: Any) -> None:
+    alone = not dist.is_initialized()
+    with warnings.catch_warnings():
+        if alone:  # which torch finds worth a warning
+            warnings.filterwarnings("ignore", "torch.distributed is .*single process", UserWarning)
+        what(flat, checkpoint_id=path, process_group=group, no_dist=alone)
+
+
 def _name(root: str, path: tuple[Any, ...]) -> str:
     return tree.join_path((root, *path))
 
@@ -175,7 +184,9 @@ def _saved(name: str, leaf: Any) -> Tensor:
 
 def _specs(tx: Any, params: Params, state: State) -> dict[str, LeafSpec]:
     """What each leaf is, by name."""
-    found = {_name("params", path): LeafSpec("param", tree.join_path(path)) for path, _ in tree.leaves_with_path(params)}
+    found = {
+        _name("params", path): LeafSpec("param", tree.join_path(path)) for path, _ in tree.leaves_with_path(params)
+    }
     specs = tree.leaves_with_path(spec_of(tx, params, state))
     return found | {_name("state", path): spec for path, spec in specs}
 
