@@ -1,8 +1,8 @@
 """What each leaf of a state is, for whoever shards, saves or merges states."""
 
-from collections.abc import Mapping
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from . import tree
 from ._checks import check_choice
@@ -16,8 +16,8 @@ ELASTIC = ("mean", "reset", "error")
 class LeafSpec:
     """What a leaf of a state is.
 
-    A state that is a named tuple may say so of its fields, in a class attribute `kinds` from names to these or to words:
-    `kinds = {"error": "per_replica"}`.
+    A state that is a named tuple says so of its fields where it annotates them:
+    `error: Annotated[Updates, LeafSpec("per_replica")]`.
 
     Args:
         kind: `"param"`: in the shape of its parameter, and lies where that lies. `"factor"`: belongs to a parameter, in
@@ -74,9 +74,10 @@ def spec_of(tx: Any, params: Params, state: State) -> Tree:
         tx, own, state, tree.paths(params), params, transform_non_params=lambda leaf: LeafSpec("replicated")
     )
     said = {
-        (*path, name): spec if isinstance(spec, LeafSpec) else LeafSpec(spec)
+        (*path, name): spec
         for path, node in tree.walk(state)
-        for name, spec in _kinds(node).items()
+        if hasattr(node, "_fields")
+        for name, spec in _said(type(node)).items()
     }
     if not said:
         return found
@@ -90,9 +91,12 @@ def spec_of(tx: Any, params: Params, state: State) -> Tree:
     return tree.map_nodes(change, found)
 
 
-def _kinds(node: Any) -> Mapping[str, LeafSpec | str]:
-    """What a named tuple says of its fields."""
-    kinds: Mapping[str, LeafSpec | str] = getattr(type(node), "kinds", {}) if hasattr(node, "_fields") else {}
-    for name in kinds:
-        check_choice(f"a field in {type(node).__name__}.kinds", name, node._fields)
-    return kinds
+@functools.cache
+def _said(kind: Any) -> dict[str, LeafSpec]:
+    """What the annotations of a named tuple say of its fields."""
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError:  # a name that only a type checker knows
+        return {}
+    extras = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: one for name, metadata in extras.items() for one in metadata if isinstance(one, LeafSpec)}

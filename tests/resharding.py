@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -106,9 +106,7 @@ def own_errors(elastic):
     """A transformation whose state says what its leaf is."""
 
     class Own(NamedTuple):
-        error: Any
-
-        kinds = {"error": of.LeafSpec("per_replica", elastic=elastic)}
+        error: Annotated[Any, of.LeafSpec("per_replica", elastic=elastic)]
 
     return of.GradientTransformation(lambda params: Own(params), lambda u, s, p=None, **extra: (u, s)), Own
 

@@ -20,10 +20,10 @@ PathLike = str | os.PathLike[str]
 
 
 def save(path: PathLike, params: Params, state: State, tx: Any, *, group: Any = None) -> None:
-    """Write parameters and state to a folder, each process what it has; `load` reads them on others, laid out otherwise.
+    """Write parameters and state to a folder, each process what it has; `load` reads them elsewhere.
 
-    Every process of the group calls it, with its own shards (DTensors) or the same plain tensors. The files are those of
-    `torch.distributed.checkpoint`: tensors under flat names, `params.` or `state.` and the path. A folder without
+    Every process of the group calls it, with its own shards (DTensors) or the same plain tensors. The files are those
+    of `torch.distributed.checkpoint`: tensors under flat names, `params.` or `state.` and the path. A folder without
     `.metadata`, which is written last, is one whose writing was cut off.
 
     Args:
@@ -179,7 +179,8 @@ def _saved(name: str, leaf: Any) -> Tensor:
         x = x.trigger_wait()
     if is_dtensor(x) and any(place.is_partial() for place in x.placements):
         raise ValueError(f"{name} is a partial sum, {x.placements}: reduce it first, with x.redistribute")
-    return x
+    own: Tensor = x
+    return own
 
 
 def _specs(tx: Any, params: Params, state: State) -> dict[str, LeafSpec]:
