@@ -1,6 +1,5 @@
 """What each leaf of a state is, for whoever shards, saves or merges states."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -73,11 +72,8 @@ def spec_of(tx: Any, params: Params, state: State) -> Tree:
     found = tree.map_params(
         tx, own, state, tree.paths(params), params, transform_non_params=lambda leaf: LeafSpec("replicated")
     )
-    said = {
-        (*path, name): spec
-        for path, node in tree.walk(state)
-        if hasattr(node, "_fields")
-        for name, spec in _said(type(node)).items()
+    said: dict[tuple[Any, ...], LeafSpec] = {
+        (*path, name): spec for path, node in tree.walk(state) for name, spec in _said_by(node).items()
     }
     if not said:
         return found
@@ -91,11 +87,12 @@ def spec_of(tx: Any, params: Params, state: State) -> Tree:
     return tree.map_nodes(change, found)
 
 
-@functools.cache
-def _said(kind: Any) -> dict[str, LeafSpec]:
+def _said_by(node: Any) -> dict[str, LeafSpec]:
     """What the annotations of a named tuple say of its fields."""
+    if not hasattr(node, "_fields"):
+        return {}
     try:
-        hints = get_type_hints(kind, include_extras=True)
+        hints = get_type_hints(type(node), include_extras=True)
     except NameError:  # a name that only a type checker knows
         return {}
     extras = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
