@@ -121,7 +121,27 @@ def compare(make, params, sequence, layout, rtol, extra):
     return found
 
 
-def law_of_the_pure_api(layout, dtype, rtol, skips, names=None):
+def compare_steps(make, params, sequence, layout, rtol, extra):
+    """What goes wrong when a donating step writes into shards, and whether kernels do it."""
+    own, whole_params = sharded(layout, params), of.tree.map(torch.clone, params)
+    where = placements(own)
+    tx = make()
+    state, whole_state, step = tx.init(own), tx.init(whole_params), of.make_step(make(), donate=True)
+    with torch.no_grad():
+        for grads in sequence:
+            step(own, state, sharded(layout, grads), **extra)
+            updates, whole_state = tx.update(grads, whole_state, whole_params, **extra)
+            whole_params = of.apply_updates(whole_params, updates)
+    found = problems(own, whole_params, rtol) + [f"state: {x}" for x in problems(state, whole_state, rtol)]
+    return found if placements(own) == where else [*found, f"parameters lie at {placements(own)}"]
+
+
+def law_of_steps(layout, dtype, rtol, skips, names=None):
+    """The same of donating steps, by kernels where these can be."""
+    return law_of_the_pure_api(layout, dtype, rtol, skips, names, compare_steps)
+
+
+def law_of_the_pure_api(layout, dtype, rtol, skips, names=None, compare=compare):
     """Every case of the table on the shards of a layout, as on one process: the problems by case."""
     if not works_on(layout):
         return {}

@@ -16,6 +16,7 @@ from ..._typing import Params, State, Updates
 from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, Untraceable
 from ..plan._owners import Absence
 from ..plan._planner import make_plan
+from ..trace._lower import InShards, Shards, is_cut, local, lowered
 from ..trace._trace import Graph, trace
 from . import _build
 from ._absent import Instead, code_for
@@ -74,7 +75,7 @@ class Known:
             keys: Under what the transformation finds code.
             misfit: The trace that was tried, if the leaves are of another kind.
         """
-        if any(leaves[i] is None for i in self._grads):
+        if any(leaves[i] is None for i in self._grads) and not is_cut(leaves):
             found = self._find_pattern(leaves, keys, misfit)
             if found is not None:
                 self.last = found
@@ -149,10 +150,12 @@ class Known:
 
     def _find_signature(self, leaves: list[Any], keys: Keys, *, may_trace: bool = True) -> Traced | None:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
+        shards = Shards(tensors) if is_cut(tensors) else None
+        tensors = (shards.opened(tensors) if shards else None) or tensors
         if not are_ordinary(tensors, MACHINES):
             return Traced(leaves, aside="kernels are not for tensors of this class, layout or device")
         kinds = tuple([None if isinstance(x, Tensor) else _constant(x) for x in leaves])
-        signature = Signature(tensors), kinds, torch.get_default_dtype()
+        signature = Signature(tensors), kinds, torch.get_default_dtype(), shards and shards.key
         alike = self.traced.get(signature, [])
         traced = next((old for old in alike if old.holds(leaves)), None)
         if traced is None:
@@ -163,18 +166,21 @@ class Known:
                 return None
             if found is None:
                 with _without_collecting():
-                    found = self._trace(leaves)
+                    found = self._trace(leaves, shards)
                 # Patterns that need their own come and go, and would push out all else.
                 passing = self._all is not None and any(leaves[i] is None for i in self._grads)
                 if not (passing or isinstance(found, Traced) or found[0].decisions):
                     shared.put(keys, rest, found, is_own=any(isinstance(held, int) for held in found[0].graph.captured))
-            traced = found if isinstance(found, Traced) else Traced(leaves, Program(found[0]), found[1])
+            if isinstance(found, Traced):
+                traced = found
+            else:
+                traced = Traced(leaves, Program(found[0]), found[1], shards=shards, places=found[2])
             self.traced[signature] = [*alike, traced][-_MOST_PROGRAMS:]
             if len(self.traced) > _MOST_PROGRAMS:
                 del self.traced[next(iter(self.traced))]
         return traced
 
-    def _trace(self, leaves: list[Any]) -> Any:
+    def _trace(self, leaves: list[Any], shards: Shards | None) -> Any:
         params, _, grads, _ = self._unflatten(leaves)
         tree.check_tensors("params", params)
         tree.check_tensors("grads", grads)
@@ -182,7 +188,10 @@ class Known:
             return Traced(leaves)  # someone has put a number into the state; the rule makes a tensor of it
         try:
             graph, result, targets = self._record(leaves)
-            return self._code(graph, leaves, targets), result
+            if shards is None:
+                return self._code(graph, leaves, targets), result, None
+            graph, places = lowered(graph, [x for x in leaves if isinstance(x, Tensor)])
+            return self._code(graph, [local(x) for x in leaves], targets), result, places
         except Misshapen:
             return Traced(leaves, aside="it would change the structure, a shape or a dtype of what it writes to")
         except Exception as problem:
@@ -192,7 +201,7 @@ class Known:
                     pure(self._tx, *self._unflatten(leaves))  # if the rule is to blame, it says so itself
             reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
             # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
-            quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices)
+            quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices | InShards)
             return Traced(leaves, reason=reason, quiet=quiet)
 
     def _code(

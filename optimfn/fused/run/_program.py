@@ -48,6 +48,11 @@ class Program:
         Process.give_lock(self)
 
     @property
+    def writes(self) -> bool:
+        """Whether it writes over what it is given."""
+        return bool(self._written)
+
+    @property
     def sources(self) -> list[Path]:
         """The files in which its kernels can be read."""
         return self._machine.sources

@@ -111,7 +111,7 @@ class Step:
                     raise RuntimeError(f"{self._tx!r} cannot run fused: {traced.reason}")
                 return None
             try:
-                outputs = traced.program(traced.pick(leaves), token, traced.selection)
+                outputs = traced.run(leaves, token)
             except StepAside as problem:
                 self._ran = str(problem) or "this step cannot be captured"
                 return None

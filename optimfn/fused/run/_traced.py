@@ -1,11 +1,14 @@
 """What came of a trace, for one step."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ir._graph import Misfit, StepAside
+from ..trace._lower import Place, Shards, wrap
 from ._code import Selection
 from ._flatten import Structure
 from ._program import Program
@@ -23,6 +26,8 @@ class Traced:
         reason: Why there is none.
         quiet: Whether that is no surprise.
         aside: Why the rule itself runs without a word, if there is neither.
+        shards: Which of the tensors lie in shards, if some do.
+        places: Where each leaf of the result lies, then.
     """
 
     def __init__(
@@ -34,8 +39,11 @@ class Traced:
         *,
         quiet: bool = False,
         aside: str = "the rule itself runs for these arguments",
+        shards: Shards | None = None,
+        places: Sequence[Place | None] | None = None,
     ) -> None:
         self.aside = aside
+        self._shards, self._places = shards, places or ()
         self.program, self.result = program, result
         self.selection: Selection | None = None  # what to run of it; all, if there is none
         self.reason, self.quiet = reason, quiet
@@ -64,6 +72,24 @@ class Traced:
         tensors = self.pick(leaves)
         with torch.no_grad():
             return all(decision.holds(tensors) for decision in self.program.code.decisions)
+
+    def run(self, leaves: list[Any], token: object) -> list[Any]:
+        """What the program makes of leaves: the leaves of the result; none if they were written.
+
+        Raises:
+            Misfit, StepAside: as a `Program` does.
+        """
+        assert self.program is not None
+        tensors = self.pick(leaves)
+        if self._shards is None:
+            return self.program(tensors, token, self.selection)
+        own = self._shards.opened(tensors)
+        if own is None:
+            raise Misfit
+        if not self.program.writes and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            raise StepAside("gradients are to flow through it")
+        outputs = self.program(own, token, self.selection)
+        return wrap(outputs, self._places, self._shards.like(tensors)) if outputs else outputs
 
     def pick(self, leaves: list[Any]) -> list[Any]:
         """The leaves where the trace had tensors."""
