@@ -13,7 +13,7 @@ import tempfile
 import traceback
 
 SIZE = 4
-START, SECONDS = 120.0, 300.0  # to start, and for a job; whoever takes longer hangs, and is killed
+START, SECONDS = 300.0, 900.0  # to start, and for a job; whoever takes longer hangs, and is killed
 
 _pool = None
 

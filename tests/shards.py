@@ -5,7 +5,9 @@ import functools
 import torch
 import torch.distributed as dist
 from cases import CASES
+from cases.common import has_two_axes
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -55,9 +57,12 @@ def whole(tree):
 
 
 def drawn(shapes, dtype, seed):
-    """Random leaves, the same everywhere."""
+    """Random leaves, the same everywhere; the order of the names is not the alphabet's."""
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for n, shape in shapes.items()}
+    return {
+        n: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for n, shape in reversed(shapes.items())
+    }
 
 
 def gradients(shapes, dtype, steps):
@@ -141,6 +146,74 @@ def law_of_steps(layout, dtype, rtol, skips, names=None):
     return law_of_the_pure_api(layout, dtype, rtol, skips, names, compare_steps)
 
 
+def steps_of_an_optimizer(make, params, sequence, extra):
+    """The parameters after steps of `Optimizer`, and the optimizer."""
+    own = {name: torch.nn.Parameter(p) for name, p in params.items()}
+    optimizer = of.Optimizer([*own.items()], make())
+    for grads in sequence:
+        for name, p in own.items():
+            p.grad = grads[name]
+        optimizer.step(**extra)
+    return of.tree.map(torch.detach, own), optimizer
+
+
+def compare_optimizers(make, params, sequence, layout, rtol, extra):
+    """What goes wrong behind `Optimizer`."""
+    cut = [sharded(layout, grads) for grads in sequence]
+    got, optimizer = steps_of_an_optimizer(make, sharded(layout, of.tree.map(torch.clone, params)), cut, extra)
+    want, single = steps_of_an_optimizer(make, of.tree.map(torch.clone, params), sequence, extra)
+    states = [
+        [{key: x for key, x in own.items() if isinstance(x, torch.Tensor)} for own in one.state.values()]
+        for one in (optimizer, single)
+    ]
+    found = problems(got, want, rtol) + [f"state: {x}" for x in problems(*states, rtol)]
+    where = placements(sharded(layout, params))
+    return found if placements(got) == where else [*found, f"parameters lie at {placements(got)}"]
+
+
+def law_of_optimizers(layout, dtype, rtol, skips, names=None):
+    """The same behind `Optimizer`."""
+    return law_of_the_pure_api(layout, dtype, rtol, skips, names, compare_optimizers)
+
+
+def dropins_on_fsdp():
+    """The drop-in classes on a model under `fully_shard` against those of torch on the same model without."""
+    classes = {
+        "AdamW": {"lr": 1e-2},
+        "SGD": {"lr": 1e-1, "momentum": 0.9},
+        "Adafactor": {"lr": 1e-2},
+        "Rprop": {"lr": 1e-2},
+        "RMSprop": {"lr": 1e-2, "centered": True},
+        "NAdam": {"lr": 1e-2},
+        "RAdam": {"lr": 1e-2},
+        "Adagrad": {"lr": 1e-1},
+        "Adadelta": {"lr": 1.0},
+        "Adamax": {"lr": 1e-2},
+        "ASGD": {"lr": 1e-1},
+    }
+    found = {}
+    for name, arguments in classes.items():
+        models = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            models.append(torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double())
+        cut, whole_model = models
+        fully_shard(cut, mesh=MESHES["four"])
+        ours = getattr(of.optim, name)(cut.parameters(), **arguments)
+        theirs = getattr(torch.optim, name)(whole_model.parameters(), **arguments)
+        x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        for _ in range(4):
+            for model, optimizer in ((cut, ours), (whole_model, theirs)):
+                optimizer.zero_grad()
+                model(x).square().sum().backward()
+                optimizer.step()
+        got, want = ([p.detach() for p in model.parameters()] for model in models)
+        wrong = problems(got, want, 1e-9)
+        if wrong:
+            found[name] = wrong
+    return found
+
+
 def law_of_the_pure_api(layout, dtype, rtol, skips, names=None, compare=compare):
     """Every case of the table on the shards of a layout, as on one process: the problems by case."""
     if not works_on(layout):
@@ -207,26 +280,54 @@ def reductions():
     return found
 
 
-def collectives_of_steps():
-    """How many collectives a step of the pure API takes."""
+def sent_by_steps():
+    """How many collectives a step of the pure pair takes, and the bytes that this process hands to them."""
     rules = {
-        "adamw": of.adamw(0.1),
-        "clip": of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)),
-        "lamb": of.lamb(0.1),
-        "apply_if_finite": of.apply_if_finite(of.adam(0.1), 3),
-        "sm3": of.sm3(0.1),
-        "noise": of.noisy_sgd(0.1, seed=0),
+        "`adamw`": of.adamw(0.1),
+        "`clip_by_global_norm`, `adamw`": of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)),
+        "`apply_if_finite(adam)`": of.apply_if_finite(of.adam(0.1), 3),
+        "`lamb`": of.lamb(0.1),
+        "`novograd`": of.novograd(0.1),
+        "`adafactor`": of.adafactor(0.1, min_dim_size_to_factor=2),
+        "`sm3`": of.sm3(0.1),
+        "`adaptive_grad_clip`, `sgd`": of.chain(of.adaptive_grad_clip(0.1), of.sgd(0.1)),
+        "`noisy_sgd`": of.noisy_sgd(0.1, seed=0),
+        "`muon` on the matrix": of.masked(of.muon(0.1), of.tree.mask_by(has_two_axes)),
     }
-    # Without `d`: DTensor gathers what has one row, in shards of rows, where it meets what has several columns.
-    shapes = {name: SHAPES[name] for name in "abc"}
-    params, grads = (sharded("fsdp on 4", drawn(shapes, torch.float32, seed)) for seed in (1, 2))
+    values = (
+        {"w": x["w"], "b": x["b"]} for x in (drawn({"w": (64, 32), "b": (32,)}, torch.float32, s) for s in (1, 2))
+    )
+    params, grads = (
+        {n: distribute_tensor(x, MESHES["four"], [S(0)], src_data_rank=None) for n, x in v.items()} for v in values
+    )
     found = {}
     for name, tx in rules.items():
         state = tx.init(params)
-        with CommDebugMode() as heard:
+        with CommDebugMode() as heard, Payload() as payload:
             of.apply_updates(params, tx.update(grads, state, params)[0])
-        found[name] = heard.get_total_counts()
+        found[name] = heard.get_total_counts(), payload.bytes
     return found
+
+
+class Payload:
+    """Counts the bytes that are handed to the collectives of torch.distributed."""
+
+    def __enter__(self):
+        self.bytes, self._before = 0, (dist.all_reduce, dist.all_to_all_single)
+
+        def all_reduce(x, *args, **kwargs):
+            self.bytes += x.nbytes
+            return self._before[0](x, *args, **kwargs)
+
+        def all_to_all_single(output, x, *args, **kwargs):
+            self.bytes += x.nbytes
+            return self._before[1](output, x, *args, **kwargs)
+
+        dist.all_reduce, dist.all_to_all_single = all_reduce, all_to_all_single
+        return self
+
+    def __exit__(self, *_):
+        dist.all_reduce, dist.all_to_all_single = self._before
 
 
 class NoReads(torch.utils._python_dispatch.TorchDispatchMode):

@@ -1,5 +1,8 @@
 """What lies in shards on several processes steps as on one: see `shards` for the layouts and what is compared."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from ranks import on_ranks
@@ -11,9 +14,6 @@ SKIPS = {
     "flatten": FLAT,
     "minimize_by_lbfgs": FLAT,
     "minimize_by_lbfgs_with_line_search": FLAT,
-    "muon_as_torch": "the products of shards of a matrix are rounded to bfloat16 in another order",
-    "muon_as_torch_changed": "the same",
-    "muon": "the same",
 }
 TIGHT = {torch.float64: 1e-10, torch.float32: 1e-6}
 
@@ -24,10 +24,28 @@ def told(found):
     return "\n".join(sorted(lines))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [x for x in LAYOUTS if x != "tensor parallel"])  # another has what it has
 def test_every_case_steps_shards_as_one_process_steps_the_whole(layout):
     dtype = torch.float32 if layout == "fsdp on 2" else torch.float64
     found = told(on_ranks("shards.law_of_the_pure_api", layout, dtype, TIGHT[dtype], list(SKIPS)))
+    assert not found, found
+
+
+@pytest.mark.parametrize("layout", ["fsdp on 2"])
+def test_donating_steps_write_into_shards(layout):
+    dtype = torch.float32 if layout == "fsdp on 2" else torch.float64
+    found = told(on_ranks("shards.law_of_steps", layout, dtype, TIGHT[dtype], list(SKIPS)))
+    assert not found, found
+
+
+@pytest.mark.parametrize("layout", ["hsdp 2 x 2"])
+def test_optimizers_step_shards(layout):
+    found = told(on_ranks("shards.law_of_optimizers", layout, torch.float64, 1e-10, list(SKIPS)))
+    assert not found, found
+
+
+def test_dropin_classes_follow_those_of_torch_on_one_process():
+    found = told(on_ranks("shards.dropins_on_fsdp"))
     assert not found, found
 
 
@@ -36,15 +54,15 @@ def test_reductions_are_whole_and_the_same_everywhere():
     assert not found, found
 
 
-def test_a_step_takes_as_many_collectives_as_it_has_stages():
-    assert on_ranks("shards.collectives_of_steps")[0] == {
-        "adamw": 0,
-        "clip": 1,
-        "lamb": 2,
-        "apply_if_finite": 1,
-        "sm3": 1,
-        "noise": 0,
-    }
+def test_the_guide_says_what_a_step_sends():
+    guide = (Path(__file__).parent.parent / "docs/guides/sharded.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| (\S+) \| (\S+) \|$", guide, re.MULTILINE)
+    measured = on_ranks("shards.sent_by_steps")
+    told = {name: (str(count), str(size)) for name, (count, size) in measured[0].items()}
+    assert {name: (count, size) for name, count, size in rows} == told
+    assert all(
+        [count for count, _ in each.values()] == [count for count, _ in measured[0].values()] for each in measured
+    )
 
 
 def test_nothing_is_read_from_what_lies_in_parts():

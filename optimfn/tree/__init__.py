@@ -62,6 +62,7 @@ from ._grad import checkpoint as checkpoint
 from ._grad import stop_gradient as stop_gradient
 from ._grad import value_and_grad as value_and_grad
 from ._loop import while_loop as while_loop
+from ._matrices import on_full_matrix as on_full_matrix
 from ._moments import abs_sq as abs_sq
 from ._moments import bias_correction as bias_correction
 from ._moments import count as count

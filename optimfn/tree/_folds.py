@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .._torch import is_dtensor, replicate, shard_like, without_parts, wrapped_like
 from .._typing import Tree
-from ._core import leaves, map, unflatten, wide_dtype
-from ._shards import all_reduce, local
+from ._core import leaves, map, wide_dtype
+from ._shards import all_reduce, local, map_rows
 
 Axes = tuple[int, ...]
 
@@ -56,9 +56,7 @@ def fold_each(how: str, axes: Callable[..., Axes | None], tree: Tree, *rest: Tre
 
     if not any(is_dtensor(x) for x in leaves(tree)):
         return map(leaf, tree, *rest)
-    rows: list[tuple[Any, ...]] = []
-    map(lambda *row: rows.append(row), tree, *rest)
-    return unflatten(tree, _folded(how, [(x, axes(x, *others)) for x, *others in rows], keepdim))
+    return map_rows(lambda rows: _folded(how, [(x, axes(x, *others)) for x, *others in rows], keepdim), tree, *rest)
 
 
 def _plain(how: str, x: Tensor, axes: Axes, keepdim: bool) -> Tensor:

@@ -29,7 +29,7 @@ from .._torch import (
     wrapped_like,
 )
 from .._typing import Tree
-from ._core import each, leaves, map, unflatten
+from ._core import each, leaves, map
 
 _NEUTRAL = {"max": -math.inf, "min": math.inf}
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -75,9 +75,20 @@ def reduce_each(f: Callable[..., Tensor], how: str, tree: Tree, *rest: Tree) -> 
     """
     if not any(is_dtensor(x) for one in (tree, *rest) for x in leaves(one)):
         return map(f, tree, *rest)
+    return map_rows(lambda rows: reduced(f, how, rows), tree, *rest)
+
+
+def map_rows(f: Callable[[list[tuple[Any, ...]]], Sequence[Any]], tree: Tree, *rest: Tree) -> Tree:
+    """Apply a function to the rows of arguments of a `map` all at once; it returns what stands for each row."""
     rows: list[tuple[Any, ...]] = []
-    map(lambda *row: rows.append(row), tree, *rest)
-    return unflatten(tree, reduced(f, how, rows))
+
+    def note(*row: Any) -> int:
+        rows.append(row)
+        return len(rows) - 1
+
+    places = map(note, tree, *rest)
+    found = f(rows)
+    return map(lambda place: found[place], places)
 
 
 def reduced(f: Callable[..., Tensor], how: str, rows: Sequence[Sequence[Any]]) -> list[Tensor]:

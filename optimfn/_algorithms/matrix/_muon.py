@@ -12,7 +12,7 @@ from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
 from ..._transforms._rate import descend
-from ..._typing import Mask, Scalar, ScalarOrSchedule
+from ..._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
 
 
 @factory
@@ -59,10 +59,13 @@ def orthogonalize(
     check_nonnegative(eps=eps)
     a, b, c = ns_coeffs
 
-    def leaf(g: Tensor) -> Tensor:
-        rows, cols = _sides("orthogonalize", g)
+    def check(g: Tensor) -> None:
+        _sides("orthogonalize", g)
         if g.is_complex():
             raise ValueError(f"orthogonalize takes real leaves only, got one of {g.dtype}")
+
+    def leaf(g: Tensor) -> Tensor:
+        rows, cols = _sides("orthogonalize", g)
         x = g.bfloat16().mT if rows > cols else g.bfloat16()
         x = x / tree.clip(tree.cast_leaf(tree.norm(x), x.dtype), min_value=eps)
         for _ in range(ns_steps):
@@ -71,7 +74,12 @@ def orthogonalize(
             x = torch.addmm(x, polynomial, x, beta=a)
         return tree.cast_leaf(x.mT if rows > cols else x, g.dtype)
 
-    return leafwise(stateless(lambda updates, params: tree.map(leaf, updates)))
+    def on_matrices(updates: Updates, params: Params | None) -> Updates:
+        for g in tree.leaves(updates):  # by every process, not by the owner of the matrix alone
+            check(g)
+        return tree.on_full_matrix(leaf, updates)
+
+    return leafwise(stateless(on_matrices))
 
 
 @factory

@@ -1,0 +1,180 @@
+"""Functions of whole matrices, where matrices lie in shards on several processes."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .._torch import is_dtensor, local_shard, placed_like, without_parts
+from .._typing import Tree
+from ._core import leaves, map, unflatten
+from ._shards import wrapped
+
+Slices = tuple[slice, ...]
+
+
+def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply a function to each leaf as a whole; where leaves lie in shards, each process does its share of them.
+
+    Every leaf has an owner among the processes of its mesh, chosen so that all have about as much to do. It is given
+    the shards of the others, computes, and gives each its part of the result: two collectives, however many leaves
+    there are. The result is bit for bit that of one process. Derivatives do not flow through leaves in shards.
+
+    Args:
+        f: A function of a leaf that returns one of the same shape and dtype. It must not raise: the owner alone would,
+            and the others would wait for it. Check shapes and dtypes of all leaves before.
+        tree: The tree.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.tree.on_full_matrix(torch.linalg.inv, {"w": torch.diag(torch.tensor([2.0, 4.0]))})
+        {'w': tensor([[0.5000, 0.0000],
+                [0.0000, 0.2500]])}
+    """
+    own = leaves(tree)
+    if not any(is_dtensor(x) for x in own):
+        return map(f, tree)
+    found = [x if is_dtensor(x) else f(x) for x in own]
+    given = [without_parts(x) if is_dtensor(x) else x for x in own]
+    by_mesh: dict[Any, list[int]] = {}
+    for i, x in enumerate(given):
+        if not is_dtensor(x):
+            continue
+        if not any(p.is_shard() for p in x.placements):
+            found[i] = wrapped(f(local_shard(x)), x)
+        elif _shared_group(x) is None:
+            found[i] = _gathered(f, x)
+        else:
+            by_mesh.setdefault(x.device_mesh, []).append(i)
+    for mesh, chosen in by_mesh.items():
+        results = _Exchange(mesh, [given[i] for i in chosen]).run(f)
+        for i, result in zip(chosen, results, strict=True):
+            found[i] = wrapped(result, given[i])
+    return unflatten(tree, found)
+
+
+def _shared_group(x: Any) -> Any:
+    """The group of all processes of a mesh; `None` if there is none, or if shards are not one piece of the whole."""
+    mesh = x.device_mesh
+    if any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
+        return None
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    return dist.group.WORLD if mesh.size() == dist.get_world_size() else None
+
+
+def _gathered(f: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """The same by all processes on their own."""
+    whole = f(x.full_tensor())
+    return placed_like(whole, x)
+
+
+class _Leaf(NamedTuple):
+    """A leaf that lies in shards."""
+
+    x: Any
+    owner: int  # its place in the mesh
+    here: dict[int, Slices]  # what of it each process has, by its place in the mesh
+    givers: frozenset[int]  # who gives the owner what it lacks: each shard once
+
+
+class _Exchange:
+    """Leaves of one mesh, on their way to their owners and back."""
+
+    def __init__(self, mesh: Any, given: Sequence[Any]) -> None:
+        self.group = _shared_group(given[0])
+        # Places in the mesh, in the order of the ranks of the group.
+        ranks = mesh.mesh.flatten().tolist()
+        order = sorted(range(len(ranks)), key=lambda i: dist.get_group_rank(self.group, ranks[i]))
+        self.places, self.me = order, order[dist.get_rank(self.group)]
+        self.coordinates = list(itertools.product(*[range(size) for size in mesh.mesh.shape]))
+        self.sizes = tuple(mesh.mesh.shape)
+        owners = _owners([tuple(x.shape) for x in given], len(ranks))
+        self.leaves = [self._leaf(x, owner) for x, owner in zip(given, owners, strict=True)]
+
+    def _leaf(self, x: Any, owner: int) -> _Leaf:
+        here = {i: _region(x, at, self.sizes) for i, at in enumerate(self.coordinates)}
+        whole = [axis for axis, p in enumerate(x.placements) if not p.is_shard()]
+        at = self.coordinates[owner]
+        givers = [i for i, other in enumerate(self.coordinates) if all(other[axis] == at[axis] for axis in whole)]
+        return _Leaf(x, owner, here, frozenset(givers))
+
+    def run(self, f: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What of each result belongs here."""
+        shards = [local_shard(leaf.x) for leaf in self.leaves]
+        outgoing = [
+            [x for leaf, x in zip(self.leaves, shards, strict=True) if leaf.owner == to and self.me in leaf.givers]
+            for to in self.places
+        ]
+        mine = [leaf for leaf in self.leaves if leaf.owner == self.me]
+        incoming = [[(leaf, leaf.here[i]) for leaf in mine if i in leaf.givers] for i in self.places]
+        wholes = {id(leaf): torch.empty(leaf.x.shape, dtype=leaf.x.dtype, device=shards[0].device) for leaf in mine}
+        for pieces, wanted in zip(self._swap(outgoing, incoming), incoming, strict=True):
+            for piece, (leaf, region) in zip(pieces, wanted, strict=True):
+                wholes[id(leaf)][region] = piece
+        done = [(leaf, f(wholes.pop(id(leaf)))) for leaf in mine]
+        back = [[result[leaf.here[i]] for leaf, result in done] for i in self.places]
+        own = [[(leaf, leaf.here[self.me]) for leaf in self.leaves if leaf.owner == i] for i in self.places]
+        found: dict[int, Tensor] = {}
+        for pieces, wanted in zip(self._swap(back, own), own, strict=True):
+            found.update({id(leaf): piece for piece, (leaf, _) in zip(pieces, wanted, strict=True)})
+        return [found[id(leaf)] for leaf in self.leaves]
+
+    def _swap(self, outgoing: list[list[Tensor]], incoming: list[list[tuple[_Leaf, Slices]]]) -> list[list[Tensor]]:
+        """One collective: tensors for each process, as bytes, so that dtypes may differ."""
+        device = local_shard(self.leaves[0].x).device
+        parts = [[x.contiguous().reshape(-1).view(torch.uint8) for x in own] for own in outgoing]
+        kinds = [[(_extent(region), leaf.x.dtype) for leaf, region in own] for own in incoming]
+        counts = [[_numel(shape) * dtype.itemsize for shape, dtype in own] for own in kinds]
+        sent = torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *[x for own in parts for x in own]])
+        received = torch.empty(sum(_sums(counts)), dtype=torch.uint8, device=device)
+        dist.all_to_all_single(
+            received, sent, _sums(counts), [sum(x.numel() for x in own) for own in parts], group=self.group
+        )
+        found, start = list[list[Tensor]](), 0
+        for own, sizes in zip(kinds, counts, strict=True):
+            found.append([])
+            for (shape, dtype), size in zip(own, sizes, strict=True):
+                # A copy, since bytes in the middle may lie where numbers of the dtype must not begin.
+                found[-1].append(received[start : start + size].clone().view(dtype).reshape(shape))
+                start += size
+        return found
+
+
+def _sums(counts: Sequence[Sequence[int]]) -> list[int]:
+    """The sum of each row."""
+    return [sum(own) for own in counts]
+
+
+def _owners(shapes: Sequence[tuple[int, ...]], size: int) -> list[int]:
+    """Who computes what: the largest first, each by who has least to do, found alike by all processes."""
+    work, owners = [0] * size, [0] * len(shapes)
+    costs = [_numel(shape) * min(shape, default=1) for shape in shapes]
+    for i in sorted(range(len(shapes)), key=lambda i: (-costs[i], i)):
+        owners[i] = work.index(min(work))
+        work[owners[i]] += max(costs[i], 1)
+    return owners
+
+
+def _region(x: Any, at: Sequence[int], sizes: Sequence[int]) -> Slices:
+    """What of a leaf the process at some place of the mesh has: the mesh cuts as `torch.chunk`, axis by axis."""
+    spans = [(0, size) for size in x.shape]
+    for axis, p in enumerate(x.placements):
+        if p.is_shard():
+            start, length = spans[p.dim]
+            step = -(-length // sizes[axis])
+            first = min(step * at[axis], length)
+            spans[p.dim] = start + first, min(step, length - first)
+    return tuple(slice(start, start + length) for start, length in spans)
+
+
+def _extent(region: Slices) -> tuple[int, ...]:
+    return tuple(one.stop - one.start for one in region)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return math.prod(shape)
