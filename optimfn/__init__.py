@@ -227,6 +227,7 @@ from ._typing import State as State
 from ._typing import Tree as Tree
 from ._typing import Updates as Updates
 from ._version import __version__ as __version__
+from ._wrappers._complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._wrappers._complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
 from ._wrappers._complex import split_real_and_imaginary as split_real_and_imaginary
 from ._wrappers._conditional import ConditionallyMaskState as ConditionallyMaskState

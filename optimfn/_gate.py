@@ -1,8 +1,11 @@
 """What stands before `init` and `update`: a look at the trees, and float32 in the place of half precision."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Self
+
+import torch
 
 from . import tree
 from ._assign import is_assigned, refuse
@@ -94,7 +97,11 @@ def on_wide(
     wide = tree.widen(given)
     if wide is given:
         return rule(updates, state, params, **extra)
-    new = rule(wide[0], state, wide[1], **{key: _from_wide(key, value, params) for key, value in extra.items()})
+    extra = {key: _from_wide(key, value, params) for key, value in extra.items()}
+    # Compilers do not follow what is kept for a thread.
+    known = params is not None or torch.compiler.is_compiling()
+    with contextlib.nullcontext() if known else tree.shown(updates):
+        new = rule(wide[0], state, wide[1], **extra)
     tree.forget(wide)
     return new
 

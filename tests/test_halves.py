@@ -163,6 +163,30 @@ def test_masks_and_labels_judge_leaves_in_the_dtypes_that_users_gave_them():
             assert not torch.equal(new["b"], params["b"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64], ids=str)
+@pytest.mark.parametrize("wrap", [lambda tx: tx, of.split_real_and_imaginary], ids=["plain", "split"])
+def test_masks_and_labels_of_updates_alone_judge_what_users_gave(wrap, dtype):
+    """There are no parameters to ask about, and earlier links have made other tensors."""
+    grads = {"a": torch.ones(2, dtype=dtype), "b": torch.ones(2), "c": torch.ones(2, 2, dtype=dtype)}
+    label = of.tree.label_by(lambda p: f"{p.ndim} {p.dtype}")
+    others = {f"2 {dtype}": of.identity(), "1 torch.float32": of.identity()}
+    for judge in (
+        of.masked(of.scale(0.0), of.tree.mask_by(lambda p: p.dtype == dtype and p.ndim == 1)),
+        of.masked(
+            of.masked(of.scale(0.0), of.tree.mask_by(lambda p: p.dtype == dtype)), {"a": True, "b": True, "c": False}
+        ),
+        of.partition({f"1 {dtype}": of.set_to_zero(), **others}, label),
+    ):
+        for tx in (judge, of.chain(of.trace(0.9), of.scale(2.0), judge)):
+            tx = wrap(tx)
+            state = tx.init(grads)
+            for _ in range(2):
+                updates, state = tx.update(grads, state)
+                assert not updates["a"].any()
+                assert updates["b"].all()
+                assert updates["c"].all()
+
+
 @pytest.mark.parametrize("by", ["value_fn", "value_and_grad_fn"])
 def test_the_loss_is_asked_about_parameters_in_their_dtype(by):
     """The layers of a model in half precision take no others."""

@@ -15,7 +15,7 @@ from .. import tree
 from .._base import GradientTransformation
 from .._recipe import factory
 from .._typing import State
-from .._wrappers._complex import split_real_and_imaginary
+from .._wrappers._complex import through_pairs
 from ._bound import Bound, Grads, same
 from ._counts import count_beside
 from ._engine import Engine
@@ -263,7 +263,7 @@ class DropIn(KeepsDtypes, Engine):
 def rule_of(optimizer: type[DropIn], **options: Any) -> GradientTransformation:
     """The pure rule of a drop-in class, recorded as such, so that it prints, compares and pickles."""
     probe: Any = optimizer([torch.zeros(1, 1, requires_grad=True)], **options)
-    return split_real_and_imaginary(directed(optimizer.rule, probe.param_groups[0]))
+    return through_pairs(directed(optimizer.rule, probe.param_groups[0]))
 
 
 def _as_reals(entries: Entries) -> Entries:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from .._base import GradientTransformation, chain
 from .._transforms._rate import scale
-from .._wrappers._complex import split_real_and_imaginary
+from .._wrappers._complex import through_pairs
 from ._members import Member
 from ._numbers import same_number
 
@@ -80,7 +80,7 @@ class TorchRules(NamedTuple):
             own = [numbers[each] for each in sorted(each for each in numbers if each[0] == key)]
             options[key] = tuple(own) if (key, 1) in numbers else own[0]
         made = directed(self.rule, options)
-        return [Member((self.number,), (), "", split_real_and_imaginary(made) if self.is_complex else made)]
+        return [Member((self.number,), (), "", through_pairs(made) if self.is_complex else made)]
 
     def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> list[Hashable]:
         """Nothing that another group could have too."""

@@ -98,8 +98,11 @@ from ._shards import outline as outline
 from ._shards import reduce as reduce
 from ._shards import reduce_each as reduce_each
 from ._shards import whole as whole
+from ._views import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._views import as_reals as as_reals
 from ._views import forget as forget
 from ._views import narrow as narrow
 from ._views import resolve as resolve
+from ._views import shown as shown
+from ._views import split_parts as split_parts
 from ._views import widen as widen
