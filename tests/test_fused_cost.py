@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -317,3 +319,23 @@ CALLS = [0]
 def _counted(u, p):
     CALLS[0] += 1
     return u * 2
+
+
+FIRST_STEPS = """
+import sys, torch, optimfn as of
+before = {"sympy", "torch._dynamo"} - sys.modules.keys()
+params = {"a": torch.randn(256, 128), "b": torch.randn(128), "c": torch.randn(())}
+for tx in (
+    of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1), of.params_ema(0.9)),
+    of.adafactor(0.1),
+    of.per_leaf(of.nadam(0.1)),
+    of.chain(of.add_noise(0.1, 0.5, 0), of.lamb(0.1)),
+):
+    of.make_step(tx, backend="fused")(params, tx.init(params), params)
+print(*sorted(before & sys.modules.keys()))
+"""
+
+
+def test_first_steps_do_not_import_what_only_compilers_need():
+    done = subprocess.run([sys.executable, "-c", FIRST_STEPS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

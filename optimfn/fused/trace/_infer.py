@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ir import _ops
 from ..ir._graph import Layout, Node, NoShapes, Untraceable
-from ..ir._shapes import contiguous_stride
+from ..ir._shapes import broadcast, contiguous_stride
 
 _RULES_DO_NOT_LIVE_IN = (
     str(Path(torch.__file__).parent),
@@ -42,19 +42,22 @@ def _run_without_values(
     func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bool, list[Layout], torch.dtype]:
     large = [x for x in args if isinstance(x, Node) and not x.is_scalar]
-    alike = name in _ops.POINTWISE and len({x.layout.shape for x in large}) <= 1
+    shapes, strides = {x.layout.shape for x in large}, {x.layout.stride for x in large}
+    regular = all(x.layout.stride == contiguous_stride(x.layout.shape) for x in large)
+    alike = (name in _ops.POINTWISE or _is_like(name, kwargs)) and (len(shapes) <= 1 or regular)
 
     def example(x: Any) -> Any:
         if isinstance(x, Node):
-            # One element tells the dtype, and spares the first use of a meta kernel, which may take a second.
+            # One element tells the dtype. The first use of a meta kernel imports sympy, or all of dynamo: up to a second.
             return torch.ones((1,) * len(x.layout.shape), dtype=x.dtype) if alike else x.layout.empty("meta")
         if isinstance(x, tuple):
             return [example(member) for member in x]
-        return torch.device("meta") if isinstance(x, torch.device) else x
+        return torch.device("cpu" if alike else "meta") if isinstance(x, torch.device) else x
 
     examples = [example(x) for x in args]
     try:
         result = func(*examples, **{key: example(x) for key, x in kwargs.items() if key != "generator"})
+        shape = broadcast(shapes) if alike else ()
     except Exception as error:
         raise NoShapes(f"{func} has no rule for shapes ({error}), {line_of_rule('in ')}") from error
     multiple = isinstance(result, tuple | list)
@@ -65,13 +68,16 @@ def _run_without_values(
     compute = layouts[0].dtype
     if _ops.judges(name):
         compute = torch.result_type(examples[-2], examples[-1]) if len(examples) > 1 else examples[0].dtype
-    shapes, strides = {x.layout.shape for x in large}, {x.layout.stride for x in large}
-    if name in _ops.POINTWISE and len(shapes) == 1:
+    if alike and large:
         # Of several orders of memory the usual one: it is that of most others, and of the parameters.
-        (shape,) = shapes
         stride = contiguous_stride(shape) if len(strides) > 1 else strides.pop()
         layouts = [Layout(shape, layouts[0].dtype, stride)]
     return multiple, layouts, compute
+
+
+def _is_like(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether an operator makes a tensor that lies as its argument does."""
+    return name.endswith("_like") and kwargs.get("memory_format") in (None, torch.preserve_format)
 
 
 def key(x: Any, layouts: bool = False) -> Any:
