@@ -329,7 +329,7 @@ for tx in (
     of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1), of.params_ema(0.9)),
     of.adafactor(0.1),
     of.per_leaf(of.nadam(0.1)),
-    of.chain(of.add_noise(0.1, 0.5, 0), of.lamb(0.1)),
+    of.multi_steps(of.lamb(0.1), 2),
 ):
     of.make_step(tx, backend="fused")(params, tx.init(params), params)
 print(*sorted(before & sys.modules.keys()))

@@ -48,7 +48,7 @@ def _run_without_values(
 
     def example(x: Any) -> Any:
         if isinstance(x, Node):
-            # One element tells the dtype. The first use of a meta kernel imports sympy, or all of dynamo: up to a second.
+            # One element tells the dtype. The first meta kernel imports sympy, or all of dynamo: up to a second.
             return torch.ones((1,) * len(x.layout.shape), dtype=x.dtype) if alike else x.layout.empty("meta")
         if isinstance(x, tuple):
             return [example(member) for member in x]
