@@ -12,7 +12,7 @@ import torch
 
 from ..ir import _ops
 from ..ir._kernels import Chain, Form, Kernel
-from ..ir._numbers import nearest_float32
+from ..ir._numbers import in_registers
 from ._function import Function, indented, prelude
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double
@@ -38,12 +38,9 @@ class C:
 
     def constant(self, value: float, dtype: torch.dtype) -> str:
         """A Python number as ATen would turn it into a value of `dtype`."""
-        kind = _COMPUTE[dtype]
-        if not dtype.is_floating_point:
-            return f"(({kind}){int(value)}LL)"
-        value = float(value)
-        if kind == "float":
-            value = nearest_float32(value)
+        kind, value = _COMPUTE[dtype], in_registers(value, dtype)
+        if isinstance(value, int):
+            return f"(({kind}){value}LL)"
         if not math.isfinite(value):
             return f"(({kind}){'NAN' if math.isnan(value) else '-INFINITY' if value < 0 else 'INFINITY'})"
         return f"({value.hex()}{self.suffix(dtype)})"

@@ -14,7 +14,7 @@ import torch
 
 from ..ir import _ops
 from ..ir._kernels import Chain, Form, Kernel
-from ..ir._numbers import nearest_float32
+from ..ir._numbers import in_registers
 from ._function import Function, indented, prelude
 
 CHUNK = 8192  # elements of one program
@@ -47,11 +47,7 @@ class Triton:
 
     def constant(self, value: float, dtype: torch.dtype) -> str:
         """A Python number as ATen would turn it into a value of `dtype`."""
-        if not dtype.is_floating_point:
-            return f"tl.full((), {int(value)}, {_COMPUTE[dtype]})"
-        value = float(value)
-        if dtype != torch.float64:
-            value = nearest_float32(value)
+        value = in_registers(value, dtype)
         if math.isfinite(value):
             return f"tl.full((), {value!r}, {_COMPUTE[dtype]})"
         text = "INFINITY - INFINITY" if math.isnan(value) else "INFINITY" if value > 0 else "-INFINITY"

@@ -13,7 +13,7 @@ import torch
 from ..ir import _ops
 from ..ir._graph import Node
 from ..ir._kernels import Constant
-from ..ir._numbers import nearest_float32
+from ..ir._numbers import in_registers
 
 
 class Number(NamedTuple):
@@ -55,7 +55,5 @@ def _number(op: str, args: Sequence[Any], position: int, compute: torch.dtype) -
     value = args[position]
     if not _ops.is_free(op, args, position, compute):
         return Constant(value, value.hex() if isinstance(value, float) else repr(value))
-    value = float(_ops.as_operand(value, op, position, compute))
-    if compute != torch.float64:
-        value = nearest_float32(value)
+    value = float(in_registers(_ops.as_operand(value, op, position, compute), compute))
     return Number(value, value.hex(), compute)

@@ -9,7 +9,6 @@ is sent from memory of its own. A graph has tables of its own too, which every r
 """
 
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
@@ -29,6 +28,7 @@ from ..ir._kernels import Call, Chain, Form, Link, Owner, Row, Stage
 from ..plan._plan import Plan
 from ..plan._tables import Section, Tables, cut, cut_columns
 from . import _modules
+from ._write import Taken
 
 _ALIGNMENT = 16  # bytes that one thread loads at a time
 _SHORT = 4  # values; a call with more of them computes them side by side
@@ -179,11 +179,9 @@ class Cuda:
         read = self.buffers[skipped : len(sizes)]
         if self._harmless is not None and self._harmless[0] is spans and self._harmless[1] == read:
             return False
-        starts, ends = spans[::2], spans[1::2]
-        for start, size in zip(read, sizes[skipped:], strict=True):
-            after = bisect_right(ends, start)
-            if size and after < len(starts) and starts[after] < start + size:
-                return True
+        taken = Taken(spans[::2], spans[1::2])
+        if any(taken.meet(start, start + size) for start, size in zip(read, sizes[skipped:], strict=True)):
+            return True
         self._harmless = spans, read
         return False
 

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import itertools
-import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from ._absent import Instead, code_for
 from ._cache import CannotBuild
 from ._code import MACHINES, Code
 from ._flatten import Structure
+from ._paths import belongings, names_of
 from ._program import Program
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
@@ -219,9 +219,11 @@ class Known:
         positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         may_go = [number for number, i in enumerate(positions) if i in self._grads]
         inputs = [node for node in graph.nodes if node.kind == "input"]
-        names = _names(self._paths())
+        names = names_of(self._paths())
         labels = [names[i] if i < self.fixed_size else "new" for i in range(len(graph.outputs))]
-        belongs = self._belongs({positions[number]: leaf for leaf, number in enumerate(may_go)})[: len(labels)]
+        belongs = belongings(self._paths(), {positions[number]: leaf for leaf, number in enumerate(may_go)})[
+            : len(labels)
+        ]
         absence = Absence(
             {inputs[number]: leaf for leaf, number in enumerate(may_go)}, belongs, instead or {}, was or {}
         )
@@ -229,15 +231,6 @@ class Known:
         if instead is not None and plan.owners is None:
             raise Untraceable("what is computed for leaves without a gradient needs what others have in common")
         return Code(graph, plan, tensors, targets, may_go, donates=self._donate)
-
-    def _belongs(self, grads: dict[int, int]) -> list[int | None]:
-        """For each leaf of the arguments the parameter that it seems to belong to: its path holds that of it."""
-        leaf_of = {path[1:]: grads[i] for path, i in self._paths() if i in grads}
-        belongs: list[int | None] = [None] * self._size
-        for path, i in self._paths():
-            parts = (path[a:b] for a in range(1, len(path) + 1) for b in range(len(path), a - 1, -1))
-            belongs[i] = next((leaf_of[part] for part in parts if part in leaf_of), None)
-        return belongs
 
     def _record(self, leaves: list[Any]) -> tuple[Graph, Structure, list[int | None]]:
         """The graph, the structure of what it computes, and the inputs in the place of parameters and state."""
@@ -260,7 +253,7 @@ class Known:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         numbers = itertools.count()
         targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]
-        names = [name for name, x in zip(_names(self._paths()), leaves, strict=True) if isinstance(x, Tensor)]
+        names = [name for name, x in zip(names_of(self._paths()), leaves, strict=True) if isinstance(x, Tensor)]
         device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
         graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate)
@@ -303,18 +296,3 @@ def _refuse(*args: Any, **kwargs: Any) -> Any:
 def _constant(x: Any) -> Any:
     """What a trace depends on of a leaf that is no tensor."""
     return type(x), x if isinstance(x, bool | str) else None
-
-
-def _names(named: list[tuple[tuple[Any, ...], int]]) -> list[str]:
-    """A name for every leaf of `(params, state, grads, extra)`: in a state, the field that holds it."""
-    like_params = {path[1:] for path, _ in named if path[0] == 0}
-    names = [""] * len(named)
-    for path, i in named:
-        own = path
-        if path[0] == 1:
-            cut = next(cut for cut in range(1, len(path) + 1) if path[cut:] in like_params or cut == len(path))
-            own = path[:cut]
-        words = [word for word in own[1:] if isinstance(word, str) and word]
-        name = "param" if path[0] == 0 else "grad" if path[0] == 2 else words[-1] if words else "state"
-        names[i] = re.sub(r"\W|^(?=\d)", "_", name)
-    return names

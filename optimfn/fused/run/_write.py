@@ -41,14 +41,17 @@ def overwrite(old: Tree, new: Tree) -> None:
 class Taken(NamedTuple):
     """Stretches of memory, apart and in order."""
 
-    starts: list[int]
-    ends: list[int]
+    starts: Sequence[int]
+    ends: Sequence[int]
 
     def holds(self, value: Tensor) -> bool:
         """Whether a tensor has memory in them."""
-        start, end = span(value)
-        after = bisect_right(self.starts, start)
-        return (after > 0 and start < self.ends[after - 1]) or (after < len(self.starts) and self.starts[after] < end)
+        return self.meet(*span(value))
+
+    def meet(self, start: int, end: int) -> bool:
+        """Whether they overlap what lies between two addresses."""
+        after = bisect_right(self.ends, start)
+        return start < end and after < len(self.starts) and self.starts[after] < end
 
 
 def targets_apart(old: Tree) -> Taken:
