@@ -66,6 +66,8 @@ class UpdateGate(Gate):
             tree.check_tensors("params", params)
             # A rule may take the gradients of many examples, along a first axis, as long as one update comes out.
             tree.check_shapes(updates, like, examples=True)
+        elif params is not None:
+            updates = tree.settled(updates, params)
         try:
             rule = self.function if usual else self.rule
             new = on_wide(rule, updates, state, params, extra)

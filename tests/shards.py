@@ -8,7 +8,7 @@ from cases import CASES
 from cases.common import has_two_axes
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 import optimfn as of
@@ -306,6 +306,27 @@ def sent_by_steps():
         with CommDebugMode() as heard, Payload() as payload:
             of.apply_updates(params, tx.update(grads, state, params)[0])
         found[name] = heard.get_total_counts(), payload.bytes
+    return found
+
+
+def gradients_in_parts():
+    """What goes wrong where gradients are still to be summed, or lie otherwise than their parameters."""
+    mesh, found = MESHES["two"], {}
+    if dist.get_rank() > 1:
+        return found
+    values, grads = drawn(SHAPES, torch.float64, 1), drawn(SHAPES, torch.float64, 2)
+    share = 0.25 if dist.get_rank() == 0 else 0.75
+    params = {n: distribute_tensor(x, mesh, [S(0) if n == "a" else R], src_data_rank=None) for n, x in values.items()}
+    for name, tx in {"adam": of.adam(0.1), "clip": of.chain(of.clip_by_global_norm(1.0), of.sgd(0.1))}.items():
+        own = {n: DTensor.from_local(g * share, mesh, [Partial()], run_check=False) for n, g in grads.items()}
+        got, state = of.make_step(tx)(params, tx.init(params), own)
+        want, single = of.make_step(tx)(values, tx.init(values), grads)
+        wrong = problems(got, want, 1e-12) + problems(state, single, 1e-12)
+        with CommDebugMode() as heard:
+            tx.update(own, tx.init(params), params)
+        wrong += [] if heard.get_total_counts() == 1 + (name == "clip") else [str(heard.get_comm_counts())]
+        if wrong:
+            found[name] = wrong
     return found
 
 

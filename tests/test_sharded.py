@@ -65,6 +65,11 @@ def test_the_guide_says_what_a_step_sends():
     )
 
 
+def test_gradients_in_parts_are_summed_once():
+    found = told(on_ranks("shards.gradients_in_parts"))
+    assert not found, found
+
+
 def test_nothing_is_read_from_what_lies_in_parts():
     found = told(on_ranks("shards.host_reads", list(SKIPS)))
     assert not found, found

@@ -97,6 +97,7 @@ from ._random import uniform as uniform
 from ._shards import outline as outline
 from ._shards import reduce as reduce
 from ._shards import reduce_each as reduce_each
+from ._shards import settled as settled
 from ._shards import whole as whole
 from ._views import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._views import as_reals as as_reals

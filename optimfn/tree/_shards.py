@@ -200,6 +200,40 @@ def local(x: Any) -> Any:
     return x.to_local() if x.requires_grad and torch.is_grad_enabled() else local_shard(x)
 
 
+def settled(updates: Tree, params: Tree) -> Tree:
+    """Gradients as their parameters lie, which rules may take for granted.
+
+    What lies in parts that are still to be summed, as after a backward pass through a tensor parallel layer, is summed
+    here, by one collective for each group of processes, and not wherever it is used.
+    """
+    if not any(is_dtensor(x) for one in (updates, params) for x in leaves(one)):
+        return updates
+    return map_rows(_settled, updates, params)
+
+
+def _settled(rows: Sequence[Sequence[Any]]) -> list[Any]:
+    summed = [_in_parts(u) for u, _ in rows]
+    chosen = [i for i, axes in enumerate(summed) if axes]
+    parts = [local_shard(rows[i][0]) for i in chosen]
+    groups = [tuple(rows[i][0].device_mesh.get_group(axis) for axis in summed[i]) for i in chosen]
+    found = [u for u, _ in rows]
+    for i, total in zip(chosen, all_reduce(parts, "sum", groups), strict=True):
+        u = rows[i][0]
+        placements = [replicate() if axis in summed[i] else p for axis, p in enumerate(u.placements)]
+        for axis in summed[i]:
+            if u.placements[axis].is_partial("avg"):
+                total = total / u.device_mesh.size(axis)
+        found[i] = wrapped_like(total, u, u.shape, placements)
+    return [placed_like(u, p) if isinstance(p, Tensor) else u for u, (_, p) in zip(found, rows, strict=True)]
+
+
+def _in_parts(x: Any) -> list[int]:
+    """The axes of the mesh over which a leaf is still to be summed."""
+    if not is_dtensor(x):
+        return []
+    return [axis for axis, p in enumerate(x.placements) if p.is_partial("sum") or p.is_partial("avg")]
+
+
 # Communication
 
 

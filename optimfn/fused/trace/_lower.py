@@ -70,6 +70,8 @@ def lowered(graph: Graph, tensors: Sequence[Any]) -> tuple[Graph, list[Place | N
     Raises:
         InShards: if an operator mixes elements of a shard in another way than by a sum or the like of all of them.
     """
+    if any(p.is_partial() for x in tensors if is_dtensor(x) for p in x.placements):
+        raise InShards("gradients lie in parts that are still to be summed")
     lowering = _Lowering(graph, tensors)
     outputs = [lowering.found[x] if isinstance(x, Node) else x for x in graph.outputs]
     places = [lowering.places[x] if isinstance(x, Node) else None for x in outputs]
