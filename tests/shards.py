@@ -330,6 +330,32 @@ def gradients_in_parts():
     return found
 
 
+def pure_steps():
+    """What goes wrong in steps by kernels that make new shards, and how they say that they ran."""
+    found = {}
+    rules = {
+        "clip": of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1, mask=of.tree.is_matrix)),
+        "lamb": of.lamb(0.1),
+        "finite": of.apply_if_finite(of.sgd(0.1, 0.9), 3),
+    }
+    values, grads = drawn(SHAPES, torch.float64, 1), drawn(SHAPES, torch.float64, 2)
+    for layout in ("fsdp on 4", "hsdp 2 x 2", "fsdp and tensor parallel", "mixed with plain"):
+        for name, tx in rules.items():
+            step, single = of.make_step(tx), of.make_step(tx, backend="eager")
+            got, want = ((own, tx.init(own)) for own in (sharded(layout, values), values))
+            where = placements(got)
+            for _ in range(3):
+                got, want = step(*got, sharded(layout, grads)), single(*want, grads)
+            wrong = problems(got, want, 1e-12) + ([] if placements(got) == where else ["it lies elsewhere"])
+            told = step.explain()
+            wrong += [] if told.startswith("fused") and "all_reduce" in told else [told[:200]]
+            # Gradients that lie otherwise than those of the trace are not taken for them.
+            wrong += problems(step(*got, values), single(*want, values), 1e-12)
+            if wrong:
+                found[f"{name} on {layout}"] = wrong
+    return found
+
+
 class Payload:
     """Counts the bytes that are handed to the collectives of torch.distributed."""
 

@@ -65,6 +65,11 @@ def test_the_guide_says_what_a_step_sends():
     )
 
 
+def test_steps_that_donate_nothing_make_shards_by_kernels():
+    found = told(on_ranks("shards.pure_steps"))
+    assert not found, found
+
+
 def test_gradients_in_parts_are_summed_once():
     found = told(on_ranks("shards.gradients_in_parts"))
     assert not found, found
