@@ -16,8 +16,10 @@ from typing import Any
 from . import _cache
 from ._cache import CannotBuild
 
+_MOST = 512  # modules that are held besides those that programs hold
 
-@functools.cache
+
+@functools.lru_cache(_MOST)
 def load(source: str) -> dict[str, Any]:
     """The names that a module defines.
 

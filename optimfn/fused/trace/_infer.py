@@ -25,6 +25,7 @@ _RULES_DO_NOT_LIVE_IN = (
 
 # Running operators on the meta device is most of the cost of a trace, and models repeat their shapes.
 _inferred: dict[Any, tuple[bool, list[Layout], torch.dtype]] = {}
+_MOST = 8192  # layouts that are remembered; when there are more, it begins anew
 
 
 def infer(
@@ -34,6 +35,8 @@ def infer(
     call = (func, key(args, layouts=True), key(kwargs, layouts=True), torch.get_default_dtype())
     known = _inferred.get(call)
     if known is None:
+        if len(_inferred) >= _MOST:  # sizes that follow the gradients that are there never come to an end
+            _inferred.clear()
         known = _inferred[call] = _run_without_values(func, name, args, kwargs)
     return known
 
