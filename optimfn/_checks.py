@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ._typing import Params
 
+_PLAIN = (float, int, bool, str, type(None))
+
 
 def plain(value: Any) -> Any:
     """A scalar of another library, such as NumPy's or a 0-dim array, as a Python number; all else as it is."""
-    if type(value) in (float, int, bool, str) or isinstance(value, Tensor):
+    if type(value) in _PLAIN or isinstance(value, Tensor):
         return value
     if hasattr(value, "__array__") and hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()

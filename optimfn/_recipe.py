@@ -36,13 +36,13 @@ class Recipe:
     @functools.cached_property
     def arguments(self) -> Mapping[str, Any]:
         """The arguments sorted to the factory's parameters, defaults filled in."""
-        bound = _signature(self.factory).bind(*self.args, **self.kwargs)
+        bound = signature_of(self.factory).bind(*self.args, **self.kwargs)
         bound.apply_defaults()
         return bound.arguments
 
     def bind(self) -> inspect.BoundArguments:
         """The same, for changes."""
-        return inspect.BoundArguments(_signature(self.factory), OrderedDict(self.arguments))
+        return inspect.BoundArguments(signature_of(self.factory), OrderedDict(self.arguments))
 
     def remake(self, bound: inspect.BoundArguments) -> Any:
         """Call the factory again."""
@@ -279,7 +279,7 @@ def _is_own(function: Any) -> bool:
     return function.__closure__ is None and _is_ours(function)
 
 
-_signature = functools.cache(inspect.signature)
+signature_of = functools.cache(inspect.signature)
 
 
 def _remake(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -270,6 +270,34 @@ class TestChangedChains:
         assert equal(train(twin, resumed, 2, first=3), train(net, optimizer, 2, first=3))
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        "inject_hyperparams(inner_factory=scale, static_args=(), hyperparam_dtype=None)",
+        "inject_hyperparams(inner_factory=functools.partial(<function f at 0x7f.1>), static_args=('a.b',))",
+        "inject_hyperparams(\n    inner_factory=adam(b1=0.9),\n    static_args=(),\n)_2",
+    ],
+)
+@pytest.mark.parametrize("label", ["", "weights."])
+def test_checkpoints_of_0_1_0_held_the_repr_of_injected_factories(label, second):
+    tx = of.chain(of.inject_hyperparams(of.scale_by_adam)(b1=0.8), of.inject_hyperparams(of.scale)(step_size=-0.1))
+    tx = of.partition({"weights": tx}, "weights") if label else tx
+    net = model()
+    optimizer = of.Optimizer(net, tx)
+    train(net, optimizer, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    first = "inject_hyperparams(inner_factory=scale_by_adam, static_args=(), hyperparam_dtype=None)"
+    for number, entries in saved["state"].items():
+        old = {key.replace("inject_hyperparams_2", second): x for key, x in entries.items()}
+        old = {key.replace("inject_hyperparams.", f"{first}."): x for key, x in old.items()}
+        assert all(key.startswith(label + "inject_hyperparams(") for key in old)
+        saved["state"][number] = old
+    twin = copy.deepcopy(net)
+    resumed = of.Optimizer(twin, tx)
+    assert resumed.load_state_dict(saved).left_over == []
+    assert equal(train(twin, resumed, 2, first=3), train(net, optimizer, 2, first=3))
+
+
 def test_names_labels_and_flags_stay_those_of_the_optimizer():
     net, twin = model(), model()
     optimizer = of.Optimizer(net.parameters(), of.adam(0.1))

@@ -450,8 +450,8 @@ def test_numbers_that_change_at_every_step_are_not_traced_at_every_step(name, mo
     rule = OURS[name].rule
 
     def noted(group):
-        first = {key: value[0] if isinstance(value, tuple) else value for key, value in group.items()}
-        constants.add(repr({key: value for key, value in group.items() if not isinstance(first[key], torch.Tensor)}))
+        several = {key: value if isinstance(value, tuple) else (value,) for key, value in group.items()}
+        constants.add(repr({key: [x for x in own if not isinstance(x, torch.Tensor)] for key, own in several.items()}))
         return rule(group)
 
     monkeypatch.setattr(OURS[name], "rule", staticmethod(noted))

@@ -641,6 +641,42 @@ class TestCannotTrace:
             assert step.explain().startswith("fused")
         assert len(programs(step)) == 1 + len({tuple(extra) for extra in arguments})
 
+    def test_containers_that_nobody_opens_may_grow(self):
+        tx, params = of.adam(0.1), wide_params()
+        step, state, grads = of.make_step(tx, backend="fused"), tx.init(params), like(params)
+        want, history = step(params, state, grads), []
+        for i in range(5):
+            history.append([i, torch.ones(i), print, Held(i)][i % 4])
+            batch, steps = {str(k): torch.ones(2) for k in range(i)}, (1,) * i
+            assert_trees_equal(step(params, state, grads, history=history, batch=batch, steps=steps), want)
+            assert step.explain().startswith("fused")
+        assert len(programs(step)) == 2
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            len,
+            sum,
+            lambda held: held[-1],
+            lambda held: sum(x for x in held if x is not None),
+            lambda held: 2 if isinstance(held, list | tuple) else 3,
+            lambda held: 2 if held else 3,
+            lambda held: torch.stack(held).sum(),
+            lambda held: of.tree.sum(held),
+            lambda held: len(of.tree.leaves(held)),
+        ],
+    )
+    def test_containers_that_are_opened_are_read_anew(self, read):
+        def update(updates, state, params=None, *, history, **extra):
+            return of.tree.scale(read(history), updates), state
+
+        tx, params = of.GradientTransformation(of.init_empty_state, update), wide_params()
+        step, grads = of.make_step(tx), like(params)
+        for size in (1, 2, 3, 2):
+            history = [torch.tensor(float(i + 1)) for i in range(size)]
+            want = of.apply_updates(params, tx.update(grads, (), params, history=history)[0])
+            assert_trees_equal(step(params, of.EmptyState(), grads, history=history, other=[size])[0], want)
+
     def test_numbers_that_are_read_are_live(self):
         tx = of.stateless(lambda updates, params: updates)
         rule = of.GradientTransformation(

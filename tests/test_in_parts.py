@@ -69,7 +69,7 @@ def _parameters():
 def _made_step(tx, backend="eager"):
     params, grads = _tensors(0), _tensors(1)
     state, step = tx.init(params), of.make_step(tx, donate=True, backend=backend)
-    return lambda: step(params, state, grads)
+    return lambda **extra: step(params, state, grads, **extra)
 
 
 def _optimizer(tx, **options):
@@ -84,6 +84,17 @@ def _under_autocast(step):
     return under
 
 
+def _with(step, *args, **extra):
+    return lambda: step(*args, **extra)
+
+
+def _scaled(step):
+    """As `GradScaler` leaves unscaling to a step."""
+    step.__self__.found_inf, step.__self__.grad_scale = torch.zeros(1), torch.full((1,), 4.0)
+    return step
+
+
+SCHEDULED = of.adamw(of.cosine_decay_schedule(0.1, 100))
 SGD, ADAMW = of.sgd(0.1, momentum=0.9), of.adamw(1e-3)
 CLIPPED = of.chain(of.clip_by_global_norm(1.0), of.adamw(1e-3))
 STEPS = {
@@ -98,6 +109,21 @@ STEPS = {
             "Optimizer under autocast": lambda tx: _under_autocast(_optimizer(tx)),
         }.items()
     },
+    **{
+        f"scheduled {way}": make
+        for way, make in {
+            "eager": lambda: _made_step(SCHEDULED),
+            "Optimizer": lambda: _optimizer(SCHEDULED, fused=False),
+            "clipped Optimizer": lambda: _optimizer(of.chain(of.clip_by_global_norm(1.0), SCHEDULED), fused=False),
+        }.items()
+    },
+    "with arguments": lambda: _with(_made_step(ADAMW), value=torch.ones(()), note="x", history=[1, 2], fn=print),
+    "Optimizer with a closure": lambda: _with(_optimizer(CLIPPED, fused=False), lambda: torch.ones(())),
+    "Optimizer under a scaler": lambda: _scaled(_optimizer(ADAMW, fused=False)),
+    "of.optim.AdamW with a closure": lambda: _with(
+        of.optim.AdamW(_parameters().values(), fused=False).step, lambda: torch.ones(())
+    ),
+    "of.optim.Adagrad": lambda: of.optim.Adagrad(_parameters().values(), lr_decay=0.1, fused=False).step,
     "of.optim.AdamW": lambda: of.optim.AdamW(_parameters().values(), fused=False).step,
     "of.optim.AdamW watched": lambda: of.optim.AdamW(_parameters().values()).step,
     "of.optim.SGD, two groups": lambda: (
@@ -164,7 +190,7 @@ def test_most_rules_of_the_table_are_stepped_in_parts(small):
     def is_split(case):
         tx, params = case.plain(), plain_params()
         with torch.no_grad():
-            return Parts(tx).take(params, tx.init(params), rough_gradients(params, 1)[0])
+            return Parts(tx).take(params, tx.init(params), rough_gradients(params, 1)[0], {})
 
     split = {case.name for case in CASES if not case.extra and is_split(case)}
     assert {"adam", "adamw", "sgd", "lion"} <= split

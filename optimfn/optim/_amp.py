@@ -12,11 +12,16 @@ from .._base import GradientTransformation
 from .._typing import Params, State, Updates
 
 
-def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
+def skip_overflow(tx: GradientTransformation, *, unscales: bool = True, skips: bool = True) -> GradientTransformation:
     """Under `torch.amp.GradScaler`, divide the gradients by the scale, and leave all as it is if one is not finite.
 
     `update` takes what the scaler hands over, `found_inf` and, if the gradients are still scaled, `grad_scale`, as
     tensors and reads neither. Without them it is that of `tx`.
+
+    Args:
+        tx: The transformation.
+        unscales: Whether the gradients are still to be divided.
+        skips: Whether the updates are to be nothing then; the state is kept in any case.
     """
 
     def update(
@@ -30,7 +35,7 @@ def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
     ) -> tuple[Updates, State]:
         if found_inf is None:
             return tx.rule(updates, state, params, **extra)
-        if grad_scale is not None:
+        if grad_scale is not None and unscales:
             inverse = grad_scale.double().reciprocal().float()  # as torch rounds it
 
             def unscale(g: Tensor) -> Tensor:
@@ -42,7 +47,7 @@ def skip_overflow(tx: GradientTransformation) -> GradientTransformation:
         skip = found_inf.reshape(()) > 0
         kept = tree.map(lambda old, new: old if old is new else torch.where(skip, old, new), state, new_state)
         # Negative zero: the only number that leaves every other as it is when it is added.
-        return choose(~skip, new_updates, -0.0, params), kept
+        return choose(~skip, new_updates, -0.0, params) if skips else new_updates, kept
 
     return GradientTransformation(tx.init, update)
 

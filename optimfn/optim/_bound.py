@@ -1,6 +1,6 @@
 """A step bound to the parameters and the state of an optimizer, as long as nobody changes what that holds."""
 
-from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from itertools import chain as concatenated
 from itertools import repeat
 from operator import attrgetter, is_, is_not, itemgetter
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import tree
 from .._base import GradientTransformation, apply_updates
 from ..fused import make_step
 from ._layout import Entries, ParamKey
@@ -27,7 +28,7 @@ class Bound:
     Args:
         rules: What the rules of the groups were made from.
         tx: The transformation.
-        fixed: The same with the numbers as they are, for steps that run its operators.
+        fixed: Makes the same with the numbers as they are, for steps that run its operators.
         placed: Its runs.
         params: The parameters, by name.
         state: Its state.
@@ -39,7 +40,7 @@ class Bound:
         self,
         rules: Sequence[Any],
         tx: GradientTransformation,
-        fixed: GradientTransformation,
+        fixed: Callable[[], GradientTransformation],
         placed: Sequence[Placed],
         params: Mapping[ParamKey, Tensor],
         state: EngineState,
@@ -48,9 +49,8 @@ class Bound:
     ) -> None:
         self.rules, self.placed, self.params, self.state = rules, placed, params, state
         self.shown, self.is_counted = shown, bool(state.shown)
-        self._fixed = fixed
-        self.is_eager = backend in (None, "eager")
-        step = make_step(fixed if self.is_eager else tx, donate=True, backend=backend or "eager")
+        self.is_eager, self._fixed = backend in (None, "eager"), fixed
+        step = make_step(fixed() if self.is_eager else tx, donate=True, backend=backend or "eager")
         self.take = step.bind(params, state) if backend else self.take_differentiable
         together = {name for each in placed if each.is_together for name in each.names}
         self._required = [i for i, name in enumerate(params) if name in together]
@@ -82,12 +82,20 @@ class Bound:
         self._views = [entries.values() for entries in self._dicts if isinstance(entries, dict)]
         self._sizes = list(map(len, self._views))
         self._leaves = list(concatenated.from_iterable(self._views))
+        self._lying: list[Tensor] | None = None  # all of it, each once
         self._shown = [x for entries in self.shown.values() for x in entries.values()]
         self._versions = versions(self._shown)
         # The state holds views of these, which stay behind where `.data` is set.
         viewed = [stored.get(p, {}) for p in self.params.values() if p.is_complex()]
         self._viewed = [x for entries in viewed for x in entries.values() if isinstance(x, Tensor) and not x.is_sparse]
         self._addresses = list(map(Tensor.data_ptr, self._viewed))
+
+    def addresses(self) -> list[int]:
+        """Where parameters and state lie."""
+        if self._lying is None:
+            every = [*self.params.values(), *tree.leaves(self.state), *self._leaves]
+            self._lying = list({id(x): x for x in every if isinstance(x, Tensor) and not x.is_sparse}.values())
+        return list(map(Tensor.data_ptr, self._lying))
 
     def fits(self, rules: Sequence[Any], groups: Sequence[Mapping[str, Any]], stored: Stored) -> bool:
         """Whether the optimizer holds what it held when it was watched, as the last step has left it."""
@@ -122,7 +130,7 @@ class Bound:
         """A step through which gradients flow; its state is a new one."""
         # Writing in place must not change what autograd has kept of the parameters.
         params = {name: p.clone() for name, p in self.params.items()}
-        updates, self.state = self._fixed.update(grads, self.state, params, **extra)
+        updates, self.state = self._fixed().update(grads, self.state, params, **extra)
         for name, new in apply_updates(params, updates).items():
             self.params[name].copy_(new)
         self.is_published = False

@@ -272,7 +272,9 @@ class Muon(DropIn, torch.optim.Muon):
         """Momentum, orthogonalisation, shape, decay, rate."""
         if group["ns_steps"] >= 100:  # in the words of torch
             raise ValueError("Number of steps must be less than 100 for computational efficiency")
-        rate, decay, mode = _rate_tensor(group), group["weight_decay"], group["adjust_lr_fn"] or "original"
+        rate, mode = _rate_tensor(group), group["adjust_lr_fn"] or "original"
+        decay = group["weight_decay"]
+        decay = decay.to(rate.dtype) if isinstance(decay, torch.Tensor) else decay
 
         def scaled(u: torch.Tensor, p: torch.Tensor | None) -> torch.Tensor:
             # torch multiplies the factor and the decay into the rate, and so rounds them to its dtype.

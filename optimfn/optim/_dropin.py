@@ -14,12 +14,11 @@ from torch import Tensor
 from .. import tree
 from .._base import GradientTransformation
 from .._recipe import factory
-from .._typing import State
 from .._wrappers._complex import through_pairs
 from ._bound import Bound, Grads, same
 from ._counts import count_beside
 from ._engine import Engine
-from ._layout import Entries, ParamKey
+from ._layout import Entries, ParamKey, Slot
 from ._load import KeepsDtypes
 from ._rules import TorchRules, directed
 from ._runs import Placed
@@ -105,7 +104,7 @@ class DropIn(KeepsDtypes, Engine):
         for number, group in enumerate(self.param_groups):
             known = rules.get(id(group), (None, None))[1]
             if known is None or known.number != number or not known.fits(group):
-                known = TorchRules.of(type(self).rule, type(self).__name__, number, self._options(), group, known)
+                known = TorchRules.of(type(self).rule, type(self).__name__, number, self._options(), group)
                 rules[id(group)] = group, known
             said.append((known, known.values(group)))
         return said
@@ -158,17 +157,20 @@ class DropIn(KeepsDtypes, Engine):
             values["count"] = torch.full((), count, dtype=torch.int64, device=p.device)
         return {**{key: p.new_empty(0) for key in self.optional}, **_as_reals(entries), **values}
 
-    def init(self, tx: GradientTransformation, params: Params) -> State:
-        """A fresh state in the dtypes of the parameters, as torch makes it."""
+    def kept(self, slots: Sequence[Slot | None], leaves: Sequence[Any], params: Params) -> Sequence[Any]:
+        """The leaves of a fresh state in the dtypes of the parameters, as torch makes it."""
 
-        def like(path: tuple[Any, ...], leaf: Any) -> tuple[bool, Any]:
-            owner = next((params[entry] for entry in path if isinstance(entry, ParamKey)), None)
-            scalar = path[-1:] and path[-1] in (*self.scalars, "count")
-            if not isinstance(leaf, Tensor) or owner is None or scalar or not leaf.is_floating_point():
-                return False, None
-            return True, tree.cast_leaf(leaf, owner.dtype.to_real())
+        def like(slot: Slot | None, leaf: Any) -> Any:
+            if (
+                slot is None
+                or slot.owner is None
+                or slot.key in (*self.scalars, "count")
+                or not leaf.is_floating_point()
+            ):
+                return leaf
+            return tree.cast_leaf(leaf, params[slot.owner].dtype.to_real())
 
-        return tree.map_nodes(like, super().init(tx, params))
+        return [like(slot, leaf) for slot, leaf in zip(slots, leaves, strict=True)]
 
     # What torch shows of the counts
 

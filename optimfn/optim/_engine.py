@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tree
 from .._base import GradientTransformation
 from .._torch import disable_dynamo
-from .._wrappers._per_leaf import per_leaf
 from ._amp import unscale
 from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
@@ -25,9 +23,9 @@ from ._contract import is_capturing, is_watched, report_step
 from ._counts import can_count_within, count_within
 from ._groups import check_memory, check_runs, common_fused
 from ._layout import ParamKey
-from ._members import Member
+from ._mould import Mould, mould_for
 from ._numbers import Numbers
-from ._pipeline import Built, EngineState, Part, make_members, stepping, whole
+from ._pipeline import EngineState, Part, build, whole
 from ._runs import Placed, apart, cohorts, common_places, place_run
 from ._source import Said, Source
 
@@ -135,14 +133,18 @@ class Engine(Source):
         differentiable, backend = self.defaults.get("differentiable", False), self._backend()
         parts, numbers = self._parts(said, differentiable)
         rates = self._rates()
-        made, schedules = make_members(parts, numbers, rates)
-        placed, txs, waiting = self._place(parts, made, numbers, here)
+        mould = mould_for(type(self), parts, numbers, rates)
+        placed, waiting = self._place(mould, here)
         shown = self._shown(params, placed)
         is_counted = backend not in (None, "eager") and can_count_within(params, shown)
-        state = EngineState(apart([each.state for each in placed]), rates, shown if is_counted else {}, numbers)
-        runs = tuple(each.run for each in placed)
-        count, sparse = count_within if is_counted else None, self._takes_sparse()
-        tx, fixed = stepping(parts, runs, count, sparse), whole(Built(txs, schedules), runs, None, sparse)
+        state = EngineState(apart(placed), rates, shown if is_counted else {}, numbers)
+        runs = tuple([each.run for each in placed])
+        count = count_within if is_counted else None
+
+        def fixed() -> GradientTransformation:
+            return whole(build(parts, runs, numbers, rates), parts, runs, None)
+
+        tx = mould.whole(runs, count)
         bound = self._bound = Bound([one for one, _ in said], tx, fixed, placed, params, state, shown, backend)
         self._watch(bound, waiting)
         return bound
@@ -150,12 +152,9 @@ class Engine(Source):
     def _active(self, group: Mapping[str, Any], names: Sequence[ParamKey]) -> dict[ParamKey, Tensor]:
         """The parameters of a group that have, or have had, a gradient."""
         was = set() if self._bound is None else set(map(id, self._bound.params.values()))
-        everyone = self._sees_all()
-        return {
-            name: p
-            for name, p in zip(names, group["params"], strict=True)
-            if everyone or p.grad is not None or self.has_state(p) or id(p) in was
-        }
+        everyone = dict(zip(names, group["params"], strict=True))
+        some = {name: p for name, p in everyone.items() if p.grad is not None or self.has_state(p) or id(p) in was}
+        return everyone if len(some) < len(everyone) and self._sees_all() else some
 
     def _parts(self, said: Sequence[Said], differentiable: bool) -> tuple[tuple[Part, ...], tuple[Tensor, ...]]:
         """What the groups contribute, and the tensors for their numbers."""
@@ -173,26 +172,16 @@ class Engine(Source):
             parts.append(Part(rules, tuple(slots), self._schedules(group)))
         return tuple(parts), tuple(tensor for _, tensor in tensors.values())
 
-    def _place(
-        self,
-        parts: Sequence[Part],
-        made: Sequence[Sequence[Member]],
-        numbers: Sequence[Tensor],
-        here: Sequence[Mapping[ParamKey, Tensor]],
-    ) -> tuple[list[Placed], list[GradientTransformation], set[ParamKey]]:
-        """The runs in order, their transformations, and the parameters that are still to begin in one of them."""
-        places = common_places(parts, made, numbers, list(map(list, here)))
+    def _place(self, mould: Mould, here: Sequence[Mapping[ParamKey, Tensor]]) -> tuple[list[Placed], set[ParamKey]]:
+        """The runs in order, and the parameters that are still to begin in one of them."""
         params = {name: p for own in here for name, p in own.items()}
         positions = {name: i for i, name in enumerate(params)}
-        placed, txs, waiting = [], [], set()
-        for place in places:
-            found = cohorts(place, params, self)
+        placed, waiting = [], set()
+        for place in common_places(mould, list(map(list, here))):
+            found = cohorts(mould, place, params, self)
             waiting |= set(place.names).difference(*(cohort.names for cohort in found))
-            for cohort in found:
-                if cohort.names:
-                    placed.append(place_run(place, cohort, params, positions, self))
-                    txs.append(per_leaf(place.member.tx) if cohort.alone else place.member.tx)
-        return placed, txs, waiting
+            placed += [place_run(mould, place, one, params, positions, self) for one in found if one.names]
+        return placed, waiting
 
     def _watch(self, bound: Bound, waiting: Collection[ParamKey] | None = None) -> None:
         bound.watch([group["params"] for group in self.param_groups], self.state, waiting)
@@ -245,10 +234,7 @@ class Engine(Source):
         Like `write_hyperparameters`, it first puts the hyperparameters of the groups where the rule reads them.
         """
         bound, _ = self._current(False)
-        held = [] if bound is None else [*bound.params.values(), *tree.leaves(bound.state)]
-        entries = [x for own in self.state.values() for x in own.values() if isinstance(x, Tensor)]
-        lying = [x.data_ptr() for x in [*held, *entries] if not x.is_sparse]
-        return (*map(id, () if bound is None else bound.rules), *lying)
+        return () if bound is None else (*map(id, bound.rules), *bound.addresses())
 
     def _live_numbers(self) -> Numbers:
         numbers: Numbers = self._own("_numbers", lambda: Numbers(not self.counts_alone))

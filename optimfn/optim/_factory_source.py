@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
 from .._base import GradientTransformation
-from .._recipe import find_arguments, uses_factory
+from .._recipe import find_arguments
 from ._bound import Bound, copied
 from ._contract import is_capturing
 from ._engine import Engine
@@ -22,7 +21,7 @@ from ._hyperparameters import (
 )
 from ._layout import Entries, ParamKey
 from ._members import Route
-from ._pipeline import make_members as make_part_members
+from ._mould import mould_for
 from ._runs import common_places, template
 from ._source import Said
 
@@ -102,9 +101,6 @@ class FactorySource(Engine):
         marks = [one for name in ("mask", "param_labels", "freeze_mask") for one in find_arguments(self.tx, name)]
         return any(isinstance(one, dict | list | tuple) for one in marks)
 
-    def _takes_sparse(self) -> bool:
-        return uses_factory(self.tx, scale_by_sparse_adam)
-
     def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
         """The numbers that a parameter shares with others, such as how many steps it has made."""
         entries = self.state[p]
@@ -179,10 +175,10 @@ class FactorySource(Engine):
             return {}  # of this, torch speaks
         begun = {name for name, number in zip(params, numbers, strict=True) if loaded["state"].get(number)}
         parts, tensors = self._parts(self._say(False), False)
-        made, _ = make_part_members(parts, tensors, self._live_rates)
+        mould = mould_for(type(self), parts, tensors, self._live_rates)
         wanted: dict[ParamKey, Entries] = {}
-        for place in common_places(parts, made, tensors, [[n for n in names if n in begun] for names in self._names()]):
-            each = template(place, params, self, has_memory=not strict)
+        for place in common_places(mould, [[n for n in names if n in begun] for names in self._names()]):
+            each = template(mould, place, params, self, has_memory=not strict)
             for name, entries in each.scatter(each.state).items():
                 wanted.setdefault(name, {}).update(entries)
         return wanted

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
 from .._base import GradientTransformation, init_empty_state
-from .._recipe import Recorded, factory, find_arguments, substitute
+from .._recipe import Recorded, factory, find_arguments, is_own, signature_of, substitute, uses_factory
 from .._transforms._rate import scale
 from .._typing import Assign, Params, Scalar, State, Updates
 from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule
@@ -121,6 +122,14 @@ class FactoryRules(NamedTuple):
         originals = {member.place: member.tx for member in members_of(self.tx, dict(self.route))}
         return [frozenset() if originals.get(one.place) is one.tx else uses(one.tx, numbers) for one in members]
 
+    def is_own(self) -> bool:
+        """Whether the transformation is of this package throughout, and calls no function of others."""
+        return is_own(self.tx)
+
+    def takes_sparse(self) -> bool:
+        """Whether a member takes sparse gradients as they are."""
+        return uses_factory(self.tx, scale_by_sparse_adam)
+
     def __repr__(self) -> str:
         return repr(self.tx)
 
@@ -177,7 +186,7 @@ def _own_numbers(tx: GradientTransformation) -> dict[str, Any]:
     """The learning rate, and all arguments that are numbers, of the call that made a transformation."""
     if tx.recipe is None:
         return {}
-    defaults = inspect.signature(tx.recipe.factory).parameters
+    defaults = signature_of(tx.recipe.factory).parameters
 
     def is_live(name: str, value: Any) -> bool:
         if name == "learning_rate":

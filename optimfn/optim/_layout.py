@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import tree
 from .._torch import DispatchMode
 from .._typing import State
+from ..fused.run._flatten import Structure
 
 Entries = dict[str, Any]  # the state of one parameter, as torch keeps it
 
@@ -36,24 +37,33 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The slots of all leaves of a state, and a state to take the structure from."""
+    """The structure of a state, and the slots of all its leaves."""
 
-    template: State
-    slots: Sequence[Slot]
+    structure: Structure
+    slots: Sequence[Slot | None]  # `None` where the state has `None`
 
     @staticmethod
-    def of(template: State, rename: Callable[[str], str]) -> "Layout":
+    def of(state: State, rename: Callable[[str], str]) -> "Layout":
         """Find the slot of every leaf; `rename` turns the path in the state into the key."""
-        slots = []
-        for path, _ in tree.leaves_with_path(template):
-            owner = next((entry for entry in path if isinstance(entry, ParamKey)), None)
-            rest = tuple(entry for entry in path if not isinstance(entry, ParamKey))
-            slots.append(Slot(owner, rename(tree.join_path(rest))))
-        return Layout(template, slots)
+        structure = Structure(state)
+        leaves = structure.flatten(state) or []
+        slots: list[Slot | None] = [None] * len(leaves)
+        for path, i in tree.leaves_with_path(structure.unflatten([*range(len(leaves))])):
+            if leaves[i] is not None:
+                owner = next((entry for entry in path if isinstance(entry, ParamKey)), None)
+                rest = tuple(entry for entry in path if not isinstance(entry, ParamKey))
+                slots[i] = Slot(owner, rename(tree.join_path(rest)))
+        return Layout(structure, slots)
+
+    def read(self, state: State) -> list[Any] | None:
+        """The leaves of a state, in the order of the slots; `None` if it has another layout."""
+        leaves = self.structure.flatten(state)
+        fits = leaves is not None and [x is None for x in leaves] == [slot is None for slot in self.slots]
+        return leaves if fits else None
 
     def shared(self) -> list[str]:
         """The keys of the leaves that belong to all parameters."""
-        return [key for owner, key in self.slots if owner is None]
+        return [slot.key for slot in self.slots if slot is not None and slot.owner is None]
 
     def gather(self, stored: Mapping[ParamKey, Entries], shared: Mapping[str, Any]) -> State:
         """Build the state from the dicts of the parameters and the shared leaves.
@@ -61,21 +71,30 @@ class Layout:
         Raises:
             KeyError: if an entry is missing, naming it.
         """
-        found = []
-        for owner, key in self.slots:
-            entries = shared if owner is None else stored[owner]
-            if key not in entries:
-                raise KeyError(f"the optimizer state of parameter {owner!r} has no entry {key!r}")
-            found.append(entries[key])
-        return tree.unflatten(self.template, found)
+        found: list[Any] = []
+        for slot in self.slots:
+            entries = {} if slot is None else shared if slot.owner is None else stored[slot.owner]
+            if slot is not None and slot.key not in entries:
+                raise KeyError(f"the optimizer state of parameter {slot.owner!r} has no entry {slot.key!r}")
+            found.append(None if slot is None else entries[slot.key])
+        return self.structure.unflatten(found)
 
     def scatter(self, state: State) -> tuple[dict[ParamKey, Entries], dict[str, Tensor]]:
         """The dicts of the parameters, and the shared leaves, of a state."""
         stored: dict[ParamKey, Entries] = {}
         shared: dict[str, Tensor] = {}
-        for (owner, key), leaf in zip(self.slots, tree.leaves(state), strict=True):
-            (shared if owner is None else stored.setdefault(owner, {})).setdefault(key, leaf)
+        leaves = self.structure.flatten(state)
+        if leaves is None:  # a rule may make a dict in another order
+            example = self.structure.unflatten([*range(len(self.slots))])
+            leaves = self.structure.flatten(tree.map_nodes(_second, example, state)) or []
+        for slot, leaf in zip(self.slots, leaves, strict=True):
+            if slot is not None:
+                (shared if slot.owner is None else stored.setdefault(slot.owner, {})).setdefault(slot.key, leaf)
         return stored, shared
+
+
+def _second(_: Any, example: Any, node: Any) -> tuple[bool, Any]:
+    return isinstance(example, int), node
 
 
 class Memoryless(DispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here

@@ -1,6 +1,7 @@
 """Loading state dicts: what fits, without losing dtypes."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,33 @@ def by_name(groups: Sequence[Mapping[str, Any]], loaded: dict[str, Any]) -> dict
             theirs = {**theirs, "param_names": list(names), "params": [numbers[name] for name in names]}
         ordered.append(theirs)
     return {**loaded, "param_groups": ordered + loaded["param_groups"][len(ordered) :]}
+
+
+def without_reprs(loaded: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict with today's keys where 0.1.0 had the `repr` of what `inject_hyperparams` made."""
+    return {**loaded, "state": {number: _without_reprs(entries) for number, entries in loaded["state"].items()}}
+
+
+def _without_reprs(entries: Entries) -> Entries:
+    renamed: Entries = {}
+    seen: dict[str, list[str]] = {}  # under each prefix, in the order of the members
+    for key, value in entries.items():
+        start = key.find(_OLD)
+        if start != 0 and key[start - 1] != ".":
+            renamed[key] = value
+            continue
+        depths = accumulate((c == "(") - (c == ")") for c in key[start + len(_OLD) :])
+        end = start + len(_OLD) + next((i for i, depth in enumerate(depths) if depth < 0), 0) + 1
+        own, _, rest = key[end:].partition(".")  # which is `_2` for the second of equal ones
+        names = seen.setdefault(key[:start], [])
+        if (name := key[start:end] + own) not in names:
+            names.append(name)
+        number = names.index(name) + 1
+        renamed[f"{key[:start]}inject_hyperparams{f'_{number}' if number > 1 else ''}.{rest}"] = value
+    return renamed
+
+
+_OLD = "inject_hyperparams("
 
 
 def compare(

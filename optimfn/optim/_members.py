@@ -97,10 +97,11 @@ def labelled(tx: GradientTransformation, route: Route) -> Sequence[tuple[Place, 
 def keep_slow(value: Any) -> Any:
     """The same with the slow parameters of every `lookahead` in its state: an optimizer has one copy of parameters."""
     if isinstance(value, Recorded) and value.recipe is not None:
-        bound = value.recipe.bind()
-        new = {name: True if name == "slow_in_state" else keep_slow(x) for name, x in bound.arguments.items()}
-        if all(new[name] is x for name, x in bound.arguments.items()):
+        given = value.recipe.arguments
+        new = {name: True if name == "slow_in_state" else keep_slow(x) for name, x in given.items()}
+        if all(new[name] is x for name, x in given.items()):
             return value
+        bound = value.recipe.bind()
         bound.arguments.update(new)
         return value.recipe.remake(bound)
     if type(value) is dict:

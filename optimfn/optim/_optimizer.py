@@ -15,12 +15,15 @@ from ._hyperparameters import (
     show,
 )
 from ._layout import Entries, ParamKey
-from ._load import LoadReport, by_name, compare, copy_state, fill_in, restore_groups
+from ._load import LoadReport, by_name, compare, copy_state, fill_in, restore_groups, without_reprs
 from ._members import Route, keep_slow, routes
 
 
 class Optimizer(FactorySource):
     """Run a transformation behind the interface of `torch.optim`.
+
+    Numbers that a rule finds elsewhere than in groups, as in `cfg.lr`, are constants of its trace, as for `make_step`:
+    a later change is not seen, so hold a 0-dim tensor there.
 
     All parameters are one tree, so `clip_by_global_norm` clips the norm of all groups. Where a hyperparameter
     differs between groups, or a group was added later, the transformations that this concerns run group by
@@ -168,7 +171,7 @@ class Optimizer(FactorySource):
         found: list[tuple[LoadReport, dict[ParamKey, Entries], dict[str, Any]]] = []
 
         def check(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:
-            loaded = by_name(self.param_groups, loaded)
+            loaded = without_reprs(by_name(self.param_groups, loaded))
             wanted = self._wanted(loaded, strict)
             found.append((compare(wanted, list(self._params()), loaded, strict), wanted, loaded))
             return loaded

@@ -17,7 +17,7 @@ from .._base import GradientTransformation
 from .._recipe import factory, is_own
 from .._typing import Params, State, Updates
 from .._wrappers._per_leaf import per_leaf
-from ..fused.run._parts import Halves, InHalves
+from ..fused.run._parts import Halves, InHalves, is_apart
 from ._amp import skip_overflow
 from ._layout import Entries, ParamKey
 from ._members import Member, Place
@@ -28,6 +28,12 @@ class Rules(Protocol):
 
     def members(self, numbers: Mapping[Any, Any]) -> Sequence[Member]:
         """The members, first to last."""
+
+    def is_own(self) -> bool:
+        """Whether they are of this package throughout, and call no function of others."""
+
+    def takes_sparse(self) -> bool:
+        """Whether they take sparse gradients as they are."""
 
     def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> Sequence[Hashable]:
         """Which of some numbers, given by their ids, each member is made of; what tells it from those of others."""
@@ -137,79 +143,88 @@ def advance(
 
 
 @factory
-def stepping(
-    parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None, takes_sparse: bool
-) -> GradientTransformation:
+def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None) -> GradientTransformation:
     """The transformation of the whole.
 
     Args:
         parts: What the groups contribute.
         runs: What is done, in order.
         count: Brings what is shown up to date, after the runs.
-        takes_sparse: Whether the rules take sparse gradients as they are.
     """
 
     def update(
         updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EngineState]:
         built = build(parts, runs, state.numbers, state.rates)
-        return whole(built, runs, count, takes_sparse).rule(updates, state, params, **extra)
+        return whole(built, parts, runs, count).rule(updates, state, params, **extra)
 
     firsts: list[int] = []  # where the tail begins does not depend on numbers
 
     def halves(state: EngineState) -> Halves | None:
         built = build(parts, runs, state.numbers, state.rates)
-        firsts[:] = firsts or [tail_of(built.txs)]
+        firsts[:] = firsts or [tail_of(built.txs, parts)]
         return halved(built, runs, count, firsts[0])
 
     return Stepping(init_none, update, parts=parts, halves=halves)
 
 
-def whole(built: Built, runs: Sequence[Run], count: Count | None, takes_sparse: bool) -> GradientTransformation:
+def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run], count: Count | None) -> GradientTransformation:
     """The same, of transformations that are made already."""
 
     def update(
         updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EngineState]:
-        if not takes_sparse:  # kernels refuse them, so this is only asked where the rule itself runs
+        # Kernels refuse sparse gradients, so there are none but where the rule itself runs.
+        if any(g is not None and g.is_sparse for g in updates.values()) and not _take_sparse(parts):
             updates = tree.map(lambda g: g.to_dense() if g.is_sparse else g, updates)
         updates, state = advance(built, runs, updates, state, params, extra)
         if count is not None:
             state = state._replace(shown=count(updates, runs, state))
         return updates, state
 
-    made, first = skip_overflow(GradientTransformation(init_none, update)), tail_of(built.txs)
+    made, first = skip_overflow(GradientTransformation(init_none, update)), tail_of(built.txs, parts)
     split = halved(built, runs, count, first)
     return InHalves(made.init, made.update, halves=lambda state: split)
 
 
-def tail_of(txs: Sequence[GradientTransformation]) -> int:
+def _take_sparse(parts: Sequence[Part]) -> bool:
+    return all(part.rules.takes_sparse() for part in parts)
+
+
+def tail_of(txs: Sequence[GradientTransformation], parts: Sequence[Part]) -> int:
     """The first of the runs after which no leaf sees another; beyond the last if one may call a function of others."""
-    if not all(map(is_own, txs)):
+    if not all(part.rules.is_own() and is_own([schedule for *_, schedule in part.schedules]) for part in parts):
         return len(txs)
-    return next((i for i in range(len(txs), 0, -1) if not txs[i - 1].leafwise), 0)
+    return next((i for i in range(len(txs), 0, -1) if not is_apart(txs[i - 1])), 0)
 
 
 def halved(built: Built, runs: Sequence[Run], count: Count | None, first: int) -> Halves | None:
     """The same in two: the runs before the first, and those from there on."""
-    if first == len(runs) or built.schedules or (first and count is not None):
+    if first == len(runs) or (first and count is not None):
         return None
 
     def some(which: range) -> Any:
-        def stage(updates: Updates, state: EngineState, params: Params) -> tuple[Updates, EngineState]:
+        def update(updates: Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Updates, State]:
             own, names = list(state.runs), list(updates)
+            for label, shown in built.schedules.items():
+                shown.last = state.rates[label]
             for i in which:
                 run = runs[i]
                 if first <= i and all(updates[names[position]] is None for position in run.positions):
                     continue
-                changed, own[i] = built.txs[i].rule(run.own(updates), own[i], run.own(params))
+                changed, own[i] = built.txs[i].rule(run.own(updates), own[i], run.own(params), **extra)
                 updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
-            state = state._replace(runs=tuple(own))
+            rates = {label: shown.last for label, shown in built.schedules.items()}
+            state = state._replace(runs=tuple(own), rates=rates)
             return updates, state if count is None else state._replace(shown=count(updates, runs, state))
 
-        return stage
+        return update
 
-    return Halves(some(range(first)) if first else None, some(range(first, len(runs))))
+    def within(which: range, **halves: bool) -> Any:
+        return skip_overflow(GradientTransformation(init_none, some(which)), **halves).rule
+
+    tail = within(range(first, len(runs)), unscales=not first)
+    return Halves(within(range(first), skips=False) if first else None, tail)
 
 
 def init_none(params: Params) -> State:

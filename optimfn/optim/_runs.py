@@ -1,18 +1,18 @@
 """Which parameters go through which rule together, and the state of each run from the entries of the parameters."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import contextlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import tree
 from .._base import GradientTransformation
 from .._typing import State
-from .._wrappers._per_leaf import per_leaf
-from ._layout import Entries, Layout, Memoryless, ParamKey
+from ._layout import Entries, Layout, Memoryless, ParamKey, Slot
 from ._members import Member
-from ._pipeline import Part, Run
+from ._mould import Mould
+from ._pipeline import Run
 
 _MOST_PASTS = 4  # of parameters that step together; beyond, each steps alone
 Params = Mapping[ParamKey, Tensor]
@@ -37,6 +37,9 @@ class Book(Protocol):
 
     def init(self, tx: GradientTransformation, params: Params) -> State:
         """A fresh state."""
+
+    def kept(self, slots: Sequence[Slot | None], leaves: Sequence[Any], params: Params) -> Sequence[Any]:
+        """The leaves of a fresh state as they are kept."""
 
     def rename(self, member: str, path: str) -> str:
         """The key of a path in the state of a member."""
@@ -67,24 +70,18 @@ class Place(NamedTuple):
     names: list[ParamKey]
 
 
-def common_places(
-    parts: Sequence[Part],
-    made: Sequence[Sequence[Member]],
-    numbers: Sequence[Tensor],
-    names: Sequence[Sequence[ParamKey]],
-) -> list[Place]:
+def common_places(mould: Mould, names: Sequence[Sequence[ParamKey]]) -> list[Place]:
     """The members of all groups in order, with the parameters of all groups for which they are the same.
 
     Args:
-        parts: What each group contributes.
-        made: Its members.
-        numbers: Those of all groups; what a member uses of them tells it from those of other groups in its place.
+        mould: What the groups contribute.
         names: The parameters of each group.
     """
     found: dict[Any, Place] = {}
-    for number, (part, members) in enumerate(zip(parts, made, strict=True)):
-        own_numbers = {id(numbers[i]): i for _, i in part.numbers}
-        used = part.rules.uses(members, own_numbers) if len(parts) > 1 else [None for _ in members]
+    for number, (part, members) in enumerate(zip(mould.parts, mould.made, strict=True)):
+        # What a member uses of the numbers tells it from those of other groups in its place.
+        own_numbers = {id(mould.numbers[i]): i for _, i in part.numbers}
+        used = part.rules.uses(members, own_numbers) if len(mould.parts) > 1 else [None for _ in members]
         for member, own in zip(members, used, strict=True):
             place = found.setdefault((member.place, own), Place(number, member, []))
             place.names.extend(names[number])
@@ -99,7 +96,7 @@ class Cohort(NamedTuple):
     together: bool = False  # they share a count, so that they must go on together
 
 
-def cohorts(place: Place, params: Params, book: Book) -> list[Cohort]:
+def cohorts(mould: Mould, place: Place, params: Params, book: Book) -> list[Cohort]:
     """The parameters of a place by their past.
 
     Those with one past step as one tree, with one count, until they part. One that begins later, or misses a gradient,
@@ -111,11 +108,11 @@ def cohorts(place: Place, params: Params, book: Book) -> list[Cohort]:
     own = [params[name] for name in names]
     if not any(book.has_state(p) or book.has_parted(p) or p.grad is None for p in own):
         return [Cohort(names, together=True)]  # the first step, as a rule
-    layout = _layout(place.member, {names[0]: own[0]}, book, False)
-    if not layout.slots:
+    layout = _layout(mould, place.member, {names[0]: own[0]}, book, False)
+    if not any(layout.slots):
         return [Cohort(names)]
     names = [name for name in names if book.has_state(params[name]) or params[name].grad is not None]
-    shared = [key for owner, key in layout.slots if owner is None]
+    shared = layout.shared()
     if not shared:
         return [Cohort(names)]
     pasts: dict[Hashable, list[ParamKey]] = {}
@@ -131,7 +128,9 @@ def cohorts(place: Place, params: Params, book: Book) -> list[Cohort]:
     return [Cohort(own, together=True) for own in pasts.values()] + ([Cohort(alone, alone=True)] if alone else [])
 
 
-def place_run(place: Place, cohort: Cohort, params: Params, positions: Mapping[ParamKey, int], book: Book) -> Placed:
+def place_run(
+    mould: Mould, place: Place, cohort: Cohort, params: Params, positions: Mapping[ParamKey, int], book: Book
+) -> Placed:
     """A run of some parameters, with its state: from their entries, and fresh for those that have none.
 
     Raises:
@@ -143,53 +142,64 @@ def place_run(place: Place, cohort: Cohort, params: Params, positions: Mapping[P
     known = {name: book.entries(p) for name, p in own.items() if book.has_state(p)}
     fresh: Any = None
     if len(known) < len(own) or not own:
-        tx = per_leaf(member.tx) if alone else member.tx
-        fresh = book.init(tx, {name: p for name, p in own.items() if not (alone and name in known)})
+        new = {name: p for name, p in own.items() if not (alone and name in known)}
+        layout, fresh = _fresh(mould, member, alone, new, book)
     if not known:
-        layout = _layout_of(fresh, member, book)
         return Placed(run, names, layout, fresh, together and bool(layout.shared()))
     if alone:
-        old = _layout(member, {name: own[name] for name in known}, book, True).gather(known, {})
+        kept = {name: own[name] for name in known}
+        old = _layout(mould, member, kept, book, True).gather(known, {})
         state = {name: (old if name in known else fresh)[name] for name in names}
-        return Placed(run, names, _layout_of(state, member, book), state, together)
+        layout, _ = mould.fresh(member, True, lambda tx: state, book.rename)
+        return Placed(run, names, layout, state, together)
     shared = next(iter(known.values()))
-    layout = _layout(member, own, book, False) if fresh is None else _layout_of(fresh, member, book)
-    if fresh is not None:
-        of_params, new = layout.scatter(fresh)
-        known, shared = {name: known.get(name, of_params.get(name, {})) for name in names}, {**new, **shared}
+    if fresh is None:
+        layout = _layout(mould, member, own, book, False)
+    else:
+        of_params, others = layout.scatter(fresh)
+        known, shared = {name: known.get(name, of_params.get(name, {})) for name in names}, {**others, **shared}
     return Placed(run, names, layout, layout.gather(known, shared), together)
 
 
-def template(place: Place, params: Params, book: Book, has_memory: bool) -> Placed:
+def template(mould: Mould, place: Place, params: Params, book: Book, has_memory: bool) -> Placed:
     """A run of all parameters of a place, each by itself where it can be, with a fresh state."""
     member, names = place.member, place.names
     own = {name: params[name] for name in names}
     alone = bool(names) and (member.tx.leafwise or book.counts_alone)
-    if has_memory:
-        layout = _layout_of(book.init(per_leaf(member.tx) if alone else member.tx, own), member, book)
-    else:
-        layout = _layout(member, own, book, alone)
-    return Placed(Run(place.part, member.place, (), alone), names, layout, layout.template, False)
+    with contextlib.nullcontext() if has_memory else _memoryless():
+        layout, state = _fresh(mould, member, alone, own, book)
+    return Placed(Run(place.part, member.place, (), alone), names, layout, state, False)
 
 
-def apart(states: Sequence[State]) -> tuple[State, ...]:
-    """The same states without a tensor in two places, as of parameters that from now on count by themselves."""
-    seen: set[int] = set()
-
-    def once(leaf: Tensor) -> Tensor:
-        leaf = leaf.clone() if id(leaf) in seen else leaf
-        seen.add(id(leaf))
-        return leaf
-
-    return tuple(tree.map(once, state) for state in states)
+def _fresh(mould: Mould, member: Member, alone: bool, params: Params, book: Book) -> tuple[Layout, State]:
+    layout, leaves = mould.fresh(member, alone, lambda tx: book.init(tx, params), book.rename)
+    held = {x.data_ptr() for x in mould.numbers if not x.is_meta}
+    # No state holds a number of the mould itself, which other optimizers write.
+    leaves = [x.clone() if isinstance(x, Tensor) and not x.ndim and x.data_ptr() in held else x for x in leaves]
+    return layout, layout.structure.unflatten(list(book.kept(layout.slots, leaves, params)))
 
 
-def _layout(member: Member, params: Params, book: Book, alone: bool) -> Layout:
-    tx = per_leaf(member.tx) if alone else member.tx
+def _layout(mould: Mould, member: Member, params: Params, book: Book, alone: bool) -> Layout:
+    with _memoryless():
+        return mould.fresh(member, alone, lambda tx: tx.init(params), book.rename)[0]
+
+
+@contextlib.contextmanager
+def _memoryless() -> Iterator[None]:
     mode: Any = Memoryless
     with mode(), torch.no_grad():
-        return _layout_of(tx.init(params), member, book)
+        yield
 
 
-def _layout_of(state: State, member: Member, book: Book) -> Layout:
-    return Layout.of(state, lambda path: book.rename(member.name, path))
+def apart(placed: Sequence[Placed]) -> tuple[State, ...]:
+    """The states without a tensor in two places, as of parameters that from now on count by themselves."""
+    seen: set[int] = set()
+
+    def once(leaf: Any) -> Any:
+        is_double = isinstance(leaf, Tensor) and id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if is_double else leaf
+
+    structures = [each.layout.structure for each in placed]
+    flat = [one.flatten(each.state) or [] for one, each in zip(structures, placed, strict=True)]
+    return tuple([one.unflatten(list(map(once, leaves))) for one, leaves in zip(structures, flat, strict=True)])

@@ -10,7 +10,7 @@ from .._base import GradientTransformation
 from .._typing import State
 from ._bound import Bound, Grads
 from ._contract import FiresHooksOnce, refuse_absent
-from ._layout import Entries, ParamKey
+from ._layout import Entries, ParamKey, Slot
 from ._pipeline import Rules
 from ._runs import Placed
 
@@ -70,13 +70,15 @@ class Source(FiresHooksOnce):
         with torch.no_grad():
             return tx.init(params)
 
+    def kept(
+        self, slots: Sequence[Slot | None], leaves: Sequence[Any], params: Mapping[ParamKey, Tensor]
+    ) -> Sequence[Any]:
+        """The leaves of a fresh state as they are kept."""
+        return leaves
+
     def _sees_all(self) -> bool:
         """Whether rules must be given all parameters, also those that have had no gradient yet."""
         return False
-
-    def _takes_sparse(self) -> bool:
-        """Whether the rules take sparse gradients as they are."""
-        return True
 
     def _is_rehearsal(self) -> bool:
         """Whether this is no step, but a way of having the state made."""

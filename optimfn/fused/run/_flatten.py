@@ -5,8 +5,9 @@ microseconds for hundreds of leaves, where a general flattening sorts every dict
 structure has changed.
 """
 
-from collections.abc import Callable, Hashable, Iterator
-from itertools import islice
+from collections.abc import Callable, Hashable, Iterator, Set
+from functools import cached_property
+from itertools import accumulate, islice
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +41,44 @@ class Structure:
     def unflatten(self, leaves: list[Any]) -> Tree:
         """A tree of this structure with these leaves."""
         return self.build(iter(leaves))
+
+
+class Form:
+    """The structures of parameters, state, gradients and extra arguments, which are flattened together.
+
+    Args:
+        trees: An example.
+        opened: The arguments into which the rule looks; of others, lists and the like are leaves.
+    """
+
+    def __init__(self, trees: tuple[Any, ...], opened: Set[str]) -> None:
+        self.opened = opened
+        self.structures = list(map(Structure, trees))
+        self.key = tuple([one.key for one in self.structures])
+        pairs = zip(self.structures, trees, strict=True)
+        ends = list(accumulate(len(one.flatten(own) or ()) for one, own in pairs))
+        self.fixed_size, self.size = ends[1], ends[-1]  # leaves of parameters and state come first
+        self.grads = range(ends[1], ends[2])
+
+    def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
+        """The leaves of arguments, or `None` if they have another structure."""
+        leaves: list[Any] = []
+        return leaves if all(one.read(own, leaves) for one, own in zip(self.structures, trees, strict=True)) else None
+
+    def unflatten(self, leaves: list[Any]) -> tuple[Any, ...]:
+        """Arguments with these leaves."""
+        rest = iter(leaves)
+        return tuple([one.build(rest) for one in self.structures])
+
+    @cached_property
+    def paths(self) -> list[tuple[tuple[Any, ...], int]]:
+        """The path of each leaf, and its number."""
+        return tree.leaves_with_path(self.unflatten([*range(self.size)]))
+
+    @cached_property
+    def result_key(self) -> Hashable:
+        """The key of a result, parameters and state, of the same structure."""
+        return Structure(self.unflatten([*range(self.size)])[:2]).key
 
 
 def _is_leaf(node: Any) -> bool:
@@ -111,11 +150,13 @@ def _sequence_functions(example: Any) -> Functions:
 
 def _general_functions(example: Any) -> Functions:
     """For ordered dicts, deques and the nodes that others have registered."""
-    first, structure = tree.flatten(example)
+    leaves, structure = tree.flatten(example)
+    size = len(leaves)
+    del leaves  # a structure outlives its example
 
     def read(node: Any, leaves: list[Any]) -> bool:
         own, other = tree.flatten(node)
         leaves += own
         return bool(other == structure)
 
-    return read, lambda leaves: structure.unflatten(islice(leaves, len(first))), structure
+    return read, lambda leaves: structure.unflatten(islice(leaves, size)), structure

@@ -21,13 +21,13 @@ from . import _build
 from ._absent import Instead, code_for
 from ._cache import CannotBuild
 from ._code import MACHINES, Code
-from ._flatten import Structure
+from ._flatten import Form, Structure
 from ._paths import belongings, names_of
 from ._program import Program
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
 from ._traced import PLAIN, Traced
-from ._unread import Unread
+from ._unread import Held, Opened, Unread, UnreadHeld
 from ._write import is_number
 
 _MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is looked for anew when it comes back
@@ -39,33 +39,17 @@ class Known:
     Args:
         tx: The optimizer.
         donate: Whether steps write into the old tensors.
-        trees: An example.
+        form: That structure.
     """
 
-    def __init__(self, tx: GradientTransformation, donate: bool, trees: tuple[Any, ...]) -> None:
-        self._tx, self._donate = tx, donate
-        self._structures = list(map(Structure, trees))
-        self._key = tuple([one.key for one in self._structures])
-        pairs = zip(self._structures, trees, strict=True)
-        ends = list(itertools.accumulate(len(one.flatten(own) or ()) for one, own in pairs))
-        self.fixed_size, self._size = ends[1], ends[-1]  # leaves of parameters and state come first
-        self._fixed_key = None if donate else Structure(trees[:2]).key
-        self._grads = range(ends[1], ends[2])
+    def __init__(self, tx: GradientTransformation, donate: bool, form: Form) -> None:
+        self._tx, self._donate, self.form = tx, donate, form
         self.traced: dict[Hashable, list[Traced]] = {}  # several of a signature where masks say something else
         self.last: Traced | None = None
         self._all: Traced | None = None  # what came of all gradients, once some have been absent
         self._slots: list[int] = []  # where they stand among the leaves
         self._joint: Program | None = None  # and what also knows what is computed for leaves without one
         self._unlike: dict[int, tuple[Any, ...]] = {}  # kinds of gradients that are not those of their parameters
-
-    def flatten(self, trees: tuple[Any, ...]) -> list[Any] | None:
-        """The leaves of arguments, or `None` if they have another structure."""
-        leaves: list[Any] = []
-        return leaves if all(one.read(own, leaves) for one, own in zip(self._structures, trees, strict=True)) else None
-
-    def _unflatten(self, leaves: list[Any]) -> tuple[Any, ...]:
-        rest = iter(leaves)
-        return tuple([one.build(rest) for one in self._structures])
 
     def find(self, leaves: list[Any], keys: Keys, misfit: Traced | None = None) -> Traced:
         """The trace for leaves of this signature: an old one, one that another step has made, or a new one.
@@ -75,7 +59,7 @@ class Known:
             keys: Under what the transformation finds code.
             misfit: The trace that was tried, if the leaves are of another kind.
         """
-        if any(leaves[i] is None for i in self._grads) and not is_cut(leaves):
+        if any(leaves[i] is None for i in self.form.grads) and not is_cut(leaves):
             found = self._find_pattern(leaves, keys, misfit)
             if found is not None:
                 self.last = found
@@ -91,12 +75,12 @@ class Known:
             known = self._find_signature(self._with_stand_ins(leaves), keys, may_trace=bool(self.traced))
             if known is None:
                 return None
-            self._all, self._slots = known, [i for i in known.positions if i in self._grads]
+            self._all, self._slots = known, [i for i in known.positions if i in self.form.grads]
         if known.program is None or known.result is None:
             return known
         slots = self._slots
         pattern = tuple([leaves[i] is not None for i in slots])
-        if not any(pattern) or all(pattern) or not (self._donate or known.result.key == self._fixed_key):
+        if not any(pattern) or all(pattern) or not (self._donate or known.result.key == self.form.result_key):
             return None
 
         def trace(pattern: tuple[bool, ...]) -> Graph | None:
@@ -125,9 +109,9 @@ class Known:
 
     def _with_stand_ins(self, leaves: list[Any]) -> list[Any]:
         """The leaves, with something like them for gradients that are absent."""
-        params = {path[1:]: i for path, i in self._paths() if path[0] == 0}
+        params = {path[1:]: i for path, i in self.form.paths if path[0] == 0}
         filled = [*leaves]
-        for path, i in self._paths():
+        for path, i in self.form.paths:
             param = leaves[params[path[1:]]] if path[0] == 2 and path[1:] in params else None
             if not isinstance(param, Tensor):
                 continue
@@ -144,10 +128,6 @@ class Known:
                     self._unlike[i] = own
         return filled
 
-    def _paths(self) -> list[tuple[tuple[Any, ...], int]]:
-        """The path of each leaf of `(params, state, grads, extra)`, and its number."""
-        return tree.leaves_with_path(self._unflatten([*range(self._size)]))
-
     def _find_signature(self, leaves: list[Any], keys: Keys, *, may_trace: bool = True) -> Traced | None:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         shards = Shards(tensors) if is_cut(tensors) else None
@@ -160,7 +140,7 @@ class Known:
         traced = next((old for old in alike if old.holds(leaves)), None)
         if traced is None:
             # What is loaded belongs to it: code holds the addresses of its functions.
-            rest = self._donate, self._key, signature, *MACHINES.values(), _build.loaded()
+            rest = self._donate, self.form.key, signature, *MACHINES.values(), _build.loaded()
             found = shared.get(keys, rest)
             if found is None and not may_trace:
                 return None
@@ -168,7 +148,7 @@ class Known:
                 with _without_collecting():
                     found = self._trace(leaves, shards)
                 # Patterns that need their own come and go, and would push out all else.
-                passing = self._all is not None and any(leaves[i] is None for i in self._grads)
+                passing = self._all is not None and any(leaves[i] is None for i in self.form.grads)
                 if not (passing or isinstance(found, Traced) or found[0].decisions):
                     shared.put(keys, rest, found, is_own=any(isinstance(held, int) for held in found[0].graph.captured))
             if isinstance(found, Traced):
@@ -181,10 +161,10 @@ class Known:
         return traced
 
     def _trace(self, leaves: list[Any], shards: Shards | None) -> Any:
-        params, _, grads, _ = self._unflatten(leaves)
+        params, _, grads, _ = self.form.unflatten(leaves)
         tree.check_tensors("params", params)
         tree.check_tensors("grads", grads)
-        if any(map(is_number, leaves[: self.fixed_size])):
+        if any(map(is_number, leaves[: self.form.fixed_size])):
             return Traced(leaves)  # someone has put a number into the state; the rule makes a tensor of it
         try:
             graph, result, targets = self._record(leaves)
@@ -192,13 +172,17 @@ class Known:
                 return self._code(graph, leaves, targets), result, None
             graph, places = lowered(graph, [x for x in leaves if isinstance(x, Tensor)])
             return self._code(graph, [local(x) for x in leaves], targets), result, places
+        except Opened:
+            raise
         except Misshapen:
             return Traced(leaves, aside="it would change the structure, a shape or a dtype of what it writes to")
         except Exception as problem:
+            if held := [x.key for x in leaves if isinstance(x, Held)]:
+                raise Opened(*held) from problem  # what stands for it may be to blame
             expected = isinstance(problem, Untraceable | CannotBuild)
             if not expected or isinstance(problem, NoShapes):
                 with torch.no_grad():
-                    pure(self._tx, *self._unflatten(leaves))  # if the rule is to blame, it says so itself
+                    pure(self._tx, *self.form.unflatten(leaves))  # if the rule is to blame, it says so itself
             reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
             # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
             quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices | InShards)
@@ -217,11 +201,11 @@ class Known:
             leaves = self._with_stand_ins(leaves)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        may_go = [number for number, i in enumerate(positions) if i in self._grads]
+        may_go = [number for number, i in enumerate(positions) if i in self.form.grads]
         inputs = [node for node in graph.nodes if node.kind == "input"]
-        names = names_of(self._paths())
-        labels = [names[i] if i < self.fixed_size else "new" for i in range(len(graph.outputs))]
-        belongs = belongings(self._paths(), {positions[number]: leaf for leaf, number in enumerate(may_go)})[
+        names = names_of(self.form.paths)
+        labels = [names[i] if i < self.form.fixed_size else "new" for i in range(len(graph.outputs))]
+        belongs = belongings(self.form.paths, {positions[number]: leaf for leaf, number in enumerate(may_go)})[
             : len(labels)
         ]
         absence = Absence(
@@ -237,7 +221,8 @@ class Known:
         results: list[Structure] = []
 
         def function(symbols: list[Any]) -> list[Any]:
-            params, state, grads, extra = self._unflatten(symbols)
+            symbols = [UnreadHeld(x) if isinstance(x, Held) else x for x in symbols]
+            params, state, grads, extra = self.form.unflatten(symbols)
             out: Any = pure(self._tx, params, state, grads, extra)
             if self._donate:
                 if tree.structure(out) != tree.structure((params, state)):
@@ -249,11 +234,12 @@ class Known:
             assert flat is not None
             return flat
 
-        leaves = [x if isinstance(x, PLAIN) else _refuse if callable(x) else Unread(x) for x in leaves]
+        plain = (*PLAIN, Held)
+        leaves = [x if isinstance(x, plain) else _refuse if callable(x) else Unread(x) for x in leaves]
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         numbers = itertools.count()
-        targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.fixed_size]]
-        names = [name for name, x in zip(names_of(self._paths()), leaves, strict=True) if isinstance(x, Tensor)]
+        targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.form.fixed_size]]
+        names = [name for name, x in zip(names_of(self.form.paths), leaves, strict=True) if isinstance(x, Tensor)]
         device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
         graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate)

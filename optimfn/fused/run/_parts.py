@@ -11,6 +11,7 @@ rule is of this package throughout, and has run once, part by part, on tensors w
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -21,17 +22,19 @@ from ..._base import GradientTransformation, apply_updates
 from ..._gate import on_wide
 from ..._recipe import find_tensors, is_own
 from ..._torch import is_differentiating, without_modes
+from ..._transforms._rate import scale_by_learning_rate, scale_by_schedule
 from ..._typing import Params, State, Updates
 from ._write import targets_apart
 
-# A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, the second.
+# A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, or with
+# arguments, such as those of a GradScaler, for which as much is computed again, the second.
 _SHARES = 4, 8
 # Bytes of parameters, and of a leaf on average; of fewer, walking the trees once a part takes longer than it is worth.
 _LEAST, _LEAST_LEAF = 2**19, 2**13
 _MOST_KINDS = 64  # that are remembered
 _PLAIN = (Tensor, torch.nn.Parameter)
 
-Stage = Callable[[Updates, State, Params], tuple[Updates, State]]
+Stage = Callable[..., tuple[Updates, State]]  # of updates, state, parameters, and what else the rule is given
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -52,13 +55,19 @@ class InHalves(GradientTransformation):
     halves: Callable[[State], Halves | None] = field(default=lambda state: None, kw_only=True)
 
 
+def is_apart(tx: GradientTransformation) -> bool:
+    """Whether no leaf sees another, but for a number of steps that all share."""
+    counts = tx.recipe is not None and tx.recipe.factory in (scale_by_schedule, scale_by_learning_rate)
+    return tx.leafwise or counts or (bool(tx.members) and all(map(is_apart, tx.members.values())))
+
+
 def _halves(tx: GradientTransformation) -> Halves | None:
     """A rule in two; `None` if its end looks at all leaves."""
-    if tx.leafwise:
+    if is_apart(tx):
         return Halves(None, tx.rule)
     keys, members = list(tx.members), list(tx.members.values())
     first = len(members)
-    while first and members[first - 1].leafwise:
+    while first and is_apart(members[first - 1]):
         first -= 1
     inner = _halves(members[first - 1]) if first else None
     if inner is None and first == len(members):
@@ -75,10 +84,10 @@ def _halves(tx: GradientTransformation) -> Halves | None:
 def _in_turn(stages: Sequence[tuple[Any, Stage]]) -> Stage:
     """Some members of a chain, one after the other; the states of the others stay as they are."""
 
-    def stage(updates: Updates, state: State, params: Params) -> tuple[Updates, State]:
+    def stage(updates: Updates, state: State, params: Params, **extra: Any) -> tuple[Updates, State]:
         own = dict(state) if isinstance(state, dict) else list(state)
         for key, member in stages:
-            updates, own[key] = member(updates, own[key], params)
+            updates, own[key] = member(updates, own[key], params, **extra)
         return updates, own if isinstance(own, dict) else tuple(own)
 
     return stage
@@ -89,11 +98,17 @@ class Parts:
 
     def __init__(self, tx: GradientTransformation) -> None:
         self._tx = tx
-        self._fixed = _halves(tx) if is_own(tx) else None
-        self._numbers = find_tensors(tx)
         self._kinds: dict[Hashable, list[list[int]]] = {}
 
-    def take(self, params: Params, state: State, grads: Updates) -> bool:
+    @cached_property
+    def _fixed(self) -> Halves | None:
+        return _halves(self._tx) if is_own(self._tx) else None
+
+    @cached_property
+    def _numbers(self) -> list[Tensor]:
+        return find_tensors(self._tx)
+
+    def take(self, params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> bool:
         """Take a step, if it can be taken part by part.
 
         Raises:
@@ -114,9 +129,10 @@ class Parts:
         # Gradients that come and go make no new kind.
         given = [p if g is None and p is not None else g for p, g in zip(own, given, strict=True)]
         kind = like, form, torch.get_default_dtype(), *map(_kind, own), *map(_kind, given), *map(_kind, held)
+        kind = *kind, *((key, _kind_of_extra(x)) for key, x in extra.items())
         parts = self._kinds.get(kind)
         if parts is None:
-            parts = self._kinds[kind] = _plan(split, params, state, other.unflatten(given))
+            parts = self._kinds[kind] = _plan(split, params, state, other.unflatten(given), extra)
             if len(self._kinds) > _MOST_KINDS:
                 del self._kinds[next(iter(self._kinds))]
         if not parts:
@@ -132,7 +148,7 @@ class Parts:
 
         if any(map(taken.holds, self._numbers)):
             return False
-        _run(split, parts, params, state, grads, safe, write)
+        _run(split, parts, params, state, grads, extra, safe, write)
         return True
 
 
@@ -142,6 +158,7 @@ def _run(
     params: Params,
     state: State,
     grads: Updates,
+    extra: dict[str, Any],
     safe: Callable[[Tensor], Tensor],
     write: Callable[[Pairs], None],
 ) -> None:
@@ -153,12 +170,13 @@ def _run(
         params: The parameters.
         state: The state.
         grads: The gradients.
+        extra: What else the rule is given.
         safe: Makes a copy of what would change when something is written.
         write: Writes values into the tensors whose next values they are.
     """
     updates, last = grads, dict[int, tuple[Tensor, Tensor]]()
     if split.head is not None:
-        updates, ahead = on_wide(split.head, updates, state, params, {})
+        updates, ahead = on_wide(split.head, updates, state, params, extra)
         write(_changed(state, ahead))
         del ahead
     leaves, form = tree.flatten(updates)
@@ -172,7 +190,7 @@ def _run(
         for i in part:
             some[i], waiting[i] = waiting[i], None  # nobody else holds what the head has made
         own = [tree.widen(p) if i in part else p for i, p in enumerate(held)]
-        changes, now = split.tail(tree.widen(form.unflatten(some)), state, like.unflatten(own))
+        changes, now = split.tail(tree.widen(form.unflatten(some)), state, like.unflatten(own), **extra)
         del some, own
         pairs = [*_changed(state, now), *_changed(params, apply_updates(params, changes))]
         del changes, now
@@ -187,9 +205,9 @@ def _changed(old: Any, new: Any) -> Pairs:
     return [(was, now) for was, now in pairs if now is not was]
 
 
-def _plan(split: Halves, params: Params, state: State, grads: Updates) -> list[list[int]]:
+def _plan(split: Halves, params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> list[list[int]]:
     """The positions of the leaves of each part; none if the whole step is to be taken at once."""
-    share = _SHARES[split.head is not None]
+    share = _SHARES[split.head is not None or bool(extra)]
     sizes = {i: p.nbytes for i, p in enumerate(tree.flatten(params)[0]) if p is not None}
     parts, size, most = list[list[int]](), 0.0, sum(sizes.values()) / share
     for i, own in sizes.items():
@@ -198,10 +216,12 @@ def _plan(split: Halves, params: Params, state: State, grads: Updates) -> list[l
             parts.append([])
             size = own
         parts[-1].append(i)
-    return parts if len(parts) > 1 and _succeeds(split, parts, params, state, grads) else []
+    return parts if len(parts) > 1 and _succeeds(split, parts, params, state, grads, extra) else []
 
 
-def _succeeds(split: Halves, parts: list[list[int]], params: Params, state: State, grads: Updates) -> bool:
+def _succeeds(
+    split: Halves, parts: list[list[int]], params: Params, state: State, grads: Updates, extra: dict[str, Any]
+) -> bool:
     """Whether tensors without values can be stepped like this, and nothing but numbers is written in two parts."""
     written: set[int] = set()
     fits = True
@@ -215,7 +235,8 @@ def _succeeds(split: Halves, parts: list[list[int]], params: Params, state: Stat
     with without_modes(), torch.no_grad():
         try:
             own, past, given = (tree.map(_hollow, x) for x in (params, state, grads))
-            _run(split, parts, own, past, given, lambda x: x, write)
+            others = {key: _hollow_extra(x) for key, x in extra.items()}
+            _run(split, parts, own, past, given, others, lambda x: x, write)
         except Exception:  # whatever it is, the rule meets it again when all is computed before the first write
             return False
     return fits
@@ -223,6 +244,20 @@ def _succeeds(split: Halves, parts: list[list[int]], params: Params, state: Stat
 
 def _kind(x: Tensor | None) -> Hashable:
     return None if x is None else (x.shape, x.dtype)
+
+
+def _kind_of_extra(x: Any) -> Hashable:
+    """What a rule of this package may look at of an argument; of numbers and of what holds others only their type."""
+    return _kind(x) if isinstance(x, Tensor) else (type(x), x if isinstance(x, bool | str) else None)
+
+
+def _hollow_extra(x: Any) -> Any:
+    return _hollow(x) if isinstance(x, Tensor) else _refuse if callable(x) else x
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    """Stands for a function among the arguments, which may be called once a step at most."""
+    raise RuntimeError
 
 
 def _hollow(x: Tensor) -> Tensor:

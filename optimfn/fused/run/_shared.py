@@ -4,6 +4,7 @@ Steps share it if their transformations were made alike, or are one and the same
 transformation that holds tensors, or functions of the user, is like no other than itself: nobody knows what they hold.
 """
 
+import functools
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -11,7 +12,8 @@ from collections.abc import Hashable
 from typing import Any
 
 from ..._base import GradientTransformation
-from ..._recipe import fingerprint
+from ..._recipe import fingerprint, is_own
+from ._flatten import Form
 from ._process import Process
 
 _MOST = 128  # a program of a thousand leaves takes a few MB
@@ -67,14 +69,35 @@ class Keys:
     """
 
     def __init__(self, tx: GradientTransformation) -> None:
-        self.tx = tx
-        made = fingerprint(tx)
-        itself = vars(tx).setdefault("_itself", _Itself())
-        self.all: tuple[Hashable, ...] = (itself,) if made is None else (made, itself)
+        self.tx, own = tx, itself(tx)
+        self.all: tuple[Hashable, ...] = (own,) if own.made is None else (own.made, own)
 
 
-class _Itself:
-    """Stands for one transformation; a copy of that has another."""
+class Itself:
+    """Stands for one transformation, and has what is known of it; a copy of that has none yet.
+
+    Args:
+        tx: The transformation.
+    """
+
+    def __init__(self, tx: GradientTransformation) -> None:
+        self.made, self._tx = fingerprint(tx), weakref.ref(tx)
+        self.forms: list[Form] = []  # of the arguments with which it is called
+        self.opened = frozenset[str]()  # the arguments into which it looks
+
+    @functools.cached_property
+    def is_own(self) -> bool:
+        """Whether it calls no function of others."""
+        return is_own(self._tx())
 
     def __reduce__(self) -> Any:
-        return _Itself, ()
+        return type(None), ()
+
+
+def itself(tx: GradientTransformation) -> Itself:
+    """What stands for a transformation."""
+    own = vars(tx)
+    if own.get("_itself") is None:
+        own["_itself"] = Itself(tx)
+    found: Itself = own["_itself"]
+    return found

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 
+from ... import tree
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice
 from ..._torch import is_differentiating, is_intercepted
 from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
 from ._explain import explain
-from ._flatten import Structure
+from ._flatten import Form, Structure
 from ._known import Known, pure
 from ._parts import Parts
 from ._process import Process
 from ._program import Program
-from ._shared import Keys
+from ._shared import Itself, Keys, itself
 from ._traced import Traced
+from ._unread import Held, Opened
 from ._write import is_number, overwrite, settle
 
 BACKENDS = ("auto", "fused", "eager")
@@ -55,7 +57,7 @@ class Step:
     def __call__(self, params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:
         """Take one optimizer step."""
         if not self._steps_aside():
-            done = self._run(*self._known_for(params, state, grads, _live(extra)))
+            done = self._run_with(params, state, grads, extra)
             if done is not None:
                 return done if not self._donate else (params, state)
         return self._eager(params, state, grads, extra)
@@ -92,12 +94,21 @@ class Step:
         if not self._donate:
             return pure(self._tx, params, state, grads, extra)
         with torch.no_grad():
-            if not extra and self._parts.take(params, state, grads):
+            if self._parts.take(params, state, grads, extra):
                 return params, state
             new = pure(self._tx, params, state, grads, extra)
             state, new_state = settle(state, new[1])
             overwrite((params, state), (new[0], new_state))
         return params, state
+
+    def _run_with(self, params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> Any:
+        """`_run`, with the arguments open into which the rule looks."""
+        own = itself(self._tx)
+        while True:
+            try:
+                return self._run(*self._known_for(params, state, grads, _live(extra, own)))
+            except Opened as found:
+                own.opened |= found.keys
 
     def _run(self, known: Known, leaves: list[Any], token: object = None) -> Any:
         """The new trees, or `True` if they were written; `None` if the rule itself must run."""
@@ -128,14 +139,21 @@ class Step:
 
     def _known_for(self, *trees: Any) -> tuple[Known, list[Any]]:
         """What is known about parameters, state, gradients and extra arguments of this structure, and their leaves."""
+        own = itself(self._tx)
         for known in self._structures:
-            leaves = known.flatten(trees)
+            leaves = known.form.flatten(trees) if known.form.opened == own.opened else None
             if leaves is not None:
                 return known, leaves
-        known = Known(self._tx, self._donate, trees)
+        for form in own.forms:
+            leaves = form.flatten(trees) if form.opened == own.opened else None
+            if leaves is not None:
+                break
+        else:
+            form = Form(trees, own.opened)
+            leaves = form.flatten(trees) or []
+            own.forms = [*own.forms, form][-_MOST_STRUCTURES:]
+        known = Known(self._tx, self._donate, form)
         self._structures = [*self._structures, known][-_MOST_STRUCTURES:]
-        leaves = known.flatten(trees)
-        assert leaves is not None
         return known, leaves
 
     def _find(self, known: Known, leaves: list[Any], misfit: Traced | None = None) -> Traced:
@@ -173,9 +191,8 @@ class BoundStep:
             return
         flat = None if self._grads is None else self._grads.flatten(grads)
         if flat is None:
-            self._grads = Structure(grads)
             self._known, leaves = step._known_for(self._params, self._state, grads, {})
-            self._leaves = leaves[: self._known.fixed_size]
+            self._leaves, self._grads = leaves[: self._known.form.fixed_size], self._known.form.structures[2]
             flat = self._grads.flatten(grads)
         assert flat is not None
         assert self._known is not None
@@ -257,9 +274,20 @@ def _reason_to_step_aside() -> str:
     return "it is under autocast" if autocast else ""
 
 
-def _live(extra: dict[str, Any]) -> dict[str, Any]:
-    """The extra arguments with tensors for numbers, such as a loss or a count, which differ from step to step."""
-    return {key: torch.tensor(float(x), dtype=torch.float64) if _fits(x) else x for key, x in extra.items()}
+def _live(extra: dict[str, Any], own: Itself) -> dict[str, Any]:
+    """The extra arguments with tensors for numbers, such as a loss or a count, which differ from step to step.
+
+    Lists and the like, which may grow, are leaves unless the rule looks into them; for functions of others, which may
+    look in ways that leave no trace, they are what they are.
+    """
+
+    def live(key: str, x: Any) -> Any:
+        if _fits(x):
+            return torch.tensor(float(x), dtype=torch.float64)
+        is_plain = x is None or tree.is_leaf(x) or key in own.opened or not own.is_own
+        return x if is_plain else Held(key, x)
+
+    return {key: live(key, x) for key, x in extra.items()}
 
 
 def _fits(x: Any) -> bool:

@@ -14,7 +14,9 @@ class Unread:
     """
 
     def __init__(self, value: Any) -> None:
-        self._shown = reprlib.repr(value)
+        self._problem: Untraceable = Untraceable(
+            f"it reads an argument that holds {reprlib.repr(value)}; pass numbers that may change as 0-dim tensors"
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Refuse."""
@@ -23,9 +25,48 @@ class Unread:
         return self._refuse()
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise Untraceable(
-            f"it reads an argument that holds {self._shown}; pass numbers that may change as 0-dim tensors"
-        )
+        raise self._problem
+
+
+class Held:
+    """A list or the like among the arguments, as one leaf, as long as nobody looks into it.
+
+    Args:
+        key: The name of the argument.
+        value: The argument.
+    """
+
+    def __init__(self, key: str, value: Any) -> None:
+        self.key, self.value = key, value
+
+
+class Opened(Untraceable):
+    """Somebody looks into arguments that are held.
+
+    Args:
+        keys: The names of the arguments.
+    """
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__(f"it looks into {', '.join(keys)}")
+        self.keys = frozenset(keys)
+
+
+class UnreadHeld(Unread):
+    """Stands for an argument that is held.
+
+    Args:
+        held: The argument.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._problem = Opened(held.key)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Refuse also what `isinstance` asks."""
+        if name == "__class__":
+            self._refuse()
+        return super().__getattribute__(name)
 
 
 def _refuse_whatever_is_done(names: str) -> None:
