@@ -51,7 +51,7 @@ def _without_reprs(entries: Entries) -> Entries:
     seen: dict[str, list[str]] = {}  # under each prefix, in the order of the members
     for key, value in entries.items():
         start = key.find(_OLD)
-        if start != 0 and key[start - 1] != ".":
+        if start < 0 or (start > 0 and key[start - 1] != "."):
             renamed[key] = value
             continue
         depths = accumulate((c == "(") - (c == ")") for c in key[start + len(_OLD) :])
