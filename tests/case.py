@@ -24,6 +24,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     oracle: Callable[..., Any] | None = None  # (params, gradients) -> parameters after every step
     rtol: float = 1e-12  # of the largest number of a leaf, in float64, over 50 steps
+    layouts: float = 0.0  # absolute tolerance between leaves that lie otherwise in memory, in float64
     batched: float = 1e-12  # tolerance between models run together under vmap and one by one, in float64
     live: tuple[str, ...] = ()  # arguments that may be 0-dim tensors
     covers: tuple[str, ...] = ()  # public names this case stands for, besides `make`

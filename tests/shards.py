@@ -292,7 +292,7 @@ def sent_by_steps():
         "`sm3`": of.sm3(0.1),
         "`adaptive_grad_clip`, `sgd`": of.chain(of.adaptive_grad_clip(0.1), of.sgd(0.1)),
         "`noisy_sgd`": of.noisy_sgd(0.1, seed=0),
-        "`muon` on the matrix": of.masked(of.muon(0.1), of.tree.mask_by(has_two_axes)),
+        "`torch_muon` on the matrix": of.masked(of.torch_muon(0.1), of.tree.mask_by(has_two_axes)),
     }
     values = (
         {"w": x["w"], "b": x["b"]} for x in (drawn({"w": (64, 32), "b": (32,)}, torch.float32, s) for s in (1, 2))

@@ -25,6 +25,11 @@ APART = {
     "minimize_by_lbfgs": ON_THE_HOST,
     "minimize_by_lbfgs_with_line_search": ON_THE_HOST,
     "flatten": ONE_VECTOR,
+    **dict.fromkeys(["momo", "momo_adapted", "momo_adam", "momo_adam_adapted"], INNER_PRODUCTS),
+    **dict.fromkeys(["prodigy", "prodigy_of_the_authors", "prodigy_safeguarded", "dadapt_adamw"], INNER_PRODUCTS),
+    **dict.fromkeys(["dog", "dowg"], "how far all leaves have come is measured with those that do not move"),
+    **dict.fromkeys(["sam", "sam_of_three"], "the foot of a climb is remembered for leaves without gradient too"),
+    **dict.fromkeys(["differentially_private_aggregate", "dpsgd"], "the examples of all leaves are summed by ATen"),
 }
 # The first pattern; all gradients; two to learn from; and one for each kind of pattern: which of vectors and matrices
 # are there, and whether that is more than one leaf.

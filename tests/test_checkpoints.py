@@ -42,7 +42,8 @@ FORMS = {
     "no rate": lambda net: of.Optimizer(net, of.chain(of.trace(0.9), of.scale(-0.1))),
     "nested": lambda net: of.Optimizer(net, of.apply_if_finite(of.masked(of.adam(0.1), of.tree.is_matrix), 2)),
     "partition": lambda net: of.Optimizer(
-        net, of.partition({"muon": of.muon(0.02), "adamw": of.adamw(of.linear_schedule(0.1, 0.0, 20))}, MUON)
+        net,
+        of.partition({"muon": of.torch_muon(0.02), "adamw": of.adamw(of.linear_schedule(0.1, 0.0, 20))}, MUON),
     ),
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -84,7 +84,7 @@ def clipped(module, ours):
 def muon_and_adamw(module, ours):
     assert ours, "torch has none"
     labels = of.tree.label_by(lambda p: "muon" if p.ndim == 2 else "adamw")
-    return of.Optimizer(module, of.partition({"muon": of.muon(0.02), "adamw": of.adamw(3e-4)}, labels)), None
+    return of.Optimizer(module, of.partition({"muon": of.torch_muon(0.02), "adamw": of.adamw(3e-4)}, labels)), None
 
 
 class TestLightning:

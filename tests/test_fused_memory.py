@@ -122,7 +122,11 @@ def device(monkeypatch):
     return late
 
 
-RULES = {"adamw": of.adamw(0.1), "clipped": of.chain(of.clip_by_global_norm(1.0), of.adam(0.1)), "muon": of.muon(0.1)}
+RULES = {
+    "adamw": of.adamw(0.1),
+    "clipped": of.chain(of.clip_by_global_norm(1.0), of.adam(0.1)),
+    "muon": of.torch_muon(0.1),
+}
 
 
 @pytest.mark.parametrize("rule", RULES)

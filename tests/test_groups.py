@@ -170,7 +170,9 @@ MUON = of.tree.label_by(lambda p: "muon" if p.ndim == 2 else "adamw")
 
 
 def hidden():
-    return of.partition({"muon": of.muon(0.02, weight_decay=0.1), "adamw": of.adamw(0.01, weight_decay=0.2)}, MUON)
+    return of.partition(
+        {"muon": of.torch_muon(0.02, weight_decay=0.1), "adamw": of.adamw(0.01, weight_decay=0.2)}, MUON
+    )
 
 
 class TestPartition:
@@ -248,7 +250,7 @@ class TestPartition:
         else:
             labels = of.tree.label_by_path({"weight$": "muon"}, default="adamw")
             net = model()
-            optimizer = of.Optimizer(net, of.partition({"muon": of.muon(0.02), "adamw": of.adamw(0.01)}, labels))
+            optimizer = of.Optimizer(net, of.partition({"muon": of.torch_muon(0.02), "adamw": of.adamw(0.01)}, labels))
             train(net, optimizer, 3)
             both = (net, optimizer)
             twin, resumed = copy.deepcopy(both) if how == "deepcopy" else pickle.loads(pickle.dumps(both))

@@ -72,7 +72,7 @@ def test_float16_neither_underflows_nor_overflows_between_links(take, tx, gradie
 
 @every
 def test_muon_steps_by_matrices_whose_squares_are_no_float16(take):
-    tx, params = of.muon(0.1), torch.zeros(2, 2, dtype=torch.float16)
+    tx, params = of.torch_muon(0.1), torch.zeros(2, 2, dtype=torch.float16)
     new = take(tx, params, torch.full((2, 2), 1e-7, dtype=torch.float16))
     want = take(tx, params.float(), torch.full((2, 2), 1e-7, dtype=torch.float16).float())
     torch.testing.assert_close(new, want.half(), rtol=5e-3, atol=0.0)  # computed in bfloat16, see the case of muon

@@ -301,7 +301,7 @@ def test_strides_do_not_matter(case: Case):
     for _ in range(3):
         updates, state = tx.update(grads, state, params)
         turned_updates, turned_state = tx.update(turned(grads), turned_state, turned(params))
-        assert_trees_equal(updates, turned_updates, rtol=1e-14)
+        assert_trees_equal(updates, turned_updates, rtol=1e-14, atol=case.layouts)
 
 
 # 4. vmap
@@ -470,6 +470,8 @@ def test_derivatives_by_a_decay_of_zero_are_those_of_its_neighbours(case: Case):
     names = [name for name in DECAYS if name in case.floats()]
     if "stddev" in case.name or "centered" in case.name:
         pytest.skip("the variance of the newest gradient alone is 0, where its root has no derivative")
+    if "stable" in case.name:
+        pytest.skip("without memory the divisor is that of the gradient itself, where the clip begins to bind")
     if not names:
         pytest.skip("the case has no decay that may be a tensor")
     for name in names:
@@ -795,6 +797,13 @@ scale_by_adadelta scale_by_adam scale_by_adan scale_by_amsgrad scale_by_amsgrad_
 scale_by_factored_rms scale_by_factored_rms_whole scale_by_nadam scale_by_nadam_fast scale_by_rms scale_by_rms_debiased
 scale_by_row_col_rms scale_by_rss scale_by_rss_from_nothing scale_by_sm3 scale_by_sparse_adam scale_by_stddev
 scale_by_stddev_debiased scale_by_yogi selective_transform sm3 stacked stacked_factory yogi
+scale_by_acprop scale_by_ademamix scale_by_ademamix_warmed_up ademamix scale_by_simplified_ademamix simplified_ademamix
+scale_by_adopt scale_by_adopt_unclipped adopt adopt_decayed adopt_decoupled scale_by_madgrad madgrad
+scale_by_laprop laprop scale_by_adam_atan2 adam_atan2 scale_by_grams grams scale_by_stable_adam stable_adamw
+scale_by_qhadam qhadam muon muon_otherwise
+cautious_adamw cautious_adopt mars_adamw hyperball_adam hyperball_of_now graft schedule_free_adamw
+schedule_free_adamw_warmed_up prodigy prodigy_of_the_authors prodigy_safeguarded dadapt_adamw
+momo_adam momo_adam_adapted
 """
 # These call a sum of squares of 0 no information, and stand still; for the others eps decides.
 NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})

@@ -10,6 +10,7 @@ import optimfn as of
 # Transformations of which no leaf sees another in these cases, and why they do not promise it.
 COUNTS = "counts the steps of the run, which are the same for all parameters"
 GIVEN = "does what it is given a function for, which may look at all leaves"
+WAY = "measures how far all parameters have come, and these stay where they are"
 LOSS = "looks at the loss"
 NOT_PROMISED = {
     **dict.fromkeys(["scale_by_learning_rate_schedule", "scale_by_schedule", "add_decayed_weights_schedule"], COUNTS),
@@ -26,10 +27,13 @@ NOT_PROMISED = {
         COUNTS,
     ),
     **dict.fromkeys(["multi_steps", "multi_steps_sum", "lookahead", "lookahead_reset"], COUNTS),
-    **dict.fromkeys(["conditionally_transform", "conditionally_mask"], COUNTS),
+    **dict.fromkeys(["conditionally_transform", "conditionally_mask", "adopt_decoupled"], COUNTS),
+    **dict.fromkeys(["schedule_free_at_z", "schedule_free_adamw_warmed_up"], COUNTS),
     **dict.fromkeys(["stateless", "monitor"], GIVEN),
+    **dict.fromkeys(["dog_from_a_rate", "prodigy", "prodigy_of_the_authors", "prodigy_safeguarded", "mechanize"], WAY),
     **dict.fromkeys(["plateau", "plateau_with_cooldown", "scale_by_polyak_below_the_bound"], LOSS),
     **dict.fromkeys(["add_noise", "noisy_sgd"], "draws for a leaf by its place in the tree, or by its path"),
+    **dict.fromkeys(["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia"], "asks the loss of all leaves"),
     "apply_if_finite": "leaves out a step of all leaves, and these gradients are finite",
     "flatten": "is leafwise for rules that are pointwise",
     **dict.fromkeys(["stacked", "stacked_factory"], "measures nothing here, but decides for a whole member"),

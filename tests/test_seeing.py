@@ -53,7 +53,7 @@ chain
         rest = of.inject_hyperparams(of.adam, static_args=("b1", "b2", "eps", "eps_root"))(
             of.linear_schedule(1.0, 0.0, 9)
         )
-        tx = of.multi_steps(of.partition({"matrices": of.muon(0.02), "rest": rest}, labels), 4)
+        tx = of.multi_steps(of.partition({"matrices": of.torch_muon(0.02), "rest": rest}, labels), 4)
         self.assertExpectedInline(
             str(of.describe(tx, PARAMS)),
             """\
@@ -61,7 +61,7 @@ transform                       arguments                                       
 multi_steps                     every_k_schedule=4                                   4.06 kB  4.06 kB  4.06 kB
   partition                     param_labels=label_by_path(patterns={'weight':           0 B      0 B      0 B
                                 'matrices'}, default='rest')
-    matrices: muon              learning_rate=0.02                                       0 B      0 B      0 B
+    matrices: torch_muon        learning_rate=0.02                                       0 B      0 B      0 B
       ema                       decay=0.95, debias=False, accumulator_dtype=None,    4.01 kB  4.01 kB  4.01 kB
                                 nesterov=True
       orthogonalize             ns_coeffs=(3.4445, -4.775, 2.0315), ns_steps=5,          0 B      0 B      0 B

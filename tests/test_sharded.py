@@ -15,6 +15,14 @@ SKIPS = {
     "minimize_by_lbfgs": FLAT,
     "minimize_by_lbfgs_with_line_search": FLAT,
 }
+SKIPS |= {
+    **dict.fromkeys(["differentially_private_aggregate", "dpsgd"], "the gradient of an example is one vector: " + FLAT),
+    **dict.fromkeys(
+        ["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia"],
+        "torch.func takes no derivative of a function of DTensors",
+    ),
+    "prodigy_of_the_authors": "every third element of a leaf is one of all its elements in a row: " + FLAT,
+}
 TIGHT = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 

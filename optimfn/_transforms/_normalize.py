@@ -1,5 +1,6 @@
 """Take the size, or the mean, out of updates."""
 
+import torch
 from torch import Tensor
 
 from .. import tree
@@ -38,6 +39,31 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
         return tree.scale(scale_factor / (tree.norm(updates, wide=True) + eps), updates)
 
     return stateless(normalize)
+
+
+@factory
+def normalize() -> GradientTransformation:
+    """Divide all updates together by their global norm; updates that are all zero stay so.
+
+    Maths:
+        update <- g / |g|,  |g| the 2-norm over all leaves
+
+    Shapes:
+        updates: any leaves; their squares are accumulated in float64. state: empty.
+
+    Differs from: optax, where updates that are all zero become NaN.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> of.normalize().update(torch.tensor([3.0, 4.0]), of.EmptyState())[0]
+        tensor([0.6000, 0.8000])
+    """
+
+    def whole(updates: Updates, params: Params | None) -> Updates:
+        norm = tree.norm(updates, wide=True)
+        return tree.scale(1 / torch.where(norm == 0, 1.0, norm), updates)
+
+    return stateless(whole)
 
 
 @factory

@@ -3,11 +3,14 @@
 from . import (
     adagrad,
     adam,
+    adam_kin,
     averages,
     common,
+    contributed,
     core,
     matrix,
     momentum,
+    parts,
     quasi_newton,
     rate_free,
     schedules,
@@ -17,7 +20,22 @@ from . import (
     wrappers,
 )
 
-TRANSFORMATIONS = (core, transforms, averages, adam, adagrad, momentum, sign, rate_free, matrix, quasi_newton, wrappers)
+TRANSFORMATIONS = (
+    core,
+    transforms,
+    averages,
+    adam,
+    adam_kin,
+    adagrad,
+    momentum,
+    contributed,
+    parts,
+    sign,
+    rate_free,
+    matrix,
+    quasi_newton,
+    wrappers,
+)
 CASES = tuple(case for family in TRANSFORMATIONS for case in family.CASES)
 SCHEDULES = (*schedules.SCHEDULES, *torch_schedules.SCHEDULES)
 FAMILIES = (common, *TRANSFORMATIONS, schedules, torch_schedules)

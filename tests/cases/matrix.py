@@ -34,7 +34,7 @@ def muon_as_torch(
 @of.factory
 def muon_on_matrices(learning_rate, beta, weight_decay, mode="original"):
     """The whole optimizer, on the matrices."""
-    muon = of.muon(learning_rate, beta=beta, weight_decay=weight_decay, mode=mode)
+    muon = of.torch_muon(learning_rate, beta=beta, weight_decay=weight_decay, mode=mode)
     return of.masked(muon, of.tree.mask_by(has_two_axes))
 
 
@@ -55,6 +55,17 @@ def muon_oracle(**kwargs):
 
 BFLOAT16 = "computed in bfloat16, where difference quotients see only the rounding"
 NO_COMPLEX = "bfloat16 has no complex counterpart; complex leaves are an error"
+RAW = "leaves that are no matrices are returned as they come"
+PRODUCTS = "products of matrices are those of ATen, whose sums depend on their layout, and five follow each other"
+
+
+@of.factory
+def muon_in_parts(beta, adaptive=False, ns_coeffs=(3.4445, -4.775, 2.0315), ns_steps=5, preconditioning="frobenius"):
+    """`scale_by_muon` on the matrices, nothing on the rest."""
+    rule = of.scale_by_muon(ns_coeffs, ns_steps, beta, adaptive=adaptive, preconditioning=preconditioning)
+    return of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
 CASES = (
     Case(
         "muon_as_torch",
@@ -73,12 +84,12 @@ CASES = (
         ),
     ),
     Case(
-        "muon",
+        "torch_muon",
         muon_on_matrices,
         {"learning_rate": 1e-2, "beta": 0.95, "weight_decay": 0.1},
         oracle=muon_oracle(lr=1e-2),
         live=("learning_rate", "beta", "weight_decay"),
-        covers=("muon",),
+        covers=("torch_muon",),
         needs_params=True,
         batched=5e-3,  # as above
         skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
@@ -111,5 +122,48 @@ CASES = (
         needs_params=True,
         batched=5e-3,  # under vmap an addmm is three operations, and each rounds to bfloat16
         skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
+    ),
+    Case(
+        "scale_by_muon",
+        muon_in_parts,
+        {"beta": 0.9, "adaptive": True},
+        live=("beta",),
+        covers=("scale_by_muon",),
+        layouts=1e-12,  # products of matrices take their sums in another order, and five of them follow each other
+        skips={"range": RAW, "complex": "tested by hand", "fused": PRODUCTS},
+        bad=(
+            ({"beta": 1.0}, ValueError, r"beta must be in \[0, 1\), got 1.0"),
+            ({"ns_steps": 0}, ValueError, "ns_steps must be >= 1, got 0"),
+            ({"preconditioning": "none"}, ValueError, "preconditioning must be one of 'frobenius', .*, got 'none'"),
+            (
+                {"ns_coeffs": ((1.0, 2.0),)},
+                ValueError,
+                "ns_coeffs must be three numbers, or such triples for the steps",
+            ),
+        ),
+    ),
+    Case(
+        "muon",
+        of.muon,
+        {"learning_rate": 0.02, "weight_decay": 0.1, "consistent_rms": 0.2, "adam_learning_rate": 1e-2},
+        live=("learning_rate", "weight_decay", "adam_learning_rate"),
+        needs_params=True,
+        layouts=1e-12,  # as above
+        skips={"fused": PRODUCTS},
+        bad=(
+            BAD_RATE,
+            ({"consistent_rms": 0.0}, ValueError, "consistent_rms must be a number > 0, got 0.0"),
+            ({"ns_coeffs": "best"}, ValueError, "ns_coeffs must be one of 'standard', 'dion', got 'best'"),
+            ({"adam_b1": 1.0}, ValueError, r"adam_b1 must be in \[0, 1\), got 1.0"),
+        ),
+    ),
+    Case(
+        "muon_otherwise",
+        of.muon,
+        {"learning_rate": 0.02, "ns_coeffs": "dion", "preconditioning": "aol", "nesterov": False},
+        live=("learning_rate",),
+        needs_params=True,
+        layouts=1e-12,  # as above
+        skips={"fused": PRODUCTS},
     ),
 )

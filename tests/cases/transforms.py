@@ -30,6 +30,12 @@ def global_norm(grads):
     return math.sqrt(sum(np.sum(g**2) for g in grads.values()))
 
 
+def unit(grads):
+    """All gradients over the norm of all."""
+    norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+    return {name: g / norm if norm else g for name, g in grads.items()}
+
+
 def centred(g, p, t):
     """Without the mean over all axes but the first."""
     return g if g.ndim < 2 else g - g.mean(axis=tuple(range(1, g.ndim)), keepdims=True)
@@ -256,6 +262,12 @@ CASES = (
             ({"seed": 2**63}, ValueError, "seed must fit into 64 bits, got 9223372036854775808"),
             ({"seed": torch.ones(())}, ValueError, "seed must be a whole number or a 0-dim integer tensor"),
         ),
+    ),
+    Case(
+        "normalize",
+        of.normalize,
+        oracle=together(unit),
+        skips={"alone": GLOBAL},
     ),
     Case(
         "normalize_by_update_norm",

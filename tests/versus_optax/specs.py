@@ -42,6 +42,17 @@ def _multi(lib, inner, k, mean=True):
     return lib.MultiSteps(inner, k, mean, accumulator_dtype=np.float64).gradient_transformation()
 
 
+def _more(lib):
+    """Where a library has what optax calls contributed."""
+    return lib if lib.__name__ == "optimfn" else lib.contrib
+
+
+def _sides(lib):
+    """A matrix, no matrix, and two matrices in a batch."""
+    dims = _more(lib).MuonDimensionNumbers
+    return {"a": dims(1, 0), "b": None, "c": dims((2,), (0,))}
+
+
 RULES = {
     "identity": lambda lib: lib.identity(),
     "set_to_zero": lambda lib: lib.set_to_zero(),
@@ -178,6 +189,74 @@ RULES = {
         lib.add_decayed_weights(0.1, mask=MASK),
         lib.scale_by_learning_rate(_warmup(lib)),
     ),
+    "acprop": lambda lib: _more(lib).acprop(_warmup(lib), 0.8, 0.99, 1e-8, 1e-6, 0.1, MASK),
+    "scale_by_acprop": lambda lib: _more(lib).scale_by_acprop(),
+    "ademamix": lambda lib: _more(lib).ademamix(0.01, weight_decay=0.1, mask=MASK),
+    "ademamix_scheduled": lambda lib: _more(lib).ademamix(
+        _warmup(lib), 0.8, 0.99, lib.linear_schedule(0.9, 0.99, 20), lib.linear_schedule(0.0, 4.0, 20), 1e-6, 1e-8
+    ),
+    "scale_by_ademamix": lambda lib: _more(lib).scale_by_ademamix(),
+    "simplified_ademamix": lambda lib: _more(lib).simplified_ademamix(0.01, weight_decay=0.1, mask=MASK),
+    "simplified_ademamix_scheduled": lambda lib: _more(lib).simplified_ademamix(
+        _warmup(lib), 0.9, 0.99, lib.linear_schedule(0.0, 4.0, 20), 1e-6, 1e-8
+    ),
+    "scale_by_simplified_ademamix": lambda lib: _more(lib).scale_by_simplified_ademamix(alpha=3.0),
+    "adopt": lambda lib: _more(lib).adopt(0.01),
+    "adopt_nesterov": lambda lib: _more(lib).adopt(_warmup(lib), 0.8, 0.99, 1e-4, nesterov=True),
+    "adopt_clipped": lambda lib: _more(lib).adopt(0.01, b2=0.9, clip_value_fn=lambda x: x**0.5),
+    "scale_by_adopt": lambda lib: _more(lib).scale_by_adopt(b2=0.99, use_clipping=False),
+    "madgrad": lambda lib: _more(lib).madgrad(0.01),
+    "dog": lambda lib: _more(lib).dog(),
+    "dog_distance": lambda lib: _more(lib).dog(_warmup(lib), ("distance", 0.1), 1e-6, 0.1, MASK),
+    "dog_rate": lambda lib: _more(lib).dog(init_step=("learning_rate", 0.1)),
+    "dowg": lambda lib: _more(lib).dowg(),
+    "dowg_decayed": lambda lib: _more(lib).dowg(_warmup(lib), 0.1, 1e-6, 0.1, MASK),
+    "cocob": lambda lib: _more(lib).cocob(),
+    "cocob_decayed": lambda lib: _more(lib).cocob(_warmup(lib), 10.0, 1e-6, 0.1, MASK),
+    "scale_by_cocob": lambda lib: _more(lib).scale_by_cocob(),
+    "momo": lambda lib: _more(lib).momo(),
+    "momo_adapted": lambda lib: _more(lib).momo(_warmup(lib), 0.8, -0.5, 0.1, True),
+    "momo_adam": lambda lib: _more(lib).momo_adam(),
+    "momo_adam_adapted": lambda lib: _more(lib).momo_adam(_warmup(lib), 0.8, 0.99, 1e-6, -0.5, 0.1, True),
+    "prodigy": lambda lib: _more(lib).prodigy(),
+    # A rate of 0 makes the estimate of optax 0 / 0.
+    "prodigy_with_all": lambda lib: _more(lib).prodigy(0.5, (0.8, 0.99), 0.9, 1e-6, 1e-3, 0.5, 0.1, True),
+    "prodigy_falling": lambda lib: _more(lib).prodigy(lib.linear_schedule(1.0, 0.1, 20), estim_lr0=1e-2),
+    "dadapt_adamw": lambda lib: _more(lib).dadapt_adamw(),
+    "dadapt_adamw_falling": lambda lib: _more(lib).dadapt_adamw(
+        lib.linear_schedule(1.0, 0.1, 20), (0.8, 0.99), 1e-6, 1e-2, 0.1
+    ),
+    "mechanize": lambda lib: _more(lib).mechanize(lib.sgd(1.0)),
+    "mechanize_with_all": lambda lib: _more(lib).mechanize(lib.adam(_warmup(lib)), 0.1, 1e-6, 1e-3, 4),
+    "schedule_free": lambda lib: _more(lib).schedule_free(lib.adam(0.1, b1=0.0), 0.1, 0.8, 1.0),
+    "schedule_free_sgd": lambda lib: _more(lib).schedule_free_sgd(0.1, weight_decay=0.1),
+    "schedule_free_adamw": lambda lib: _more(lib).schedule_free_adamw(0.01, b2=0.99, weight_decay=0.1),
+    "sam": lambda lib: _more(lib).sam(lib.adam(0.01), lib.sgd(0.05)),
+    "sam_of_three": lambda lib: _more(lib).sam(lib.sgd(0.1, 0.9), lib.sgd(0.05, 0.5), 3, False),
+    "muon": lambda lib: _more(lib).muon(0.02, weight_decay=0.1, muon_weight_dimension_numbers=_sides(lib)),
+    "muon_otherwise": lambda lib: _more(lib).muon(
+        _warmup(lib),
+        "dion",
+        5,
+        0.8,
+        1e-6,
+        adaptive=True,
+        nesterov=False,
+        preconditioning="schatten",
+        adam_b1=0.8,
+        adam_b2=0.99,
+        adam_weight_decay=0.1,
+        adam_learning_rate=0.01,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_sides(lib),
+    ),
+    "muon_aol": lambda lib: _more(lib).muon(
+        0.02, preconditioning="aol", muon_weight_dimension_numbers=_sides(lib), mu_dtype=None
+    ),
+    "muon_spectral": lambda lib: _more(lib).muon(
+        0.02, (2.0, -1.5, 0.5), 7, preconditioning="spectral", muon_weight_dimension_numbers=_sides(lib)
+    ),
+    "madgrad_scheduled": lambda lib: _more(lib).madgrad(_warmup(lib), 0.5, 0.1, 1e-3),
 }
 
 
@@ -209,7 +288,7 @@ SEARCHES = {
     "lbfgs_plain": lambda lib: lib.lbfgs(_warmup(lib), 5, linesearch=None),
 }
 
-EXTRA = {name: {"value": 2.0} for name in RULES if "polyak" in name}  # given to every update
+EXTRA = {name: {"value": 2.0} for name in RULES if "polyak" in name or "momo" in name}  # given to every update
 
 SCHEDULES = {
     "constant": lambda lib: lib.constant_schedule(0.3),

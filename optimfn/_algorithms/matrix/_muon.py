@@ -118,7 +118,7 @@ def scale_by_matrix_shape(mode: str = "original") -> GradientTransformation:
 
 
 @factory
-def muon(
+def torch_muon(
     learning_rate: ScalarOrSchedule,
     ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
     ns_steps: int = 5,
@@ -157,16 +157,15 @@ def muon(
         TypeError, ValueError: at construction, naming the argument and its value.
         ValueError: in `update` if a leaf has not two axes, or no parameters are given.
 
-    Differs from: torch.optim.Muon in the names and the default of `weight_decay` (0.1 there); and
-        optax.contrib.muon, which corrects the bias of the momentum, holds its matrices the other way round and
-        brings an AdamW for the other leaves.
+    Differs from: torch.optim.Muon in the names and the default of `weight_decay` (0.1 there); and `muon`, which
+        corrects the bias of the momentum and brings an AdamW for the other leaves.
 
     Source: Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks".
 
     Example:
         >>> import torch, optimfn as of
         >>> hidden = of.tree.label_by(lambda p: "muon" if p.ndim == 2 else "adamw")
-        >>> tx = of.partition({"muon": of.muon(0.02), "adamw": of.adamw(3e-4)}, hidden)
+        >>> tx = of.partition({"muon": of.torch_muon(0.02), "adamw": of.adamw(3e-4)}, hidden)
         >>> params = {"weight": torch.eye(2), "bias": torch.ones(2)}
         >>> tx.update(params, tx.init(params), params)[0]["bias"]
         tensor([-0.0003, -0.0003])
