@@ -47,6 +47,8 @@ class Numbers:
 def settled(node: Node) -> tuple[str, list[Node | Number | Constant]]:
     """What a node is in a program: an operator, which may depend on numbers, and operands."""
     args = node.args[:1] if node.op == "fill" else node.args
+    if all(isinstance(x, Node) for x in args):
+        return node.op, [*args]
     op = _ops.settled(node.op, args)
     return op, [x if isinstance(x, Node) else _number(op, args, i, node.compute) for i, x in enumerate(args)]
 

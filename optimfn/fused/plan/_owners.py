@@ -97,7 +97,8 @@ class Owners:
             if own is not None:
                 self.of[node] = own
             for parent in node.parents():
-                asked.setdefault(parent, set()).add(own)
+                if parent not in self.of:
+                    asked.setdefault(parent, set()).add(own)
 
     def _of(self, node: Node) -> frozenset[int]:
         sets = {self._sets[parent] for parent in node.parents() if parent in self._sets}
