@@ -80,7 +80,9 @@ def hutchinson_estimator_diag_hessian(random_seed: int | Tensor | None = None) -
                 "hutchinson_estimator_diag_hessian needs the loss: call tx.update(updates, state, params, obj_fn=f)"
             )
         tree.check_shapes(updates, params)  # whose numbers are not looked at
-        found = hutchinson_diagonal(obj_fn, params, tree.fold_in(state.key, 1))
+        # torch's forward mode does not take leaves that overlap themselves.
+        at = tree.map(lambda p: p.contiguous(), params)
+        found = hutchinson_diagonal(obj_fn, at, tree.fold_in(state.key, 1))
         found = tree.map(lambda g, h: tree.cast_leaf(h, g.dtype), updates, found)
         return found, HutchinsonState(tree.fold_in(state.key, 0))
 

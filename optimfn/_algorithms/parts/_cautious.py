@@ -85,11 +85,11 @@ def cautious(tx: GradientTransformation, floor: Scalar = 1e-3, *, scaling: str =
     check_positive(floor=floor)
     check_choice("scaling", scaling, ("mean", "count", "none"))
     rule, rest = rule_and_rest("cautious", tx)
-    careful = _agreeing(rule, floor, scaling)
-    return chain(careful, *rest) if rest else careful
+    if rest:
+        return chain(cautious(rule, floor, scaling=scaling), *rest)
+    return _agreeing(rule, floor, scaling)
 
 
-@factory
 def _agreeing(rule: GradientTransformation, floor: Scalar, scaling: str) -> GradientTransformation:
     def leaf(d: Tensor, keep: Tensor, kept: Tensor) -> Tensor:
         left, size = torch.where(keep, d, torch.zeros_like(d)), max(d.numel(), 1)
