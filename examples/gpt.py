@@ -60,13 +60,10 @@ def main(steps: int = 500) -> float:
     torch.manual_seed(0)
     model, generator, (train, valid) = GPT(), torch.Generator().manual_seed(0), load_text()
     rate = of.warmup_stable_decay_schedule(0.0, 1.0, steps // 20, steps // 2, steps // 2 - steps // 20)
-    rules = {
-        "matrices": of.torch_muon(0.02, weight_decay=0.01),
-        "rest": of.adamw(3e-3, b2=0.95, weight_decay=0.01),
-    }
+    muon, adamw = of.torch_muon(0.02, weight_decay=0.01), of.adamw(3e-3, b2=0.95, weight_decay=0.01)
     labels = of.tree.label_by_path({r"^blocks\..*(qkv|out|up|down)\.weight$": "matrices"}, default="rest")
-    parts = of.clip_by_global_norm(1.0), of.partition(rules, labels), of.scale_by_schedule(rate)
-    optimizer = of.Optimizer(model, of.chain(*parts))
+    parts = of.clip_by_global_norm(1.0), of.partition({"matrices": muon, "rest": adamw}, labels)
+    optimizer = of.Optimizer(model, of.chain(*parts, of.scale_by_schedule(rate)))
     for step in range(steps + 1):
         if step % max(1, steps // 5) == 0:
             fixed = torch.Generator().manual_seed(1)
