@@ -162,11 +162,13 @@ from ._algorithms.sign._sign_sgd import scale_by_sign as scale_by_sign
 from ._algorithms.sign._sign_sgd import sign_sgd as sign_sgd
 from ._algorithms.sign._sign_sgd import signum as signum
 from ._base import EmptyState as EmptyState
+from ._base import EvalParamsFn as EvalParamsFn
 from ._base import GradientTransformation as GradientTransformation
 from ._base import InitFn as InitFn
 from ._base import UpdateFn as UpdateFn
 from ._base import apply_updates as apply_updates
 from ._base import chain as chain
+from ._base import eval_params as eval_params
 from ._base import identity as identity
 from ._base import incremental_update as incremental_update
 from ._base import init_empty_state as init_empty_state

@@ -30,6 +30,13 @@ class UpdateFn(Protocol):
         """Transform the updates; nothing that is passed in is written to."""
 
 
+class EvalParamsFn(Protocol):
+    """The function that says with which parameters to evaluate: `eval_params(state, params) -> params`."""
+
+    def __call__(self, state: State, params: Params) -> Params:
+        """Make the parameters to evaluate, in memory of their own where they are others."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientTransformation(Recorded):
     """An optimizer, or a part of one, as an immutable pair of pure functions.
@@ -47,6 +54,8 @@ class GradientTransformation(Recorded):
             counts included. `Optimizer` then counts the steps of each parameter by itself.
         takes_assigned: A promise that it changes no leaf that is `Assign`, or knows what it does. All others refuse
             one.
+        eval_params: For a transformation that keeps other parameters beside the ones that it trains, such as their
+            mean: `eval_params(state, params)`, those to evaluate. See `eval_params`.
         recipe: How it was made; `factory` fills it in.
 
     Shapes:
@@ -68,6 +77,7 @@ class GradientTransformation(Recorded):
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
     leafwise: bool = field(default=False, kw_only=True)
     takes_assigned: bool = field(default=False, kw_only=True)
+    eval_params: EvalParamsFn | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.init, Gate):
@@ -230,7 +240,8 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
     alone = all(member.leafwise for member in transforms)
     members = dict(enumerate(transforms))
-    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True)
+    last = _eval_params_of(members)
+    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True, eval_params=last)
 
 
 @factory
@@ -269,7 +280,57 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
         return updates, states
 
     alone = all(member.leafwise for member in members.values())
-    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True)
+    last = _eval_params_of(members)
+    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True, eval_params=last)
+
+
+def _eval_params_of(members: Mapping[Any, GradientTransformation]) -> EvalParamsFn | None:
+    """What the members of a chain say to evaluate, each given what those before it say."""
+    said = {key: member.eval_params for key, member in members.items() if member.eval_params is not None}
+
+    def eval_params(state: State, params: Params) -> Params:
+        for key, of in said.items():
+            params = of(state[key], params)
+        return params
+
+    return eval_params if said else None
+
+
+def eval_params(tx: GradientTransformation, state: State, params: Params) -> Params:
+    """The parameters to evaluate: what a transformation keeps beside those that it trains, else these themselves.
+
+    `params_ema`, `params_swa` and `lookahead` keep such, wherever they stand in chains and wrappers. Of several in a
+    chain the last decides. `Optimizer.evaluation` swaps them in and back.
+
+    Args:
+        tx: The transformation.
+        state: Its state.
+        params: The parameters that it trains.
+
+    Returns:
+        A tree like `params`, in its dtypes; of a `lookahead` without `slow_in_state` the slow ones.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx, params = of.chain(of.sgd(1.0), of.params_ema(0.5)), torch.tensor([4.0])
+        >>> step, state = of.make_step(tx), tx.init(params)
+        >>> for _ in range(2):
+        ...     params, state = step(params, state, torch.tensor([1.0]))
+        >>> params, of.eval_params(tx, state, params)
+        (tensor([2.]), tensor([2.5000]))
+    """
+    return params if tx.eval_params is None else tx.eval_params(state, params)
+
+
+def eval_within(inner: GradientTransformation, field: str) -> EvalParamsFn | None:
+    """What a wrapper says to evaluate whose state has that of `inner` in a field."""
+    of = inner.eval_params
+    return None if of is None else lambda state, params: of(getattr(state, field), params)
+
+
+def kept_beside(params: Params, values: Tree) -> Params:
+    """Values from a state as parameters: in their dtypes, and in memory of their own."""
+    return tree.map(lambda p, x: x.detach().to(p.dtype, copy=True), params, values)
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:

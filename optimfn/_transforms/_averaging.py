@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates
+from .._base import GradientTransformation, apply_updates, kept_beside
 from .._checks import check_decay, check_steps, need_params
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, Updates
@@ -86,7 +86,10 @@ def params_ema(decay: Scalar, debias: bool = False) -> GradientTransformation:
         mean = tree.lerp(state.ema, apply_updates(params, updates), weight)
         return updates, ParamsEmaState(count, tree.carry(mean, state.ema))
 
-    return GradientTransformation(init, update, leafwise=True, takes_assigned=True)
+    def eval_params(state: ParamsEmaState, params: Params) -> Params:
+        return kept_beside(params, state.ema)
+
+    return GradientTransformation(init, update, leafwise=True, takes_assigned=True, eval_params=eval_params)
 
 
 @factory
@@ -146,7 +149,10 @@ def params_swa(start: int = 0, every: int = 1) -> GradientTransformation:
         mean = tree.lerp(state.average, apply_updates(params, updates), weight)
         return updates, ParamsSwaState(state.count + 1, n_averaged, tree.carry(mean, state.average))
 
-    return GradientTransformation(init, update, takes_assigned=True)
+    def eval_params(state: ParamsSwaState, params: Params) -> Params:
+        return tree.where(state.n_averaged > 0, kept_beside(params, state.average), params)
+
+    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_params)
 
 
 def _copy(params: Params) -> Params:

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import tree
 from .._assign import becomes
 from .._base import GradientTransformation, check_transformation
+from .._base import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Assign, Params, State, Updates
 from ..tree import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
@@ -105,7 +106,11 @@ def through_pairs(inner: GradientTransformation) -> GradientTransformation:
         joined = tree.map(_joined, updates, parts)
         return joined, SplitRealAndImaginaryState(inner_state)
 
-    return GradientTransformation(init, update, leafwise=inner.leafwise)
+    def eval_params(state: SplitRealAndImaginaryState, params: Params) -> Params:
+        return tree.map(_joined, params, _eval_params(inner, state.inner_state, tree.as_reals(params)))
+
+    said = None if inner.eval_params is None else eval_params
+    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=said)
 
 
 def _joined(like: Tensor, part: Any) -> Any:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import tree
 from .._assign import choose
-from .._base import GradientTransformation, check_transformation
+from .._base import GradientTransformation, check_transformation, eval_within
 from .._checks import check_callable
 from .._recipe import factory
 from .._typing import Params, State, Updates
@@ -74,7 +74,7 @@ def conditionally_transform(
             tree.where(condition, inner_state, state.inner_state), state.step + 1
         )
 
-    return GradientTransformation(init, update, takes_assigned=True)
+    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_within(inner, "inner_state"))
 
 
 @factory
@@ -118,4 +118,4 @@ def conditionally_mask(
             state.step + 1, tree.where(condition, inner_state, state.inner_state)
         )
 
-    return GradientTransformation(init, update, takes_assigned=True)
+    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_within(inner, "inner_state"))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import tree
 from .._assign import choose
-from .._base import GradientTransformation, check_transformation
+from .._base import GradientTransformation, check_transformation, eval_within
 from .._checks import check_steps
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
@@ -70,7 +70,7 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
             tree.where(passes, new_state, state.inner_state),
         )
 
-    return GradientTransformation(init, update, takes_assigned=True)
+    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_within(inner, "inner_state"))
 
 
 def _all_finite(updates: Tree, like: Tensor) -> Tensor:

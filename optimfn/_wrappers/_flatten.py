@@ -6,6 +6,7 @@ import torch
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
+from .._base import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Assign, Params, State, Tree, Updates
 
@@ -47,13 +48,21 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
         )
         flat, state = inner.update(_flat(full), state, None if params is None else _flat(params), **extra)
         vector = flat.value if type(flat) is Assign else flat
-        pieces = iter(torch.split(vector, [x.numel() for x in tree.leaves(full)]))
-        apart = tree.unflatten(full, [next(pieces).reshape(x.shape) for x in tree.leaves(full)])
+        apart = _apart(vector, full)
         if vector is flat:
             return tree.cast_like(apart, updates), state
         return tree.map(lambda u, new: None if u is None else Assign(new), updates, apart), state
 
-    return GradientTransformation(init, update)
+    def eval_params(state: State, params: Params) -> Params:
+        return tree.cast_like(_apart(_eval_params(inner, state, _flat(params)), params), params)
+
+    said = None if inner.eval_params is None else eval_params
+    return GradientTransformation(init, update, eval_params=said)
+
+
+def _apart(vector: torch.Tensor, like: Tree) -> Tree:
+    pieces = iter(torch.split(vector, [x.numel() for x in tree.leaves(like)]))
+    return tree.unflatten(like, [next(pieces).reshape(x.shape) for x in tree.leaves(like)])
 
 
 def _flat(leaves: Tree) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, check_transformation
+from .._base import EvalParamsFn, GradientTransformation, check_transformation
+from .._base import eval_params as _eval_params
 from .._checks import check_callable, check_dtype, check_number, plain
 from .._recipe import Recipe, RecordedFunction, factory, own
 from .._typing import Count, Params, State, Updates
@@ -160,10 +161,20 @@ def inject_hyperparams(
 
         # Made once here, so that bad arguments are found at construction.
         start = {name: schedule.init() for name, schedule in stateful.items()}
-        transformation(values_at(torch.zeros((), dtype=torch.int64), start, {}))
-        return GradientTransformation(init, update, takes_assigned=True)
+        made = transformation(values_at(torch.zeros((), dtype=torch.int64), start, {}))
+        said = None if made.eval_params is None else _eval_params_of(transformation)
+        return GradientTransformation(init, update, takes_assigned=True, eval_params=said)
 
     return InjectedFactory(make)
+
+
+def _eval_params_of(transformation: Callable[[dict[str, Tensor]], GradientTransformation]) -> EvalParamsFn:
+    """What the transformation of the hyperparameters of a state says to evaluate."""
+
+    def eval_params(state: InjectHyperparamsState, params: Params) -> Params:
+        return _eval_params(transformation(state.hyperparams), state.inner_state, params)
+
+    return eval_params
 
 
 def _bound(signature: inspect.Signature, args: Any, kwargs: Any) -> inspect.BoundArguments:

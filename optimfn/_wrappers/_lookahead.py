@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates, check_transformation
+from .._base import GradientTransformation, apply_updates, check_transformation, kept_beside
 from .._checks import check_nonnegative, check_steps, need_params
 from .._recipe import factory
 from .._typing import Assign, Params, Scalar, State, Updates
@@ -108,7 +108,10 @@ def lookahead(
         moved = LookaheadParams(tree.where(sync, met, ahead), tree.where(sync, met, slow))
         return tree.map(Assign, moved), LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period)
 
-    return GradientTransformation(init, update)
+    def eval_params(state: LookaheadState, params: LookaheadParams) -> Params:
+        return kept_beside(_check_pair(params).fast, params.slow)
+
+    return GradientTransformation(init, update, eval_params=eval_params)
 
 
 def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformation:
@@ -128,7 +131,10 @@ def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformatio
         moved, new = tx.rule(updates, state._replace(slow=()), LookaheadParams(params, slow), **extra)
         return moved.fast, new._replace(slow=apply_updates(slow, moved.slow))
 
-    return GradientTransformation(init, update, leafwise=leafwise)
+    def eval_params(state: LookaheadState, params: Params) -> Params:
+        return kept_beside(params, state.slow)
+
+    return GradientTransformation(init, update, leafwise=leafwise, eval_params=eval_params)
 
 
 def _check_single(params: Any) -> None:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
+from .._base import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Mask, Params, State, Tree, Updates
 
@@ -85,8 +86,14 @@ def masked(
         shown = tree.map(lambda keep, new, old: new if keep else old, chosen, inner_updates, updates)
         return shown, MaskedState(inner_state)
 
+    def eval_params(state: MaskedState, params: Params) -> Params:
+        chosen = tree.resolve_mask(mask, params)
+        own = _eval_params(inner, state.inner_state, _hide(params, chosen))
+        return tree.map(lambda keep, new, p: new if keep else p, chosen, own, params)
+
     alone = inner.leafwise and tree.sees_leaves(mask)
-    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True)
+    said = None if inner.eval_params is None else eval_params
+    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True, eval_params=said)
 
 
 def _hide(leaves: Tree, chosen: Tree) -> Tree:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import tree
 from .._assign import choose
-from .._base import GradientTransformation, check_transformation
+from .._base import GradientTransformation, check_transformation, eval_within
 from .._checks import check_callable, check_dtype, check_steps
 from .._recipe import factory
 from .._typing import Params, Scalar, Schedule, State, Tree, Updates
@@ -130,7 +130,7 @@ def multi_steps(
             skip_state,
         )
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, eval_params=eval_within(inner, "inner_opt_state"))
 
 
 def _only_where(met: Tree, updates: Updates, params: Params | None) -> Updates:

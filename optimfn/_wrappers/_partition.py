@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
+from .._base import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
 from ._masked import ADVICE, ChangedMask, masked
@@ -83,8 +84,14 @@ def partition(
             updates, states[label] = member.rule(updates, state.inner_states[label], params, **extra)
         return updates, PartitionState(states)
 
+    def eval_params(state: PartitionState, params: Params) -> Params:
+        for label, member in members(params).items():
+            params = _eval_params(member, state.inner_states[label], params)
+        return params
+
+    said = eval_params if any(member.eval_params for member in transforms.values()) else None
     alone = tree.sees_leaves(param_labels) and all(member.leafwise for member in transforms.values())
-    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True)
+    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True, eval_params=said)
 
 
 def resolve_labels(

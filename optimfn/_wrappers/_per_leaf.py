@@ -4,6 +4,7 @@ from typing import Any
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
+from .._base import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Assign, Params, State, Tree, Updates
 
@@ -49,7 +50,15 @@ def per_leaf(inner: GradientTransformation) -> GradientTransformation:
         pairs = tree.map_nodes(step, updates, state, updates if params is None else params)
         return _part(updates, pairs, 0), _part(updates, pairs, 1)
 
-    return GradientTransformation(init, update, leafwise=True, takes_assigned=True)
+    def eval_params(state: State, params: Params) -> Params:
+        def leaf(path: tuple[Any, ...], p: Any, own: State) -> tuple[bool, Any]:
+            key = _key(path)
+            return _is_leaf(p), _eval_params(inner, own, {key: p})[key] if _is_leaf(p) else p
+
+        return tree.map_nodes(leaf, params, state)
+
+    said = None if inner.eval_params is None else eval_params
+    return GradientTransformation(init, update, leafwise=True, takes_assigned=True, eval_params=said)
 
 
 def _part(updates: Updates, pairs: Tree, which: int) -> Tree:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
+from .._base import eval_params as _eval_params
 from .._checks import check_callable, plain
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
@@ -68,7 +69,11 @@ def stacked(
         new: tuple[Updates, State] = _each(tx.update, (updates, _for_all(state, updates), params), extra)
         return new
 
-    return GradientTransformation(init, update)
+    def eval_params(state: State, params: Params) -> Params:
+        return _each(lambda state, params: _eval_params(tx, state, params), (_for_all(state, params), params), {})
+
+    said = None if tx.eval_params is None else eval_params
+    return GradientTransformation(init, update, eval_params=said)
 
 
 def _maker(inner: Any, arguments: dict[str, Any], own: dict[str, Tensor]) -> Callable[..., GradientTransformation]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates
+from .._base import GradientTransformation, apply_updates, eval_params
 from ..fused import make_step
 from ._layout import Entries, ParamKey
 from ._pipeline import EngineState
@@ -62,6 +62,11 @@ class Bound:
         for each, state in zip(self.placed, self.state.runs, strict=True):
             for name, entries in each.scatter(state).items():
                 found.setdefault(name, {}).update(entries)
+        return found
+
+    def eval_params(self) -> Mapping[ParamKey, Tensor]:
+        """The parameters to evaluate, by name; those that are the trained ones are these themselves."""
+        found: Mapping[ParamKey, Tensor] = eval_params(self._fixed, self.state, self.params)
         return found
 
     def watch(self, groups: Iterable[Iterable[Tensor]], stored: Stored, waiting: Collection[ParamKey] | None) -> None:

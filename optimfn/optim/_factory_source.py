@@ -11,7 +11,7 @@ from .._base import GradientTransformation
 from .._recipe import find_arguments
 from ._bound import Bound, copied
 from ._contract import is_capturing
-from ._engine import Engine
+from ._evaluation import Evaluation
 from ._groups import check_keys
 from ._hyperparameters import (
     FactoryRules,
@@ -26,7 +26,7 @@ from ._runs import common_places, template
 from ._source import Said
 
 
-class FactorySource(Engine):
+class FactorySource(Evaluation):
     """What the engine asks an `Optimizer`."""
 
     tx: GradientTransformation

@@ -93,6 +93,7 @@ class Optimizer(FactorySource):
             raise TypeError(f"{', '.join(hyperparameters)}: hyperparameters go with a factory, not with {tx!r}")
         self.tx = keep_slow(tx if isinstance(tx, GradientTransformation) else _make(tx, hyperparameters))
         self._routes: dict[str, Route] = {}
+        self._trained, self._evaluates = {}, False
         self._begin()
         defaults: dict[str, Any] = {"maximize": maximize, "foreach": foreach, "capturable": capturable}
         defaults.update(differentiable=differentiable, fused=fused)
@@ -118,6 +119,7 @@ class Optimizer(FactorySource):
                 receive it as `value`, and rules that evaluate it `value_and_grad_fn`.
             **extra: What else the transformation takes, such as `value=loss`.
         """
+        self._check_training()
         return self._step(closure, extra)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ class Optimizer(FactorySource):
 
     def state_dict(self) -> dict[str, Any]:
         """What `torch.save` and the like store: flat, plain tensors, which are copies."""
-        return copy_state(super().state_dict())
+        return self._with_trained(copy_state(super().state_dict()))
 
     def load_state_dict(  # type: ignore[override]  # as nn.Module does, it says what it has found
         self, state_dict: dict[str, Any], *, strict: bool = True
@@ -167,15 +169,19 @@ class Optimizer(FactorySource):
             KeyError: if `strict` and entries are missing or left over; the message lists them.
             ValueError: if an entry has another shape, groups or parameters differ in number, or those of a group in
                 their names. Nothing has been loaded then.
+            RuntimeError: between `eval` and `train`, where the parameters are not those that the state belongs to.
         """
+        self._check_training("load_state_dict")
         found: list[tuple[LoadReport, dict[ParamKey, Entries], dict[str, Any]]] = []
 
         def check(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:
-            loaded = without_reprs(by_name(self.param_groups, loaded))
+            loaded, trained = self._without_trained(without_reprs(by_name(self.param_groups, loaded)))
             wanted = self._wanted(loaded, strict)
             found.append((compare(wanted, list(self._params()), loaded, strict), wanted, loaded))
+            aside.update(trained)
             return loaded
 
+        aside: dict[int, Tensor] = {}  # trained parameters, in whose place the state dict was saved with others
         old_groups, kept = self.param_groups, {p: dict(entries) for p, entries in self.state.items()}
         handle = self.register_load_state_dict_pre_hook(check)  # the last one, so it sees what the others made
         try:
@@ -186,10 +192,11 @@ class Optimizer(FactorySource):
         report, wanted, loaded = found[-1]
         fill_in(self.state, kept, self._params(), wanted, loaded)
         self._begin()
+        self._set_aside(aside)
         return report
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("tx", "_whole", "_routes", "_step_supports_amp_scaling")
+        kept = ("tx", "_whole", "_routes", "_step_supports_amp_scaling", "_trained", "_evaluates")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -184,7 +184,14 @@ def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run], count: Count
 
     made, first = skip_overflow(GradientTransformation(init_none, update)), tail_of(built.txs, parts)
     split = halved(built, runs, count, first)
-    return InHalves(made.init, made.update, halves=lambda state: split)
+
+    def eval_params(state: EngineState, params: Params) -> Params:
+        for run, tx, own in zip(runs, built.txs, state.runs, strict=True):
+            if tx.eval_params is not None:
+                params = {**params, **tx.eval_params(own, run.own(params))}
+        return params
+
+    return InHalves(made.init, made.update, halves=lambda state: split, eval_params=eval_params)
 
 
 def _take_sparse(parts: Sequence[Part]) -> bool:

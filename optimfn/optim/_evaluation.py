@@ -1,0 +1,101 @@
+"""An optimizer whose parameters are for a while those to evaluate."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._engine import Engine
+
+TRAINED = "trained_param"  # under which a state dict holds a trained parameter, as long as another stands in its place
+
+
+class Evaluation(Engine):
+    """The part of an optimizer that swaps parameters."""
+
+    _trained: dict[Tensor, Tensor]  # what was trained, of the parameters that are others now
+    _evaluates: bool
+
+    def eval(self) -> None:
+        """Put the parameters to evaluate, such as their mean, in the place of the trained ones, until `train`.
+
+        What they are, the transformation says, see `eval_params`; with one that says nothing this does nothing. A step
+        in between raises. A state dict in between holds the trained parameters as well.
+        """
+        if self.is_evaluating:
+            return
+        with torch.no_grad():
+            bound, _ = self._current(False)
+            found = {} if bound is None else bound.eval_params()
+            others = [(p, found[name]) for name, p in ({} if bound is None else bound.params).items()]
+            swapped = {p: (p.detach().clone(), new) for p, new in others if new is not p}
+            for p, (_, new) in swapped.items():
+                p.copy_(new)
+        self._trained = {p: old for p, (old, _) in swapped.items()}
+        self._evaluates = True
+
+    def train(self) -> None:
+        """Put the trained parameters back, as they were."""
+        if not self.is_evaluating:
+            return
+        with torch.no_grad():
+            for p, old in self._trained.items():
+                p.copy_(old)
+        self._trained, self._evaluates = {}, False
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """A block in which the parameters are those to evaluate; after it they are the trained ones, whatever happens.
+
+        Example:
+            >>> import torch, optimfn as of
+            >>> p = torch.nn.Parameter(torch.tensor([4.0]))
+            >>> opt = of.Optimizer([p], of.chain(of.sgd(1.0), of.params_swa()))
+            >>> for _ in range(2):
+            ...     p.grad = torch.ones(1); opt.step()
+            >>> with opt.evaluation(): print(p.data, end=" ")
+            >>> p.data
+            tensor([2.5000]) tensor([2.])
+        """
+        was = self.is_evaluating
+        self.eval()
+        try:
+            yield
+        finally:
+            if not was:
+                self.train()
+
+    @property
+    def is_evaluating(self) -> bool:
+        """Whether the parameters are those to evaluate."""
+        return self._evaluates
+
+    def _check_training(self, what: str = "a step") -> None:
+        if self._evaluates:
+            raise RuntimeError(
+                f"the parameters are those to evaluate, and {what} needs the trained ones: call train(), or leave "
+                "evaluation(), first"
+            )
+
+    def _with_trained(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state dict with the trained parameters that stand aside."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, p in enumerate(params):
+            if p in self._trained:
+                state_dict["state"].setdefault(number, {})[TRAINED] = self._trained[p].clone()
+        return state_dict
+
+    def _without_trained(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Tensor]]:
+        """A state dict without them, and they by the number of the parameter."""
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        entries = {key: dict(own) for key, own in state_dict["state"].items()}
+        found = {i: entries[key].pop(TRAINED) for i, key in enumerate(numbers) if TRAINED in entries.get(key, {})}
+        return ({**state_dict, "state": entries}, found) if found else (state_dict, {})
+
+    def _set_aside(self, trained: Mapping[int, Tensor]) -> None:
+        """Go on where a state dict was saved between `eval` and `train`."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        self._trained = {params[i]: x.detach().to(params[i], copy=True) for i, x in trained.items()}
+        self._evaluates = bool(trained)
