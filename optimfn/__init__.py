@@ -168,7 +168,6 @@ from ._base import InitFn as InitFn
 from ._base import UpdateFn as UpdateFn
 from ._base import apply_updates as apply_updates
 from ._base import chain as chain
-from ._base import eval_params as eval_params
 from ._base import identity as identity
 from ._base import incremental_update as incremental_update
 from ._base import init_empty_state as init_empty_state
@@ -177,6 +176,7 @@ from ._base import periodic_update as periodic_update
 from ._base import set_to_zero as set_to_zero
 from ._base import stateless as stateless
 from ._base import stateless_with_tree_map as stateless_with_tree_map
+from ._evaluation import eval_params as eval_params
 from ._numerics._linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
 from ._numerics._linear_algebra import nnls as nnls
 from ._numerics._linear_algebra import power_iteration as power_iteration

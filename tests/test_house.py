@@ -25,6 +25,7 @@ LEVELS = [
     ["_assign"],
     ["_gate"],
     ["_schedules", "_base", "_numerics", "_state_dict", "_state_spec"],
+    ["_evaluation"],
     ["_transforms", "_wrappers"],
     ["_algorithms"],
     ["fused.ir"],

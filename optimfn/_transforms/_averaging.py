@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates, kept_beside
+from .._base import GradientTransformation, apply_updates
 from .._checks import check_decay, check_steps, need_params
+from .._evaluation import kept_beside
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, Updates
 

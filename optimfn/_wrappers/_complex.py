@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import tree
 from .._assign import becomes
 from .._base import GradientTransformation, check_transformation
-from .._base import eval_params as _eval_params
+from .._evaluation import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Assign, Params, State, Updates
 from ..tree import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from .. import tree
 from .._assign import choose
-from .._base import GradientTransformation, check_transformation, eval_within
+from .._base import GradientTransformation, check_transformation
 from .._checks import check_callable
+from .._evaluation import eval_within
 from .._recipe import factory
 from .._typing import Params, State, Updates
 

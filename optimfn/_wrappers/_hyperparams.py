@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import tree
 from .._base import EvalParamsFn, GradientTransformation, check_transformation
-from .._base import eval_params as _eval_params
 from .._checks import check_callable, check_dtype, check_number, plain
+from .._evaluation import eval_params as _eval_params
 from .._recipe import Recipe, RecordedFunction, factory, own
 from .._typing import Count, Params, State, Updates
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates, check_transformation, kept_beside
+from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_nonnegative, check_steps, need_params
+from .._evaluation import kept_beside
 from .._recipe import factory
 from .._typing import Assign, Params, Scalar, State, Updates
 

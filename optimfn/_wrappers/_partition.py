@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
-from .._base import eval_params as _eval_params
+from .._evaluation import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
 from ._masked import ADVICE, ChangedMask, masked

@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import tree
 from .._base import GradientTransformation, check_transformation
-from .._base import eval_params as _eval_params
+from .._evaluation import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Assign, Params, State, Tree, Updates
 

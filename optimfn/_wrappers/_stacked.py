@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
-from .._base import eval_params as _eval_params
 from .._checks import check_callable, plain
+from .._evaluation import eval_params as _eval_params
 from .._recipe import factory
 from .._typing import Params, State, Tree, Updates
 from ._hyperparams import inject_hyperparams, lets_tensors_in, signature_of

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, apply_updates, eval_params
+from .._base import GradientTransformation, apply_updates
+from .._evaluation import eval_params
 from ..fused import make_step
 from ._layout import Entries, ParamKey
 from ._pipeline import EngineState

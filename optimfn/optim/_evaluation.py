@@ -52,12 +52,13 @@ class Evaluation(Engine):
         Example:
             >>> import torch, optimfn as of
             >>> p = torch.nn.Parameter(torch.tensor([4.0]))
-            >>> opt = of.Optimizer([p], of.chain(of.sgd(1.0), of.params_swa()))
-            >>> for _ in range(2):
-            ...     p.grad = torch.ones(1); opt.step()
-            >>> with opt.evaluation(): print(p.data, end=" ")
-            >>> p.data
-            tensor([2.5000]) tensor([2.])
+            >>> opt, p.grad = of.Optimizer([p], of.chain(of.sgd(1.0), of.params_swa())), torch.ones(1)
+            >>> opt.step(), opt.step()
+            (None, None)
+            >>> with opt.evaluation():
+            ...     mean = p.detach().clone()
+            >>> mean, p.data
+            (tensor([2.5000]), tensor([2.]))
         """
         was = self.is_evaluating
         self.eval()
