@@ -73,6 +73,17 @@ def test_wrappers_find_it_too(wrapper, name):
     assert_trees_equal(of.eval_params(wrapped, wrapped_state, others), want, rtol=1e-12)
 
 
+def test_complex_parameters_have_theirs():
+    tx = of.split_real_and_imaginary(of.chain(of.sgd(0.1), of.params_swa()))
+    params = plain_params(torch.complex128)
+    step, state, seen = of.make_step(tx), tx.init(params), []
+    for _ in range(3):
+        params, state = step(params, state, like(params))
+        seen.append(params)
+    mean = of.tree.scale(1 / 3, of.tree.add(*seen))
+    assert_trees_equal(of.eval_params(tx, state, params), mean, rtol=1e-12, atol=1e-12)
+
+
 def test_stacks_find_it_of_every_member():
     tx = of.stacked(MEANS["ema"]())
     params, state = after(tx, of.tree.batch_shape(plain_params(), (3,)))

@@ -65,7 +65,14 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
         joined = tree.map(lambda u, part, p: _of_parts(u, part, p), updates, parts, like)
         return joined, SplitRealAndImaginaryState(inner_state)
 
-    return GradientTransformation(init, update, leafwise=inner.leafwise)
+    def eval_params(state: SplitRealAndImaginaryState, params: Params) -> Params:
+        own = tree.split_parts(params, params)
+        parts = _eval_params(inner, state.inner_state, own)
+        tree.forget(own)
+        return tree.map(lambda p, part: _of_parts(p, part, p), params, parts)
+
+    said = None if inner.eval_params is None else eval_params
+    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=said)
 
 
 def _like(updates: Updates, state: State) -> Updates:
