@@ -67,7 +67,7 @@ class Bound:
 
     def eval_params(self) -> Mapping[ParamKey, Tensor]:
         """The parameters to evaluate, by name; those that are the trained ones are these themselves."""
-        found: Mapping[ParamKey, Tensor] = eval_params(self._fixed, self.state, self.params)
+        found: Mapping[ParamKey, Tensor] = eval_params(self._fixed(), self.state, self.params)
         return found
 
     def watch(self, groups: Iterable[Iterable[Tensor]], stored: Stored, waiting: Collection[ParamKey] | None) -> None:
