@@ -125,9 +125,6 @@ def test_gradients_may_have_another_dtype_than_the_parameters(case: Case):
     _assert_kept(case.tx(), params, of.tree.cast(like(params), torch.float32))
 
 
-HALVES = [torch.float16, torch.bfloat16]
-
-
 def _whole_range(params):
     """Gradients of all magnitudes that their dtype has, from its smallest number to near its largest, and zeros."""
 
@@ -483,6 +480,65 @@ def test_derivatives_by_a_decay_of_zero_are_those_of_its_neighbours(case: Case):
         got, forward = torch.func.jacrev(run, argnums=every)(*inputs), torch.func.jacfwd(run, argnums=every)(*inputs)
         assert_trees_equal(got, forward, rtol=1e-9, atol=1e-12)
         assert_trees_equal(got, torch.func.jacrev(run, argnums=every)(*near), rtol=1e-4, atol=1e-5)
+
+
+# Where the rule has no derivative by an argument at an end of its range, or another rule begins there.
+NO_DERIVATIVE = {
+    **dict.fromkeys(
+        [("clip", "max_delta"), ("scale_by_polyak_below_the_bound", "max_learning_rate")], "two bounds meet"
+    ),
+    **dict.fromkeys([("add_noise", "eta"), ("noisy_sgd", "eta")], "the deviation is the root of a variance of 0"),
+    **dict.fromkeys(
+        [(name, "eps") for name in ("scale_by_adadelta", "adadelta", "adadelta_masked")],
+        "the first step is the root of eps, so without it there is none",
+    ),
+    **dict.fromkeys(
+        [("scale_by_yogi", "b1"), ("yogi", "b1")],
+        "its mean begins at a number, which is divided by 1 - b1: the parameters are in the hundreds then",
+    ),
+    ("adadelta", "rho"): "at 1 the mean square stays 0",
+    ("rmsprop_centered_as_torch", "decay"): "the variance of the newest gradient alone is 0",
+    ("scale_by_stddev_debiased", "initial_scale"): "the variance of the first gradient is 0",
+    ("scale_by_sm3", "b2"): "at 1 the bound is a sum, below it a mean",
+    ("scale_by_distance_over_gradients", "reps_rel"): "without it the first step is 0, and so are all",
+    ("scale_by_backtracking_linesearch", "decrease_factor"): "the search tries other steps",
+    ("lbfgs", "learning_rate"): "without a step there is no pair",
+    ("adafactor_as_torch", "beta2_decay"): "its range ends at 0 from below",
+}
+# An end of the range of an argument, and a number beside it.
+ENDS = {0.0: 1e-9, 1.0: 1 - 1e-9, 1 - 1e-5: 1 - 1e-5 - 1e-10, 1e-30: 1e-28}
+
+
+def _ends_of(case, name):
+    is_decay = name in (*DECAYS, "dampening", "slow_step_size")
+    for end, near in ENDS.items():
+        if (0 < end < 0.1 and not name.startswith("eps")) or (end > 0.1 and not is_decay) or (is_decay and end == 0):
+            continue
+        try:
+            case.make(**{**case.kwargs, name: end})
+        except ValueError:
+            continue
+        # Beside the squares of small differences every other eps is large.
+        yield end, 1e-16 if name.startswith("eps") and end == 0 else near
+
+
+@FORWARD_MODE
+@cases("differentiable")
+def test_derivatives_at_the_ends_of_ranges_are_finite_and_those_beside_them(case: Case):
+    for name in case.floats():
+        for end, near in [] if (case.name, name) in NO_DERIVATIVE else _ends_of(case, name):
+            seed = torch.random.get_rng_state()
+            run, inputs = _three_updates(case, **{name: end})
+            torch.random.set_rng_state(seed)
+            _, beside = _three_updates(case, **{name: near})
+            every = tuple(range(len(inputs)))
+            got, forward = (
+                torch.func.jacrev(run, argnums=every)(*inputs),
+                torch.func.jacfwd(run, argnums=every)(*inputs),
+            )
+            assert all(x.isfinite().all() for x in of.tree.leaves(got)), (name, end)
+            assert_trees_equal(got, forward, rtol=1e-5, atol=1e-8)
+            assert_trees_equal(got, torch.func.jacrev(run, argnums=every)(*beside), rtol=1e-3, atol=1e-4)
 
 
 @cases("sensitive")
