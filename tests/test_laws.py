@@ -500,7 +500,22 @@ NO_DERIVATIVE = {
     ("rmsprop_centered_as_torch", "decay"): "the variance of the newest gradient alone is 0",
     ("scale_by_stddev_debiased", "initial_scale"): "the variance of the first gradient is 0",
     ("scale_by_sm3", "b2"): "at 1 the bound is a sum, below it a mean",
-    ("scale_by_distance_over_gradients", "reps_rel"): "without it the first step is 0, and so are all",
+    **dict.fromkeys(
+        [("scale_by_distance_over_gradients", "reps_rel"), ("scale_by_dowg", "init_estim_sq_dist"), ("dowg", "eps")],
+        "without it the first step is 0, and so are all",
+    ),
+    **dict.fromkeys(
+        [
+            (name, "learning_rate")
+            for name in ("schedule_free", "schedule_free_sgd", "schedule_free_adamw", "schedule_free_adamw_warmed_up")
+        ],
+        "rates are the weights of its mean, which stays where it is without any",
+    ),
+    ("schedule_free_adamw_warmed_up", "weight_lr_power"): "at 0 the first step, whose rate is 0, weighs 1",
+    **dict.fromkeys(
+        [("momo_adapted", "learning_rate"), ("momo_adam_adapted", "learning_rate")],
+        "without a step the raised bound is the value of the model, where it is lowered again",
+    ),
     ("scale_by_backtracking_linesearch", "decrease_factor"): "the search tries other steps",
     ("lbfgs", "learning_rate"): "without a step there is no pair",
     ("adafactor_as_torch", "beta2_decay"): "its range ends at 0 from below",
