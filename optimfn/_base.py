@@ -82,8 +82,10 @@ class GradientTransformation(Recorded):
     def __post_init__(self) -> None:
         if not isinstance(self.init, Gate):
             object.__setattr__(self, "init", InitGate(self.init))
-        update = self.update.function if isinstance(self.update, UpdateGate) else self.update
-        object.__setattr__(self, "update", UpdateGate(update, self.takes_assigned, self.recipe))
+        gate, promises = self.update, (self.takes_assigned, self.recipe)
+        if not isinstance(gate, UpdateGate) or (gate.takes_assigned, gate.recipe) != promises:
+            function = gate.function if isinstance(gate, UpdateGate) else gate
+            object.__setattr__(self, "update", UpdateGate(function, *promises))
 
     @property
     def rule(self) -> UpdateFn:

@@ -59,7 +59,7 @@ class Recorder(NoHostReads):
                 if key not in made:
                     tensor.copy_(value)
             for x in self.made:
-                if x.is_floating_point():
+                if x.is_floating_point() and not x._is_zerotensor():  # which derivatives make: they have no memory
                     x.fill_(float("nan"))
 
 
@@ -75,7 +75,8 @@ class Graph:
             for func, args, kwargs, out in self.calls:
                 result = func(*args, **kwargs)
                 for old, new in zip(out, result if isinstance(result, list | tuple) else [result], strict=False):
-                    old.copy_(new)
+                    if not old._is_zerotensor():
+                        old.copy_(new)
 
     def reset(self):
         self.released = True

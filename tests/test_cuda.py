@@ -77,7 +77,7 @@ def follow_captured(case, device, steps):
         optimizer = optimizer_of(case, params)
         scheduled = isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
         scheduler = None if scheduled else COSINE(optimizer, steps)
-        extra = {key: torch.as_tensor(x, device=device) for key, x in case.extra.items()}
+        extra = {key: x if callable(x) else torch.as_tensor(x, device=device) for key, x in case.extra.items()}
         take = functools.partial(optimizer.step, **extra)
         take = of.cuda.capture(take) if captured else take
         end = run(optimizer, params, steps, take, scheduler=scheduler)

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_fraction, check_nonnegative
@@ -52,6 +55,11 @@ def scale_by_qhadam(
     def init(params: Params) -> ScaleByAdamState:
         return ScaleByAdamState(tree.count(params), tree.init_moment(params), tree.init_moment(params, real=True))
 
+    def between(square: Tensor, v: Tensor) -> Tensor:
+        # Squares without room stop the leaf, as in Adam: nothing may be infinity less infinity.
+        square = torch.clamp(square, max=torch.finfo(square.dtype).max)
+        return torch.where(torch.isinf(v), v, tree.lerp(square, v, nu2))
+
     def update(
         updates: Updates, state: ScaleByAdamState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByAdamState]:
@@ -59,7 +67,7 @@ def scale_by_qhadam(
         mu = tree.update_moment(updates, state.mu, b1, 1)
         nu = tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         mean = tree.lerp(updates, tree.bias_correction(mu, b1, count), nu1)
-        square = tree.lerp(tree.abs_sq(updates), tree.bias_correction(nu, b2, count), nu2)
+        square = tree.map(between, tree.abs_sq(updates), tree.bias_correction(nu, b2, count))
         state = ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(tree.div_by_root(mean, square, eps), updates), state
 

@@ -39,7 +39,7 @@ def scale_by_distance_over_gradients(
 
     Args:
         reps_rel: First distance relative to the norm of the parameter, no unit, >= 0; the authors suggest 1e-4 for
-            models with batch normalisation. It is read once, by `init`.
+            models with batch normalisation. The first update alone reads it.
         eps: Added inside the root, in the unit of `|g|^2`, >= 0.
         param_dtype: Dtype of the copy of the parameters; `None` means their own. Complex ones stay complex.
         global_scale: Factor on the step, no unit.
@@ -73,7 +73,7 @@ def scale_by_distance_over_gradients(
 
     def _copy(p: Tensor) -> Tensor:
         dtype = p.dtype if param_dtype is None else param_dtype
-        return p.detach().to(dtype.to_complex() if p.is_complex() and not dtype.is_complex else dtype, copy=True)
+        return p.to(dtype.to_complex() if p.is_complex() and not dtype.is_complex else dtype, copy=True)
 
     def update(
         updates: Updates, state: ScaleByDistanceOverGradientsState, params: Params | None = None, **extra: Any
