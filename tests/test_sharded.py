@@ -39,6 +39,13 @@ def test_every_case_steps_shards_as_one_process_steps_the_whole(layout):
     assert not found, found
 
 
+@pytest.mark.parametrize("layout", ["fsdp on 4", "hsdp 2 x 2"])
+def test_rules_of_whole_matrices_are_bit_for_bit_those_of_one_process(layout):
+    names = ["scale_by_muon", "torch_muon"]
+    found = told(on_ranks("shards.law_of_the_pure_api", layout, torch.float32, 0.0, list(SKIPS), names))
+    assert not found, found
+
+
 @pytest.mark.parametrize("layout", ["fsdp on 2"])
 def test_donating_steps_write_into_shards(layout):
     dtype = torch.float32 if layout == "fsdp on 2" else torch.float64
