@@ -15,6 +15,7 @@ MEANS = {
     "swa": lambda: of.chain(of.adam(0.1), of.params_swa()),
     "lookahead": lambda: of.lookahead(of.adam(0.1), 3, 0.5, slow_in_state=True),
 }
+SAID = {**MEANS, "schedule_free": lambda: of.schedule_free_sgd(0.1)}
 WRAPPED = {
     "chain": lambda tx: of.chain(of.clip(1.0), tx, of.identity()),
     "named_chain": lambda tx: of.named_chain(("a", of.clip(1.0)), ("b", tx)),
@@ -60,10 +61,23 @@ def test_what_is_kept_beside_the_parameters_is_found(name, dtype):
     assert not held & {x.data_ptr() for x in of.tree.leaves(found)}
 
 
-@pytest.mark.parametrize("name", MEANS)
+def test_schedule_free_says_the_mean_of_its_iterates():
+    tx, params, seen = of.chain(of.scale(2.0), of.schedule_free_sgd(0.1)), plain_params(), []
+    state, iterate = tx.init(params), params
+    for _ in range(4):
+        grads = like(params)
+        updates, state = tx.update(grads, state, params)
+        params, iterate = of.apply_updates(params, updates), of.tree.add_scale(iterate, -0.2, grads)
+        seen.append(iterate)
+    assert_trees_equal(
+        of.eval_params(tx, state, params), of.tree.scale(1 / 4, of.tree.add(*seen)), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", SAID)
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_wrappers_find_it_too(wrapper, name):
-    alone, wrapped = of.chain(of.clip(1.0), MEANS[name]()), WRAPPED[wrapper](of.chain(of.clip(1.0), MEANS[name]()))
+    alone, wrapped = of.chain(of.clip(1.0), SAID[name]()), WRAPPED[wrapper](of.chain(of.clip(1.0), SAID[name]()))
     params = plain_params()
     torch.manual_seed(1)
     own, state = after(alone, params)

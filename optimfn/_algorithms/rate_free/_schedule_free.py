@@ -51,7 +51,7 @@ def schedule_free(
 ) -> GradientTransformation:
     """Replace the momentum and the schedule of any optimizer by an average of its iterates.
 
-    The parameters are `y`, where gradients are taken; evaluate and save `schedule_free_eval_params(state, params)`. The
+    The parameters are `y`, where gradients are taken; evaluate and save `eval_params(tx, state, params)`. The
     optimizer should have no momentum of its own, and `learning_rate` is to be the one it has.
 
     Maths:
@@ -87,7 +87,7 @@ def schedule_free(
         >>> for _ in range(2):
         ...     updates, state = tx.update(torch.tensor([1.0]), state, params)
         ...     params = of.apply_updates(params, updates)
-        >>> params, of.schedule_free_eval_params(state, params)
+        >>> params, of.eval_params(tx, state, params)
         (tensor([2.2500]), tensor([2.5000]))
     """
     check_transformation(base_optimizer=base_optimizer)
@@ -120,7 +120,8 @@ def schedule_free(
         state = ScheduleFreeState(state.b1, total, count + 1, largest, base_state, z)
         return tree.cast_like(moved, updates), state
 
-    return GradientTransformation(init, update, leafwise=base_optimizer.leafwise and not callable(learning_rate))
+    alone = base_optimizer.leafwise and not callable(learning_rate)
+    return GradientTransformation(init, update, leafwise=alone, eval_params=schedule_free_eval_params)
 
 
 def _now(learning_rate: ScalarOrSchedule, count: Tensor, like: Tensor) -> Tensor:
@@ -136,6 +137,8 @@ def _share(largest: Tensor, power: Scalar, step_power: Scalar, state: ScheduleFr
 
 def schedule_free_eval_params(state: ScheduleFreeState, params: Params) -> Params:
     """The average of the iterates of `schedule_free`, with which to evaluate, in the dtypes of the parameters.
+
+    It is optax's name for what `eval_params` finds in any chain or wrapper.
 
     Args:
         state: The state of `schedule_free` itself, not that of a chain around it.
