@@ -124,7 +124,8 @@ def test_at_a_learning_rate_of_0_nothing_moves(case, params, as_tensor, scale):
     if params is None:
         return
     rate = torch.zeros((), dtype=torch.float64) if as_tensor else 0.0
-    tx = case.tx(learning_rate=rate)
+    own = {"adam_learning_rate"} & {*case.kwargs}  # Muon's other leaves have a rate of their own
+    tx = case.tx(**dict.fromkeys(["learning_rate", *own], rate))
     state = tx.init(params)
     for _ in range(2):
         updates, state = tx.update(gradients(params, scale), state, params)
