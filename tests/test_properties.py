@@ -105,6 +105,10 @@ def test_nothing_finite_becomes_no_number(case, params, of_params, of_gradients,
         assert not any(x.isnan().any() for x in of.tree.leaves((updates, state)))
 
 
+# Rates beside the learning rate: Muon's for leaves that are no matrices, the step along g - g_prev.
+RATES = {"adam_learning_rate", "optimism"}
+
+
 def rated(case):
     """Whether the whole step is times this rate, which a factory of the tests need not promise."""
     # The rate of rprop is the first of the step sizes, which have bounds of their own; madgrad adds its eps to it.
@@ -124,8 +128,7 @@ def test_at_a_learning_rate_of_0_nothing_moves(case, params, as_tensor, scale):
     if params is None:
         return
     rate = torch.zeros((), dtype=torch.float64) if as_tensor else 0.0
-    own = {"adam_learning_rate"} & {*case.kwargs}  # Muon's other leaves have a rate of their own
-    tx = case.tx(**dict.fromkeys(["learning_rate", *own], rate))
+    tx = case.tx(**dict.fromkeys(["learning_rate", *RATES & {*case.kwargs}], rate))
     state = tx.init(params)
     for _ in range(2):
         updates, state = tx.update(gradients(params, scale), state, params)
