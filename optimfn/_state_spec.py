@@ -1,7 +1,7 @@
 """What each leaf of a state is, for whoever shards, saves or merges states."""
 
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 from . import tree
 from ._checks import check_choice
@@ -39,6 +39,10 @@ class LeafSpec:
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
         check_choice("elastic", self.elastic, ELASTIC)
+
+
+HostCount: TypeAlias = Annotated[Any, LeafSpec("host")]
+"""A `tree.host_count`: a 0-dim int64 tensor on the CPU, by which the host chooses what a step computes."""
 
 
 def state_spec(tx: Any, params: Params) -> Tree:

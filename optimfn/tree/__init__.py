@@ -52,6 +52,8 @@ from ._core import unflatten as unflatten
 from ._core import walk as walk
 from ._core import wide as wide
 from ._core import wide_dtype as wide_dtype
+from ._every import every as every
+from ._every import host_count as host_count
 from ._folds import fold as fold
 from ._folds import fold_each as fold_each
 from ._gate import check_shapes as check_shapes
