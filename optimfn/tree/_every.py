@@ -38,8 +38,8 @@ def every(period: int, count: Tensor, compute: Callable[..., Tree], kept: Tree, 
     Example:
         >>> import torch, optimfn as of
         >>> for count in range(4):
-        ...     print(of.tree.every(3, torch.tensor(count), lambda old, new: new, "kept", "new"), end=" ")
-        new kept kept new
+        ...     print(of.tree.every(3, torch.tensor(count), lambda old: old + 1, torch.tensor(7)).item(), end=" ")
+        8 7 7 8
     """
 
     def is_due(count: Tensor) -> bool:
@@ -50,8 +50,9 @@ def every(period: int, count: Tensor, compute: Callable[..., Tree], kept: Tree, 
 
     if period == 1:
         return fresh(kept, *given)
-    decide = getattr(count, "decide", None)  # that of a symbol of a fused step, which notes what was decided
-    if decide is not None and count.leaf is not None and count.leaf.is_cpu:
+    # That of a symbol of a fused step, which notes what was decided, and the leaf that it stands for.
+    decide, leaf = getattr(count, "decide", None), getattr(count, "leaf", None)
+    if decide is not None and leaf is not None and leaf.is_cpu:
         due: bool = decide(is_due, count)
     elif torch.compiler.is_compiling():
         return _branch((count + offset) % period == 0, fresh, (kept, *given))
@@ -66,10 +67,10 @@ def _branch(condition: Tensor, fresh: Callable[..., Tree], given: tuple[Tree, ..
     """The same as a branch of a compiled graph, to which all tensors are handed over in a list."""
 
     def one(*tensors: Tensor) -> list[Tensor]:
-        return [x.clone() for x in leaves(fresh(*unflatten(given, tensors)))]
+        return [x.clone() for x in leaves(fresh(*unflatten(given, [*tensors])))]
 
     def other(*tensors: Tensor) -> list[Tensor]:
-        return [x.clone() for x in leaves(unflatten(given, tensors)[0])]
+        return [x.clone() for x in leaves(unflatten(given, [*tensors])[0])]
 
     return unflatten(given[0], torch.cond(condition, one, other, tuple(leaves(given))))
 
