@@ -2,12 +2,14 @@
 
 import re
 import runpy
+import shutil
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,7 +46,7 @@ def example(name):
 
 
 def test_every_example_is_run_here():
-    named = set(re.findall(r'example\("(\w+\.py)"\)', Path(__file__).read_text()))
+    named = set(re.findall(r'example(?:_on)?\("(\w+\.py)"', Path(__file__).read_text()))
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == named
 
 
@@ -130,3 +132,23 @@ def test_minmax():
 
 def test_logistic_regression_ends_where_another_solver_does():
     assert abs(example("logistic_regression.py")["main"]()) < 1e-9
+
+
+def example_on(name, *args):
+    """The same on the first ranks; see `ranks`."""
+    return on_ranks("meshes.example", name, *args)[0]
+
+
+def test_fsdp(tmp_path):
+    losses, printed = example_on("fsdp.py", "two", 2, str(tmp_path / "start"))
+    assert set(losses) == {1, 2}
+    assert printed.count("        3    590.2\n") == 2  # what the optimizer sends
+    found = {}
+    for mesh in ("one", "two", "four"):
+        shutil.copytree(tmp_path / "start", tmp_path / mesh)
+        found[mesh], printed = example_on("fsdp.py", mesh, 4, str(tmp_path / mesh))
+        assert set(found[mesh]) == {3, 4}
+        assert printed.count("\n") == 2
+    # Muon rounds to bfloat16, which makes more of the order of sums.
+    assert found["one"] == pytest.approx(found["two"], rel=1e-4)
+    assert found["four"] == pytest.approx(found["two"], rel=1e-4)

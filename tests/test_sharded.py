@@ -97,3 +97,13 @@ def test_nothing_is_read_from_what_lies_in_parts():
 
 def test_vmap_does_not_go_through_a_collective():
     assert all("vmap cannot go through a collective" in message for message in on_ranks("shards.under_vmap"))
+
+
+def test_a_mesh_of_one_process_sends_nothing():
+    found = told(on_ranks("meshes.alone"))
+    assert not found, found
+
+
+def test_rules_of_whole_matrices_take_a_part_of_the_world():
+    found = told(on_ranks("meshes.matrices_on_a_part_of_the_world"))
+    assert not found, found

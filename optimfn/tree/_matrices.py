@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._torch import is_dtensor, local_shard, placed_like, without_parts
+from .._torch import is_dtensor, local_shard, placed_like, replicate, without_parts
 from .._typing import Tree
 from ._core import leaves, map, unflatten
 from ._shards import wrapped
 
 Slices = tuple[slice, ...]
+Axes = tuple[int, ...]
 
 
 def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
@@ -39,32 +40,44 @@ def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if not any(is_dtensor(x) for x in own):
         return map(f, tree)
     found = [x if is_dtensor(x) else f(x) for x in own]
-    given = [without_parts(x) if is_dtensor(x) else x for x in own]
-    by_mesh: dict[Any, list[int]] = {}
+    settled = [without_parts(x) if is_dtensor(x) else x for x in own]
+    given = [*settled]
+    by_group: dict[tuple[Any, Axes], list[int]] = {}
     for i, x in enumerate(given):
         if not is_dtensor(x):
             continue
-        if not any(p.is_shard() for p in x.placements):
+        if not any(p.is_shard() and x.device_mesh.size(axis) > 1 for axis, p in enumerate(x.placements)):
             found[i] = wrapped(f(local_shard(x)), x)
-        elif _shared_group(x) is None:
-            found[i] = _gathered(f, x)
+        elif any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
+            found[i] = _gathered(f, x)  # a shard is not one piece of the whole
         else:
-            by_mesh.setdefault(x.device_mesh, []).append(i)
-    for mesh, chosen in by_mesh.items():
-        results = _Exchange(mesh, [given[i] for i in chosen]).run(f)
+            x, axes = _within_one_group(x)
+            given[i] = x
+            by_group.setdefault((x.device_mesh, axes), []).append(i)
+    for (mesh, axes), chosen in by_group.items():
+        results = _Exchange(mesh, axes, [given[i] for i in chosen]).run(f)
         for i, result in zip(chosen, results, strict=True):
-            found[i] = wrapped(result, given[i])
+            found[i] = placed_like(wrapped(result, given[i]), settled[i])
     return unflatten(tree, found)
 
 
-def _shared_group(x: Any) -> Any:
-    """The group of all processes of a mesh; `None` if there is none, or if shards are not one piece of the whole."""
+def _within_one_group(x: Any) -> tuple[Any, Axes]:
+    """The leaf, and axes of its mesh whose processes have all of it and a group to talk in.
+
+    A group of any others would have to be made by all processes of the world, which are not all here.
+    """
     mesh = x.device_mesh
-    if any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
-        return None
-    if mesh.ndim == 1:
-        return mesh.get_group()
-    return dist.group.WORLD if mesh.size() == dist.get_world_size() else None
+    if mesh.ndim == 1 or mesh.size() == dist.get_world_size():
+        return x, tuple(range(mesh.ndim))
+    cut = [axis for axis, p in enumerate(x.placements) if p.is_shard()]
+    longest = max(cut, key=lambda axis: mesh.size(axis))
+    if len(cut) > 1:
+        x = x.redistribute(placements=[p if axis == longest else replicate() for axis, p in enumerate(x.placements)])
+    return x, (longest,)
+
+
+def _group_of(mesh: Any, axes: Axes) -> Any:
+    return mesh.get_group(axes[0]) if len(axes) == 1 else dist.group.WORLD
 
 
 def _gathered(f: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -85,14 +98,16 @@ class _Leaf(NamedTuple):
 class _Exchange:
     """Leaves of one mesh, on their way to their owners and back."""
 
-    def __init__(self, mesh: Any, given: Sequence[Any]) -> None:
-        self.group = _shared_group(given[0])
+    def __init__(self, mesh: Any, axes: Axes, given: Sequence[Any]) -> None:
+        self.group = _group_of(mesh, axes)
+        self.sizes = tuple(mesh.mesh.shape)
+        here = mesh.get_coordinate()
+        spans = [range(size) if axis in axes else (here[axis],) for axis, size in enumerate(self.sizes)]
+        self.coordinates = list(itertools.product(*spans))
         # Places in the mesh, in the order of the ranks of the group.
-        ranks = mesh.mesh.flatten().tolist()
+        ranks = [int(mesh.mesh[at]) for at in self.coordinates]
         order = sorted(range(len(ranks)), key=lambda i: dist.get_group_rank(self.group, ranks[i]))
         self.places, self.me = order, order[dist.get_rank(self.group)]
-        self.coordinates = list(itertools.product(*[range(size) for size in mesh.mesh.shape]))
-        self.sizes = tuple(mesh.mesh.shape)
         owners = _owners([tuple(x.shape) for x in given], len(ranks))
         self.leaves = [self._leaf(x, owner) for x, owner in zip(given, owners, strict=True)]
 

@@ -252,6 +252,8 @@ def all_reduce(parts: Sequence[Tensor], how: str, groups: Sequence[Sequence[Any]
     if _talk.is_silent:
         return found
     for group in dict.fromkeys(group for own in groups for group in own):
+        if dist.get_world_size(group) == 1:
+            continue
         chosen = [i for i, own in enumerate(groups) if group in own]
         wide = [_as_float64(found[i]) for i in chosen]
         total = reduce_vector(torch.cat([x.reshape(-1) for x in wide]), how, group)

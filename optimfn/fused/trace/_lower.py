@@ -187,7 +187,8 @@ def _is_fill(node: Node) -> bool:
 
 
 def _groups(place: Place) -> tuple[Any, ...]:
-    return tuple(place.mesh.get_group(i) for i, p in enumerate(place.placements) if p.is_shard())
+    cut = [p.is_shard() and place.mesh.size(i) > 1 for i, p in enumerate(place.placements)]
+    return tuple(place.mesh.get_group(i) for i, it_is in enumerate(cut) if it_is)
 
 
 def _turns(nodes: Sequence[Node], inputs: Mapping[Node, Place | None]) -> dict[Node, int]:

@@ -1,0 +1,85 @@
+"""Jobs of several processes on meshes of one process, and on those that are not the whole world; see `ranks`."""
+
+import importlib
+import io
+from contextlib import redirect_stdout
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from shards import MESHES, Payload, R, S, drawn, problems
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+import optimfn as of
+
+MATRICES = {"a": (5, 3), "b": (3, 4), "c": (2, 6), "e": (1, 4)}
+RULES = {
+    "muon": lambda: of.torch_muon(0.1),
+    "clip": lambda: of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1)),
+    "adafactor": lambda: of.adafactor(0.1, min_dim_size_to_factor=2),
+}
+
+
+def alone():
+    """What is sent where every axis of the mesh has one process, and what is wrong with the steps."""
+    mesh = [DeviceMesh("cpu", [[rank]]) for rank in range(dist.get_world_size())][dist.get_rank()]
+    values, grads = drawn(MATRICES, torch.float64, 1), drawn(MATRICES, torch.float64, 2)
+    params, own = (
+        {n: distribute_tensor(x, mesh, [S(0), S(1)], src_data_rank=None) for n, x in tree.items()}
+        for tree in (values, grads)
+    )
+    found = {}
+    for name, make in RULES.items():
+        step, single = of.make_step(make()), of.make_step(make(), backend="eager")
+        with CommDebugMode() as heard, Payload() as payload:
+            got = make().update(own, make().init(params), params)
+        want = make().update(grads, make().init(values), values)
+        wrong = problems(got, want, 1e-12)
+        with Payload() as by_kernels:
+            made = step(params, make().init(params), own)
+        wrong += problems(made, single(values, make().init(values), grads), 1e-12)
+        if heard.get_total_counts() or payload.bytes or by_kernels.bytes:
+            wrong.append(f"sends {dict(heard.get_comm_counts())}")
+        if wrong:
+            found[name] = wrong
+    return found
+
+
+def matrices_on_a_part_of_the_world():
+    """What goes wrong with whole-matrix rules on two axes of a mesh that has no group of all its processes."""
+    found = {}
+    values, grads = drawn(MATRICES, torch.float32, 1), drawn(MATRICES, torch.float32, 2)
+    tx = of.torch_muon(0.1)
+    want = tx.update(grads, tx.init(values), values)[0]
+    mesh = MESHES["square"]
+    for placed, sends in {(R, S(0)): 2, (S(1), R): 2, (S(0), S(1)): None, (S(0), S(0)): None, (R, R): 0}.items():
+        params, own = (
+            {n: distribute_tensor(x, mesh, placed, src_data_rank=None) for n, x in tree.items()}
+            for tree in (values, grads)
+        )
+        with mock.patch.object(dist, "get_world_size", world_of_more), CommDebugMode() as heard:
+            got = tx.update(own, tx.init(params), params)[0]
+        wrong = problems(got, want, 0.0)
+        wrong += [] if all(x.placements == placed for x in got.values()) else ["it lies elsewhere"]
+        if sends is not None and heard.get_total_counts() != sends:
+            wrong.append(f"sends {dict(heard.get_comm_counts())}")
+        if wrong:
+            found[str(placed)] = wrong
+    return found
+
+
+def world_of_more(group=None, real=dist.get_world_size):
+    """As if there were processes beside those of the mesh."""
+    return real(group) + (group is None)
+
+
+def example(name, mesh, steps, folder):
+    """The losses and the lines of an example on some of the processes."""
+    main = importlib.import_module(name.removesuffix(".py")).main
+    mesh = DeviceMesh("cpu", [0]) if mesh == "one" else MESHES[mesh]
+    if dist.get_rank() not in mesh.mesh:
+        return None
+    with redirect_stdout(io.StringIO()) as printed:
+        return main(mesh, steps, folder, every=1), printed.getvalue()
