@@ -1,6 +1,7 @@
 """What torch does not promise: its private names, and where its versions differ. No other module uses them."""
 
 import functools
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -134,3 +135,33 @@ def shard_like(placement: Any, axis: int) -> Any:
 @functools.cache
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
+
+
+# Collectives as operators that compilers follow. The names of the functions around them change from version to version.
+
+
+def collective(name: str, x: Tensor, *args: Any) -> Tensor:
+    """Begin a collective on a tensor and return its result, which may be read only after `wait_for`."""
+    made: Tensor = getattr(torch.ops._c10d_functional, name)(x, *args)
+    return made
+
+
+def wait_for(x: Any) -> Tensor:
+    """The result of a collective, when it has arrived."""
+    own = x.elem if is_in_flight(x) else x
+    if own.requires_grad and not torch.compiler.is_compiling():  # autograd has waited for it
+        here: Tensor = own
+        return here
+    arrived: Tensor = torch.ops._c10d_functional.wait_tensor(own)
+    return arrived
+
+
+def in_flight(x: Tensor) -> Tensor:
+    """A view of the result of a collective that waits for it by itself, when an operator wants to read it."""
+    made: Tensor = importlib.import_module("torch.distributed._functional_collectives").AsyncCollectiveTensor(x)
+    return made
+
+
+def is_in_flight(x: Any) -> bool:
+    """Whether a tensor is the result of a collective that may still be on its way."""
+    return type(x) not in _ORDINARY and hasattr(type(x), "trigger_wait")

@@ -20,6 +20,10 @@ class NoShapes(Untraceable):
     """An operator cannot be applied to these shapes, or does not say what it makes of them."""
 
 
+class SeveralProcesses(Untraceable):
+    """It communicates with other processes, when the host says so."""
+
+
 class SeveralDevices(Untraceable):
     """Parameters and state are not in one place."""
 

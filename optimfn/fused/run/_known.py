@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation, apply_updates
 from ..._typing import Params, State, Updates
-from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, Untraceable
+from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, SeveralProcesses, Untraceable
 from ..plan._owners import Absence
 from ..plan._planner import make_plan
 from ..trace._lower import InShards, Shards, is_cut, local, lowered
@@ -185,7 +185,7 @@ class Known:
                     pure(self._tx, *self.form.unflatten(leaves))  # if the rule is to blame, it says so itself
             reason = str(problem) if expected else f"tracing it raised {type(problem).__name__}: {problem}"
             # Whoever hands over the loss as a function, or has counts on the host, does not expect kernels.
-            quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices | InShards)
+            quiet = any(map(callable, leaves)) or isinstance(problem, SeveralDevices | SeveralProcesses | InShards)
             return Traced(leaves, reason=reason, quiet=quiet)
 
     def _code(
