@@ -1,19 +1,23 @@
 """What `Optimizer` and the drop-in classes cost beside a step's arithmetic, as ratios to torch.optim.AdamW.
 
 Gradients that come and go, many groups whose rates change, optimizers of one parameter (as in a backward hook), and
-first steps of many leaves. The contenders take turns in one process; a ratio is that of medians. `--quick` takes few.
+first steps of many leaves. The contenders take turns in one process, on one thread, and processor time counts; a ratio
+is the median of those of the turns. `--quick` takes few; compiling a step takes long, and is measured where it is asked
+for, `--only compiled_step`.
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 import optimfn as of
+from optimfn.fused.run._shared import shared
 
 Make = Callable[[Any], torch.optim.Optimizer]
 CONTENDERS: dict[str, Make] = {
@@ -31,55 +35,76 @@ def parameters(count: int, size: int = 64) -> list[torch.nn.Parameter]:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def absent_gradients(make: Make, rounds: int) -> list[float]:
+def absent_gradients(make: Make) -> Iterator[float]:
     """48 leaves, of which half have a gradient, others each time."""
-    params, times = parameters(48), []
+    params = parameters(48)
     grads, optimizer, draw = [p.grad for p in params], make(params), random.Random(0)
-    for _ in range(30 + rounds):
+    while True:
         for p, g in zip(params, grads, strict=True):
             p.grad = g if draw.random() < 0.5 else None
-        times.append(seconds(optimizer.step))
-    return times[30:]
+        yield seconds(optimizer.step)
 
 
-def many_groups(make: Make, rounds: int) -> list[float]:
+def many_groups(make: Make) -> Iterator[float]:
     """296 groups of one parameter, each with a rate of its own that changes at every step."""
-    optimizer, times = make([{"params": [p]} for p in parameters(296)]), []
-    for step in range(3 + rounds):
+    optimizer = make([{"params": [p]} for p in parameters(296)])
+    for step in itertools.count():
         for number, group in enumerate(optimizer.param_groups):
             group["lr"] = 1e-3 / (1 + number + step)
-        times.append(seconds(optimizer.step))
-    return times[3:]
+        yield seconds(optimizer.step)
 
 
-def one_parameter(make: Make, rounds: int) -> list[float]:
+def one_parameter(make: Make) -> Iterator[float]:
     """Construction and first step of an optimizer of one parameter."""
-    return [seconds(lambda p=p: make([p]).step()) for p in parameters(5 + rounds)][5:]
+    while True:
+        (p,) = parameters(1)
+        yield seconds(lambda p=p: make([p]).step())
 
 
-def first_step(make: Make, rounds: int) -> list[float]:
+def first_step(make: Make) -> Iterator[float]:
     """Construction and first step for 1,000 leaves."""
-    del rounds
-    params = parameters(1000)
-    return [seconds(lambda: make(params).step())]
+    while True:
+        params = parameters(1000)
+        shared.clear()
+        yield seconds(lambda params=params: make(params).step())
+
+
+def compiled_step(make: Make) -> Iterator[float]:
+    """Compiling the step of 48 leaves, as `torch.compile(optimizer.step)` does at its first call."""
+    while True:
+        torch.compiler.reset()
+        optimizer = make(parameters(48))
+        optimizer.step()
+        yield seconds(torch.compile(optimizer.step))
+
+
+TURNS = {absent_gradients: 300, many_groups: 60, one_parameter: 300, first_step: 3, compiled_step: 1}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    rounds = 5 if parser.parse_args(argv).quick else 200
+    parser.add_argument("--only", choices=[situation.__name__ for situation in TURNS])
+    options = parser.parse_args(argv)
     torch.set_num_threads(1)
     found: dict[str, dict[str, float]] = {}
-    for situation in (absent_gradients, many_groups, one_parameter, first_step):
-        medians = {name: statistics.median(situation(make, rounds)) for name, make in CONTENDERS.items()}
-        found[situation.__name__] = medians
-        best = medians["torch, fused"]
-        said = "  ".join(f"{name} {1e3 * own:.3f} ms ({own / best:.2f})" for name, own in medians.items())
+    for situation, turns in TURNS.items():
+        if options.only not in (None, situation.__name__) or (situation is compiled_step and not options.only):
+            continue
+        takes = {name: situation(make) for name, make in CONTENDERS.items()}
+        warm, turns = (0, turns) if turns < 10 else (5, 10 if options.quick else turns)
+        times = [[next(take) for take in takes.values()] for _ in range(warm + turns)][warm:]
+        medians = dict(zip(takes, map(statistics.median, zip(*times, strict=True)), strict=True))
+        ratios = [statistics.median(row[i] / row[0] for row in times) for i in range(len(takes))]
+        found[situation.__name__] = dict(zip(takes, ratios, strict=True))
+        said = "  ".join(
+            f"{name} {1e3 * medians[name]:.3f} ms ({found[situation.__name__][name]:.2f})" for name in takes
+        )
         print(f"{situation.__name__:18} {said}")
     return found
 

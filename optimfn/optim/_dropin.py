@@ -103,10 +103,11 @@ class DropIn(KeepsDtypes, Engine):
         said: list[Said] = []
         for number, group in enumerate(self.param_groups):
             known = rules.get(id(group), (None, None))[1]
-            if known is None or known.number != number or not known.fits(group):
+            values = None if known is None or known.number != number else known.values(group)
+            if known is None or values is None:
                 known = TorchRules.of(type(self).rule, type(self).__name__, number, self._options(), group)
-                rules[id(group)] = group, known
-            said.append((known, known.values(group)))
+                rules[id(group)], values = (group, known), known.values(group) or {}
+            said.append((known, values))
         return said
 
     def _join(self, said: Sequence[Said]) -> Bound:

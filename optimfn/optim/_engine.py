@@ -118,7 +118,7 @@ class Engine(Source):
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
             bound = self._join(said)
             grads = [p.grad for p in bound.params.values()]
-        if not (capturing and is_watched()):
+        elif not (capturing and is_watched()):
             numbers.write(values, capturing)
         if bound is None or grads is None:
             return bound, None
@@ -158,19 +158,11 @@ class Engine(Source):
 
     def _parts(self, said: Sequence[Said], differentiable: bool) -> tuple[tuple[Part, ...], tuple[Tensor, ...]]:
         """What the groups contribute, and the tensors for their numbers."""
-        live, tensors = self._live_numbers(), dict[Any, tuple[int, Tensor]]()
-        parts = []
-        for number, (group, (rules, values)) in enumerate(zip(self.param_groups, said, strict=True)):
-            slots = []
-            for key, value in values.items():
-                slot = live.slot(key, number)
-                if slot not in tensors:
-                    own = differentiable and isinstance(value, Tensor)
-                    tensor = value.reshape(()) if own else live.tensor(slot, group["params"][0], value)
-                    tensors[slot] = len(tensors), tensor
-                slots.append((key, tensors[slot][0]))
-            parts.append(Part(rules, tuple(slots), self._schedules(group)))
-        return tuple(parts), tuple(tensor for _, tensor in tensors.values())
+        some = next(p for group in self.param_groups for p in group["params"])
+        near = [next(iter(group["params"]), some) for group in self.param_groups]
+        slots, tensors = self._live_numbers().bind([values for _, values in said], near, differentiable)
+        rules, schedules = [one for one, _ in said], map(self._schedules, self.param_groups)
+        return tuple(map(Part, rules, slots, schedules)), tensors
 
     def _place(self, mould: Mould, here: Sequence[Mapping[ParamKey, Tensor]]) -> tuple[list[Placed], set[ParamKey]]:
         """The runs in order, and the parameters that are still to begin in one of them."""

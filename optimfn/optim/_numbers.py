@@ -6,7 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Slot = tuple[Hashable, int | None]  # a number, and the group that has it for itself
+Values = Mapping[Hashable, Any]  # the numbers of a group
+
+
+class Number:
+    """A number as a 0-dim tensor, and what was last written there."""
+
+    __slots__ = ("tensor", "written")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.written = tensor, None
+
+    def put(self, value: Any) -> None:
+        """Write a value; a tensor is not read on the host, and may have changed since."""
+        if isinstance(value, Tensor):
+            self.tensor.copy_(value.detach().reshape(()))
+            self.written = None
+        elif self.written is None or self.written != value:
+            self.tensor.fill_(value)
+            self.written = value
 
 
 class Numbers:
@@ -20,64 +38,80 @@ class Numbers:
     def __init__(self, are_shared: bool) -> None:
         self._are_shared = are_shared
         self._apart: set[Hashable] = set()
-        self._tensors: dict[Slot, Tensor] = {}
-        self._written: dict[Slot, Any] = {}
+        self._most = 0  # of them when numbers were bound
+        self._known: dict[tuple[Hashable, int | None], Number] = {}  # by key, and the group that has it for itself
+        self._rows: list[list[Number]] = []  # of each group, in the order of its values
 
-    def slot(self, key: Hashable, group: int) -> Slot:
-        """Where the number of a group stands."""
-        return key, group if not self._are_shared or key in self._apart else None
+    def bind(
+        self, values: Sequence[Values], near: Sequence[Tensor], as_given: bool
+    ) -> tuple[list[tuple[tuple[Hashable, int], ...]], tuple[Tensor, ...]]:
+        """Find a tensor for each number, and write it.
 
-    def tensor(self, slot: Slot, like: Tensor, value: Any) -> Tensor:
-        """The tensor in a slot, on the device of a parameter; in float64, or the dtype of a value that is a tensor."""
+        Args:
+            values: The numbers of each group.
+            near: A parameter of each group, on the device of which its numbers are to lie.
+            as_given: Whether numbers that are tensors are used themselves.
+
+        Returns:
+            For each group which of the tensors each of its numbers is, and the tensors.
+        """
+        places: dict[Any, int] = {}
+        used: list[Number] = []
+        slots: list[tuple[tuple[Hashable, int], ...]] = []
+        self._rows, self._most = [], len(self._apart)
+        for group, (own, like) in enumerate(zip(values, near, strict=True)):
+            row = []
+            for key, value in own.items():
+                slot = key, group if not self._are_shared or key in self._apart else None
+                if slot not in places:
+                    places[slot] = len(used)
+                    given = as_given and isinstance(value, Tensor)
+                    used.append(Number(value.reshape(())) if given else self._at(slot, like, value))
+                row.append(places[slot])
+            self._rows.append([used[place] for place in row])
+            slots.append(tuple(zip(own, row, strict=True)))
+        return slots, tuple([number.tensor for number in used])
+
+    def _at(self, slot: tuple[Hashable, int | None], like: Tensor, value: Any) -> Number:
+        """The number in a slot; in float64, or the dtype of a value that is a tensor."""
         device = like.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         if isinstance(value, Tensor) and not self._are_shared:
             dtype = value.dtype  # torch's classes round to it
-        old = self._tensors.get(slot)
-        if old is None or (old.dtype, old.device) != (dtype, device):
-            self._tensors[slot] = torch.empty((), dtype=dtype, device=device)
-            self._written.pop(slot, None)
-        self._put(slot, value)
-        return self._tensors[slot]
+        number = self._known.get(slot)
+        if number is None or (number.tensor.dtype, number.tensor.device) != (dtype, device):
+            number = self._known[slot] = Number(torch.empty((), dtype=dtype, device=device))
+        number.put(value)
+        return number
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        return list(self._tensors.values())
+        return [number.tensor for number in self._known.values()]
 
-    def separate(self, values: Sequence[Mapping[Any, Any]]) -> bool:
-        """Notice in which numbers the groups differ; whether there are more of them than before."""
+    def separate(self, values: Sequence[Values]) -> bool:
+        """Notice in which numbers the groups differ; whether there are more of them than when they were bound."""
         if not self._are_shared or len(values) == 1:
             return False
         first: dict[Hashable, Any] = {}
-        known = len(self._apart)
         for group in values:
             for key, value in group.items():
-                if key not in self._apart and not same_number(first.setdefault(key, value), value):
+                one = first.setdefault(key, value)
+                if one is not value and key not in self._apart and not same_number(one, value):
                     self._apart.add(key)
-        return len(self._apart) > known
+        return len(self._apart) > self._most
 
-    def write(self, values: Sequence[Mapping[Any, Any]], capturing: bool = False) -> None:
-        """Put the values of the groups into the tensors.
+    def write(self, values: Sequence[Values], capturing: bool) -> None:
+        """Put the values of the groups, which are those that were bound, into the tensors.
 
         While a graph is captured, numbers are left out, since the graph would keep them as they are now; and so
         are tensors that lie elsewhere.
         """
-        for number, group in enumerate(values):
-            for key, value in group.items():
-                slot = self.slot(key, number)
-                tensor = self._tensors.get(slot)
-                if tensor is None:  # a differentiable step takes the value itself
+        for row, group in zip(self._rows, values, strict=True):
+            for number, value in zip(row, group.values(), strict=True):
+                if value is number.written and type(value) is float:  # most of them
                     continue
-                if not capturing or (isinstance(value, Tensor) and value.device == tensor.device):
-                    self._put(slot, value)
-
-    def _put(self, slot: Slot, value: Any) -> None:
-        if isinstance(value, Tensor):
-            self._tensors[slot].copy_(value.detach().reshape(()))
-            self._written.pop(slot, None)
-        elif slot not in self._written or self._written[slot] != value:
-            self._tensors[slot].fill_(value)
-            self._written[slot] = value
+                if not capturing or (isinstance(value, Tensor) and value.device == number.tensor.device):
+                    number.put(value)
 
 
 def same_number(a: Any, b: Any) -> bool:

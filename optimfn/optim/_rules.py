@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from .._base import GradientTransformation, chain
@@ -30,6 +31,7 @@ class TorchRules(NamedTuple):
     name: str
     number: int  # of the group
     options: tuple[tuple[str, Any], ...]  # with `_Live.NUMBER` for each number
+    live: tuple[Hashable, ...]  # the keys of those numbers, in order
     is_complex: bool
 
     @staticmethod
@@ -44,21 +46,18 @@ class TorchRules(NamedTuple):
             group: The group.
         """
         options = [(key, _static(key, group[key])) for key in keys if key in group and key not in _EXECUTIONS]
-        return TorchRules(rule, name, number, tuple(options), any(p.is_complex() for p in group["params"]))
+        several = [(key, x if type(x) is tuple else (x,)) for key, x in options]
+        live = tuple([(key, i) for key, own in several for i, x in enumerate(own) if x is _Live.NUMBER])
+        return TorchRules(rule, name, number, tuple(options), live, any(p.is_complex() for p in group["params"]))
 
-    def fits(self, group: Mapping[str, Any]) -> bool:
-        """Whether these are the rules of the group, whatever its live numbers are."""
-        return all(group[key] is value or _fits(_static(key, group[key]), value) for key, value in self.options)
-
-    def values(self, group: Mapping[str, Any]) -> dict[Hashable, Any]:
-        """The live numbers of the group."""
-        found: dict[Hashable, Any] = {}
+    def values(self, group: Mapping[str, Any]) -> dict[Hashable, Any] | None:
+        """The live numbers of the group; `None` if these are not its rules, whatever those numbers are."""
+        found: list[Any] = []
         for key, static in self.options:
-            if static is _Live.NUMBER:
-                found[key, 0] = group[key]
-            elif type(static) is tuple:
-                found.update({(key, i): group[key][i] for i, x in enumerate(static) if x is _Live.NUMBER})
-        return found
+            value = group[key]
+            if value is not static and not _read(key, value, static, found):
+                return None
+        return dict(zip(self.live, found, strict=True))
 
     def members(self, numbers: Mapping[Any, Any]) -> list[Member]:
         """The rule, as the only member."""
@@ -94,12 +93,25 @@ def directed(rule: Rule, options: Mapping[str, Any]) -> GradientTransformation:
 
 def _static(key: str, value: Any) -> Any:
     """An option without its live numbers; lists, which checkpoints make of tuples and which may change, as tuples."""
-    if key == "lr":
-        return _Live.NUMBER
     if isinstance(value, list | tuple):
         return tuple([_static(key, x) for x in value])
+    return _Live.NUMBER if _is_live(key, value) else value
+
+
+def _is_live(key: str, value: Any) -> bool:
     # A tensor cannot stand for a momentum of zero, which is a rule without momentum.
-    return _Live.NUMBER if key in _DRIVEN and type(value) in (float, int) and value != 0 else value
+    return key == "lr" or (key in _DRIVEN and type(value) in (float, int) and value != 0)
+
+
+def _read(key: str, value: Any, static: Any, found: list[Any]) -> bool:
+    """Whether an option is as it was but for its live numbers, which are found."""
+    if type(static) is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(static)
+        return fits and all(map(_read, repeat(key), value, static, repeat(found)))
+    if static is _Live.NUMBER:
+        found.append(value)
+        return _is_live(key, value)
+    return value is static or (not _is_live(key, value) and same_number(value, static))
 
 
 _DRIVEN = (
@@ -119,9 +131,3 @@ _DRIVEN = (
     "etas",
     "step_sizes",
 )
-
-
-def _fits(now: Any, then: Any) -> bool:
-    if isinstance(now, tuple) and isinstance(then, tuple):
-        return len(now) == len(then) and all(map(_fits, now, then))
-    return now is then or (now is not _Live.NUMBER and then is not _Live.NUMBER and same_number(now, then))
