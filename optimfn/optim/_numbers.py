@@ -15,7 +15,8 @@ class Number:
     __slots__ = ("tensor", "written")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.written = tensor, None
+        self.tensor = tensor
+        self.written: Any = None
 
     def put(self, value: Any) -> None:
         """Write a value; a tensor is not read on the host, and may have changed since."""
