@@ -22,6 +22,7 @@ from ._checks import plain
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_APART = ("outer",)  # arguments with numbers of their own: the rule of meetings has another rate than that of steps
 _LINE = 88  # a repr that holds other recorded values is broken over lines beyond this width
 
 
@@ -172,7 +173,8 @@ def find_arguments(value: Any, name: str) -> Iterator[Any]:
     """
     if isinstance(value, Recorded):
         arguments = value.arguments
-        yield from [arguments[name]] if name in arguments else find_arguments(list(arguments.values()), name)
+        inside = [argument for key, argument in arguments.items() if key not in _APART]
+        yield from [arguments[name]] if name in arguments else find_arguments(inside, name)
     elif isinstance(value, dict):
         yield from find_arguments(list(value.values()), name)
     elif isinstance(value, list | tuple):
@@ -201,7 +203,7 @@ def substitute(value: Any, name: str, new: Any) -> Any:
             return value.replace(**{name: new})
         bound = value.recipe.bind()
         for key, argument in bound.arguments.items():
-            bound.arguments[key] = substitute(argument, name, new)
+            bound.arguments[key] = argument if key in _APART else substitute(argument, name, new)
         return value.recipe.remake(bound)
     if type(value) is dict:
         return {key: substitute(member, name, new) for key, member in value.items()}

@@ -1,12 +1,9 @@
 """Jobs about what replicas say to each other; see `ranks`."""
 
-import functools
-
 import torch
 import torch.distributed as dist
-from shards import MESHES, drawn
+from shards import MESHES
 
-import optimfn as of
 from optimfn.distributed import _comm as comm
 
 
@@ -65,90 +62,3 @@ def verbs():
     w = torch.ones(2, requires_grad=True)
     comm.mean({"w": w * (rank + 1)}, peers)["w"].sum().backward()
     return found if torch.equal(w.grad, torch.full((2,), (rank + 1) / 2)) else [*found, f"derivative: {w.grad}"]
-
-
-# Transformations
-
-SHAPES = {"w": (6, 4), "b": (4,), "k": (3, 2, 2)}
-
-
-def replicas(size):
-    """The mesh of some replicas, and the rank in it; `None` for the ranks that stay outside."""
-    if dist.get_rank() >= size:
-        return None
-    return MESHES["two" if size == 2 else "four"]
-
-
-def batches(size, step, dtype=torch.float64):
-    """The gradients of every replica at a step."""
-    return [drawn(SHAPES, dtype, 100 * step + rank) for rank in range(size)]
-
-
-def mean_of(trees):
-    """The mean of trees, in the order of the replicas."""
-    return of.tree.scale(1 / len(trees), functools.reduce(of.tree.add, trees))
-
-
-def far(got, want):
-    """The largest distance between two trees."""
-    pairs = zip(of.tree.leaves(got), of.tree.leaves(want), strict=True)
-    return max((x.double() - y.double()).abs().max().item() for x, y in pairs)
-
-
-def run(tx, params, sequence, finish=False):
-    """The parameters and the state after steps of the pure pair."""
-    state = tx.init(params)
-    for grads in sequence:
-        updates, state = tx.update(grads, state, params)
-        params = of.apply_updates(params, updates)
-    return of.distributed.drain(tx, params, state) if finish else (params, state)
-
-
-def run_optimizer(tx, params, sequence, finish=False):
-    """The same behind `Optimizer`."""
-    own = {name: torch.nn.Parameter(p.clone()) for name, p in params.items()}
-    optimizer = of.Optimizer([*own.items()], tx)
-    for grads in sequence:
-        for name, p in own.items():
-            p.grad = grads[name].clone()
-        optimizer.step()
-    if finish:
-        optimizer.step(drain=True)
-    return of.tree.map(torch.detach, own)
-
-
-def whole_means(size):
-    """What goes wrong where replicas with a part of the batch each are to be one process with all of it."""
-    mesh = replicas(size)
-    if mesh is None:
-        return []
-    found, params, rank = [], drawn(SHAPES, torch.float64, 1), dist.get_rank()
-    sequence = [batches(size, step) for step in range(4)]
-    own, means = [each[rank] for each in sequence], [mean_of(each) for each in sequence]
-    rules = {
-        "adamw": of.adamw(0.1),
-        "clip": of.chain(of.clip_by_global_norm(0.5), of.sgd(0.1, 0.9)),
-        "adafactor": of.adafactor(0.1, min_dim_size_to_factor=2),
-        "multi_steps": of.multi_steps(of.adam(0.1), 2),
-    }
-    for name, rule in rules.items():
-        tx = of.chain(of.distributed.all_reduce_mean(mesh, bucket_bytes=200), rule)
-        late = of.distributed.deferred(of.chain(of.distributed.all_reduce_mean(mesh), rule))
-        outside = of.chain(of.distributed.deferred(of.distributed.all_reduce_mean((mesh, "dp"))), of.scale(-0.1))
-        want = run(rule, params, means)[0]
-        for kind, got in {
-            "pure": run(tx, params, own)[0],
-            "late": run(late, params, own, True)[0],
-            "behind an optimizer": run_optimizer(tx, params, own),
-            "late behind an optimizer": run_optimizer(late, params, own, True),
-        }.items():
-            if not far(got, want) <= 1e-12:
-                found.append(f"{name}, {kind}: off by {far(got, want):.1e}")
-    early, state = run(late, params, own)
-    if not far(early, run(rule, params, means[:-1])[0]) <= 1e-12:
-        found.append("the last step is not outstanding")
-    if far(of.distributed.flush(state).mean, means[-1]) > 1e-12 or not bool(state.pending):
-        found.append("flush gives another mean")
-    if not far(run(outside, params, own)[0], run(of.scale(-0.1), params, means[:-1])[0]) <= 1e-12:
-        found.append("only the mean is late: wrong")
-    return found

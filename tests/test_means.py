@@ -35,8 +35,3 @@ def test_members_of_a_batch_cannot_communicate():
     with pytest.raises(RuntimeError, match="adam communicates, which vmap cannot do"):
         torch.func.vmap(lambda x: (comm.check_whole("adam", x), x)[1])(torch.ones(3))
     comm.check_whole("adam", of.tree.zeros_like({"a": torch.ones(2)}))
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_replicas_with_parts_of_a_batch_are_one_process_with_all_of_it(size):
-    no_problems(on_ranks("means.whole_means", size))

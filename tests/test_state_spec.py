@@ -152,10 +152,16 @@ def test_numbers_that_someone_has_put_into_a_state_are_saved_as_tensors(tmp_path
     assert loaded.hyperparams["learning_rate"].item() == 0.25
 
 
-def test_what_is_each_replicas_own_must_be_one_leaf_of_all(tmp_path):
+def test_what_is_each_replicas_own_gets_an_axis_of_the_replicas(tmp_path):
     params = {"a": torch.ones(2)}
-    with pytest.raises(ValueError, match=r"state.error.a is each replica's own: make it a DTensor"):
-        of.distributed.save(tmp_path, params, compress().init(params), compress())
+    state = compress().init(params)
+    own = of.tree.map(lambda x: x + 3.0, state)
+    of.distributed.save(tmp_path, params, own, compress())
+    entries = dcp.FileSystemReader(tmp_path).read_metadata().state_dict_metadata
+    assert entries["state.error.a"].size == (1, 2)
+    assert entries["params.a"].size == (2,)
+    _, loaded = of.distributed.load(tmp_path, params, state, compress())
+    assert torch.equal(loaded.error["a"], own.error["a"])
 
 
 def test_nothing_is_pickled(tmp_path):

@@ -3,7 +3,7 @@
 import importlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ def save(path: PathLike, params: Params, state: State, tx: Any, *, group: Any = 
     of `torch.distributed.checkpoint`: tensors under flat names, `params.` or `state.` and the path. A folder without
     `.metadata`, which is written last, is one whose writing was cut off.
 
+    What is each replica's own is written for each of them: leaves of the state whose `state_spec` is `"per_replica"`,
+    and the parameters of replicas that step by themselves, as in `outer_sync`. Then every process is a replica.
+
     Args:
         path: The folder, the same for all processes.
         params: The parameters.
@@ -35,14 +38,9 @@ def save(path: PathLike, params: Params, state: State, tx: Any, *, group: Any = 
 
     Raises:
         TypeError: if a leaf is neither a tensor nor a number, naming it.
-        ValueError: if two leaves have the same name; if a leaf is a partial sum, which differs between processes; or if
-            one that is each replica's own is no DTensor, of which only that of one process would be kept.
+        ValueError: if two leaves have the same name; or if a leaf is a partial sum, which differs between processes.
     """
-    flat = _flat(params, state)
-    for name, spec in _specs(tx, params, state).items():
-        if spec.kind == "per_replica" and not is_dtensor(flat[name]):
-            raise ValueError(f"{name} is each replica's own: make it a DTensor with the replicas along its first axis")
-    _run(_dcp().save, flat, path, group)
+    run(dcp().save, _stacked(_flat(params, state), _specs(tx, params, state), group), path, group)
 
 
 def load(
@@ -56,6 +54,9 @@ def load(
     group: Any = None,
 ) -> tuple[Params, State]:
     """Read what `save` wrote, on any number of processes and in any layout.
+
+    What is each replica's own comes back to the same replica; if there were others, each gets the mean of all, and of
+    whole numbers those of the first.
 
     Args:
         path: The folder.
@@ -75,7 +76,8 @@ def load(
         ValueError: if an entry has another shape, naming both, or a leaf that is each replica's own comes from another
             number of replicas and says that this is an error. Nothing has been read then.
     """
-    wanted, specs = _flat(params, state), _specs(tx, params, state)
+    here, specs = _flat(params, state), _specs(tx, params, state)
+    wanted = _stacked(here, specs, group)
     found = _sizes(path)
     missing, left_over = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if strict and (missing or left_over):
@@ -91,12 +93,12 @@ def load(
             read[name] = x if donate else torch.empty_like(x)
         elif specs[name].elastic == "mean":
             read[name] = _for_all(x, found[name])
-    _run(_dcp().load, read, path, group)
+    run(dcp().load, read, path, group)
     with torch.no_grad():
         for name in others & read.keys():
             mean = _shared_out(read[name], given[name])
             read[name] = given[name].copy_(mean) if donate else mean
-    new = {name: read[name] if name in read else x if donate else x.clone() for name, x in wanted.items()}
+    new = {name: _laid_like(read[name], x) if name in read else x if donate else x.clone() for name, x in here.items()}
     return _filled("params", params, new, donate), _filled("state", state, new, donate)
 
 
@@ -139,12 +141,12 @@ class TrainState:
                 x.copy_(state_dict[name])
 
 
-def _dcp() -> Any:
+def dcp() -> Any:
     """torch.distributed.checkpoint, which takes twice as long to import as all of this package."""
     return importlib.import_module("torch.distributed.checkpoint")
 
 
-def _run(what: Any, flat: dict[str, Any], path: PathLike, group: Any) -> None:
+def run(what: Any, flat: dict[str, Any], path: PathLike, group: Any) -> None:
     alone = not dist.is_initialized()
     with warnings.catch_warnings():
         if alone:  # which torch finds worth a warning
@@ -183,18 +185,54 @@ def _saved(name: str, leaf: Any) -> Tensor:
     return own
 
 
+def _stacked(flat: Mapping[str, Tensor], specs: Mapping[str, LeafSpec], group: Any) -> dict[str, Tensor]:
+    """What is each replica's own with an axis of the replicas, which shares its memory."""
+    own = [name for name, x in flat.items() if specs[name].kind == "per_replica" and not is_dtensor(x)]
+    rows = stack_replicas([flat[name] for name in own], group)
+    return {**flat, **dict(zip(own, rows, strict=True))}
+
+
+def stack_replicas(leaves: Sequence[Tensor], group: Any) -> list[Any]:
+    """Every leaf as the row of this process in a DTensor of the rows of all, in the same memory."""
+    if not dist.is_initialized():
+        return [x[None] for x in leaves]
+    tensors, size = importlib.import_module("torch.distributed.tensor"), dist.get_world_size(group)
+    meshes: dict[str, Any] = {}
+    rows = []
+    for x in leaves:
+        mesh = meshes.get(x.device.type)
+        if mesh is None:
+            own = dist.group.WORLD if group is None else group
+            mesh = meshes[x.device.type] = tensors.DeviceMesh.from_group(own, x.device.type)
+        shape, stride = (size, *x.shape), (x.numel(), *x.contiguous().stride())
+        row = tensors.DTensor.from_local(
+            x[None], mesh, [tensors.Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride
+        )
+        rows.append(row)
+    return rows
+
+
+def _laid_like(x: Any, like: Tensor) -> Tensor:
+    """What was read, without the axis of the replicas if the leaf has none."""
+    if x.ndim == like.ndim:
+        own: Tensor = x
+        return own
+    row: Tensor = (x.to_local() if is_dtensor(x) else x)[0]
+    return row
+
+
 def _specs(tx: Any, params: Params, state: State) -> dict[str, LeafSpec]:
     """What each leaf is, by name."""
-    found = {
-        _name("params", path): LeafSpec("param", tree.join_path(path)) for path, _ in tree.leaves_with_path(params)
-    }
+    apart = any(getattr(node, "params_are_own", False) for _, node in tree.walk(state))
+    kind = "per_replica" if apart else "param"
+    found = {_name("params", path): LeafSpec(kind, tree.join_path(path)) for path, _ in tree.leaves_with_path(params)}
     specs = tree.leaves_with_path(spec_of(tx, params, state))
     return found | {_name("state", path): spec for path, spec in specs}
 
 
 def _sizes(path: PathLike) -> dict[str, torch.Size]:
     """The shapes of what a checkpoint holds, by name."""
-    metadata = _dcp().FileSystemReader(path).read_metadata()
+    metadata = dcp().FileSystemReader(path).read_metadata()
     return {name: getattr(entry, "size", torch.Size()) for name, entry in metadata.state_dict_metadata.items()}
 
 
@@ -218,7 +256,8 @@ def _for_all(x: Any, found: torch.Size) -> Any:
 
 def _shared_out(own: Any, like: Any) -> Any:
     """The mean over replicas, for each of others: what their compensated gradients add up to stays the same."""
-    mean = own.mean(0, keepdim=True).expand(like.shape)
+    numbers = own.dtype.is_floating_point or own.dtype.is_complex
+    mean = (own.mean(0, keepdim=True) if numbers else own[:1]).expand(like.shape)
     return mean.redistribute(placements=like.placements) if is_dtensor(like) else mean.contiguous()
 
 
