@@ -80,20 +80,27 @@ def problems(got, want, rtol):
     found = []
     for (path, x), y in zip(of.tree.leaves_with_path(got), of.tree.leaves(want), strict=True):
         place = of.tree.join_path(path)
-        if isinstance(x, DTensor):
-            if any(p.is_partial() for p in x.placements):
-                found.append(f"{place} rests in parts: {x.placements}")
+        if isinstance(x, DTensor) and any(p.is_partial() for p in x.placements):
+            found.append(f"{place} rests in parts: {x.placements}")
             x = x.full_tensor()
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             found.append(f"{place} is {x.dtype} {tuple(x.shape)}, not {y.dtype} {tuple(y.shape)}")
             continue
         if not y.numel():
             continue
-        if not (y.is_floating_point() or y.is_complex()):
+        is_exact = not (y.is_floating_point() or y.is_complex())
+        finite = y.new_empty(0) if is_exact else y[y.isfinite()]
+        scale = max(1.0, finite.abs().max().item() if finite.numel() else 1.0)
+        if isinstance(x, DTensor):  # every process looks at what it has
+            y = distribute_tensor(y, x.device_mesh, x.placements, src_data_rank=None).to_local()
+            x = x.to_local()
+        if x.shape != y.shape or not y.numel():
+            found += [f"{place} has {tuple(x.shape)} here, not {tuple(y.shape)}"] if x.shape != y.shape else []
+            continue
+        if is_exact:
             if not torch.equal(x, y):
                 found.append(f"{place} decides otherwise")
             continue
-        scale = max(1.0, y[y.isfinite()].abs().max().item() if y.isfinite().any() else 1.0)
         error = torch.where(y == x, 0, (x - y).abs()).nan_to_num(torch.inf).max().item()
         if not error <= rtol * scale and not (torch.isnan(x) & torch.isnan(y)).all():
             found.append(f"{place} is off by {error:.1e}")
@@ -105,19 +112,35 @@ def placements(tree):
     return [x.placements if isinstance(x, DTensor) else None for x in of.tree.leaves(tree)]
 
 
-def compare(make, params, sequence, layout, rtol, extra):
+CASE = {case.name: case for case in CASES}
+SMALL = {name: shape for name, shape in SHAPES.items() if name != "d"}
+STEPS = 4
+
+
+@functools.cache
+def whole_run(name, dtype):
+    """The parameters and the state of a case, as one process has them at the end; the same for all layouts."""
+    case, params = CASE[name], drawn(SMALL, dtype, 1)
+    tx = case.plain()
+    state = tx.init(params)
+    for grads in gradients(SMALL, dtype, STEPS):
+        updates, state = tx.update(grads, state, params, **case.extra)
+        params = of.apply_updates(params, updates)
+    return params, state
+
+
+def compare(case, dtype, layout, rtol):
     """What goes wrong when a transformation steps shards of parameters rather than the parameters."""
-    tx = make()
+    tx = case.plain()
     with CommDebugMode() as heard:
-        own = sharded(layout, params)
+        own = sharded(layout, drawn(SMALL, dtype, 1))
         state = tx.init(own)
     found = [f"init communicates: {dict(heard.get_comm_counts())}"] if heard.get_total_counts() else []
-    was, whole_state, where = placements(state), tx.init(params), placements(own)
-    for grads in sequence:
-        updates, whole_state = tx.update(grads, whole_state, params, **extra)
-        params = of.apply_updates(params, updates)
-        updates, state = tx.update(sharded(layout, grads), state, own, **extra)
+    was, where = placements(state), placements(own)
+    for grads in gradients(SMALL, dtype, STEPS):
+        updates, state = tx.update(sharded(layout, grads), state, own, **case.extra)
         own = of.apply_updates(own, updates)
+    params, whole_state = whole_run(case.name, dtype)
     found += problems(own, params, rtol) + [f"state: {x}" for x in problems(state, whole_state, rtol)]
     if placements(own) != where:
         found.append(f"parameters lie at {placements(own)}")
@@ -126,17 +149,15 @@ def compare(make, params, sequence, layout, rtol, extra):
     return found
 
 
-def compare_steps(make, params, sequence, layout, rtol, extra):
+def compare_steps(case, dtype, layout, rtol):
     """What goes wrong when a donating step writes into shards, and whether kernels do it."""
-    own, whole_params = sharded(layout, params), of.tree.map(torch.clone, params)
+    own, tx = sharded(layout, drawn(SMALL, dtype, 1)), case.plain()
     where = placements(own)
-    tx = make()
-    state, whole_state, step = tx.init(own), tx.init(whole_params), of.make_step(make(), donate=True)
+    state, step = tx.init(own), of.make_step(case.plain(), donate=True)
     with torch.no_grad():
-        for grads in sequence:
-            step(own, state, sharded(layout, grads), **extra)
-            updates, whole_state = tx.update(grads, whole_state, whole_params, **extra)
-            whole_params = of.apply_updates(whole_params, updates)
+        for grads in gradients(SMALL, dtype, STEPS):
+            step(own, state, sharded(layout, grads), **case.extra)
+    whole_params, whole_state = whole_run(case.name, dtype)
     found = problems(own, whole_params, rtol) + [f"state: {x}" for x in problems(state, whole_state, rtol)]
     return found if placements(own) == where else [*found, f"parameters lie at {placements(own)}"]
 
@@ -146,10 +167,10 @@ def law_of_steps(layout, dtype, rtol, skips, names=None):
     return law_of_the_pure_api(layout, dtype, rtol, skips, names, compare_steps)
 
 
-def steps_of_an_optimizer(make, params, sequence, extra):
+def steps_of_an_optimizer(make, params, sequence, extra, fused=None):
     """The parameters after steps of `Optimizer`, and the optimizer."""
     own = {name: torch.nn.Parameter(p) for name, p in params.items()}
-    optimizer = of.Optimizer([*own.items()], make())
+    optimizer = of.Optimizer([*own.items()], make(), fused=fused)
     for grads in sequence:
         for name, p in own.items():
             p.grad = grads[name]
@@ -157,11 +178,13 @@ def steps_of_an_optimizer(make, params, sequence, extra):
     return of.tree.map(torch.detach, own), optimizer
 
 
-def compare_optimizers(make, params, sequence, layout, rtol, extra):
+def compare_optimizers(case, dtype, layout, rtol):
     """What goes wrong behind `Optimizer`."""
+    make, extra = case.plain, case.extra
+    params, sequence = drawn(SMALL, dtype, 1), gradients(SMALL, dtype, STEPS)
     cut = [sharded(layout, grads) for grads in sequence]
     got, optimizer = steps_of_an_optimizer(make, sharded(layout, of.tree.map(torch.clone, params)), cut, extra)
-    want, single = steps_of_an_optimizer(make, of.tree.map(torch.clone, params), sequence, extra)
+    want, single = steps_of_an_optimizer(make, of.tree.map(torch.clone, params), sequence, extra, fused=False)
     states = [
         [{key: x for key, x in own.items() if isinstance(x, torch.Tensor)} for own in one.state.values()]
         for one in (optimizer, single)
@@ -219,12 +242,10 @@ def law_of_the_pure_api(layout, dtype, rtol, skips, names=None, compare=compare)
     if not works_on(layout):
         return {}
     found = {}
-    shapes = {name: shape for name, shape in SHAPES.items() if name != "d"}
-    params, sequence = drawn(shapes, dtype, 1), gradients(shapes, dtype, 4)
     for case in CASES:
         if case.name in skips or (names and case.name not in names):
             continue
-        problem = attempt(functools.partial(compare, case.plain, params, sequence, layout, rtol, case.extra))
+        problem = attempt(functools.partial(compare, case, dtype, layout, rtol))
         if problem:
             found[case.name] = problem
     return found
@@ -397,8 +418,7 @@ def read(tx, params, grads, extra):
 def host_reads(skips):
     """Which cases read a tensor on the host while they step shards."""
     found = {}
-    shapes = {name: shape for name, shape in SHAPES.items() if name != "d"}
-    params, grads = (sharded("fsdp on 4", drawn(shapes, torch.float64, seed)) for seed in (1, 2))
+    params, grads = (sharded("fsdp on 4", drawn(SMALL, torch.float64, seed)) for seed in (1, 2))
     for case in CASES:
         if case.name not in skips and "meta" not in case.skips:
             wrong = attempt(functools.partial(read, case.plain(), params, grads, case.extra))

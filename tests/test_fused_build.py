@@ -293,16 +293,27 @@ class TestCompiler:
 
 
 class TestProcesses:
-    def test_several_may_compile_the_same_source_at_once(self, tmp_path):
-        environment = {**os.environ, "OPTIMFN_CACHE": str(tmp_path)}
+    def test_several_that_need_the_same_source_at_once_compile_it_once(self, tmp_path):
+        compiler, log, cache = (tmp_path / name for name in ("cc", "log", "cache"))
+        compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec cc "$@"\n')
+        compiler.chmod(0o700)
+        environment = {**os.environ, "OPTIMFN_CACHE": str(cache), "CC": str(compiler)}
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
         command = [sys.executable, "-c", "from test_fused_build import *; torch.set_num_threads(1); assert_works()"]
         started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(4)]
         results = [(process.communicate()[1], process.returncode) for process in started]
         assert [code for _, code in results] == [0] * 4, results
-        (own,) = tmp_path.iterdir()
-        assert len(list(own.glob("*.so"))) == 1
-        assert len(list(own.iterdir())) == 3
+        (own,) = cache.iterdir()
+        assert sorted(path.suffix for path in own.iterdir()) == [".c", ".sha256", ".so"]
+        compiled = [line for line in log.read_text().splitlines() if line != "--version"]
+        assert len(compiled) == 1
+
+    def test_who_waits_too_long_compiles_as_well(self, tmp_path):
+        (tmp_path / "kernels").mkdir()
+        start = time.monotonic()
+        with _cache.turn(tmp_path / "kernels" / "entry.so", 100.0), _cache.turn(tmp_path / "kernels" / "entry.so", 0.2):
+            assert 0.2 <= time.monotonic() - start < 50.0
+        assert not list((tmp_path / "kernels").iterdir())
 
     @pytest.mark.parametrize("missing", ["register_at_fork", "getuid", "register_at_fork getuid O_NOFOLLOW"])
     def test_systems_without_forks_and_users(self, missing):

@@ -105,7 +105,10 @@ class _Exchange:
         spans = [range(size) if axis in axes else (here[axis],) for axis, size in enumerate(self.sizes)]
         self.coordinates = list(itertools.product(*spans))
         # Places in the mesh, in the order of the ranks of the group.
-        ranks = [int(mesh.mesh[at]) for at in self.coordinates]
+        numbers = dict(
+            zip(itertools.product(*[range(size) for size in self.sizes]), mesh.mesh.flatten().tolist(), strict=True)
+        )
+        ranks = [numbers[at] for at in self.coordinates]
         order = sorted(range(len(ranks)), key=lambda i: dist.get_group_rank(self.group, ranks[i]))
         self.places, self.me = order, order[dist.get_rank(self.group)]
         owners = _owners([tuple(x.shape) for x in given], len(ranks))

@@ -91,7 +91,10 @@ def _library(source: str) -> tuple[ctypes.CDLL, Path]:
     library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
     opened = _cache.open_intact(library, check)
     if opened is None:
-        opened = _compile(source, compiler[0], directory, (library, text, check))
+        with _cache.turn(library, _LIMIT):
+            opened = _cache.open_intact(library, check)
+            if opened is None:
+                opened = _compile(source, compiler[0], directory, (library, text, check))
     try:
         # The file stays open: the loader takes the same path for the same library.
         return ctypes.CDLL(_cache.path_of(opened, library)), text

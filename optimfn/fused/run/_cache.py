@@ -7,15 +7,17 @@ and what was not used for long is removed.
 """
 
 import atexit
+import contextlib
 import functools
 import hashlib
+import importlib
 import os
 import shutil
 import stat
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _DAY = 24 * 3600.0
@@ -33,6 +35,36 @@ def cache_directory() -> Path:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "optimfn"
+
+
+@contextlib.contextmanager
+def turn(entry: Path, seconds: float) -> Iterator[None]:
+    """Let processes that make the same entry at once, as the ranks of one machine do, wait for the first of them.
+
+    It is a courtesy: who has waited long enough, or cannot lock, makes the entry as well.
+    """
+    path, opened = entry.with_suffix(".lock"), None
+    try:
+        with contextlib.suppress(OSError, ImportError):
+            opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            _wait_for(opened, seconds)
+        yield
+    finally:
+        if opened is not None:
+            path.unlink(missing_ok=True)
+            os.close(opened)
+
+
+def _wait_for(opened: int, seconds: float) -> None:
+    locks = importlib.import_module("fcntl")  # not on every system
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            locks.flock(opened, locks.LOCK_EX | locks.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return
 
 
 def publish(files: Sequence[tuple[Path, Path]], check: Path) -> int:
