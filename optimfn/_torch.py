@@ -124,6 +124,11 @@ def replicate() -> Any:
     return sys.modules["torch.distributed.tensor"].Replicate()
 
 
+def shard(axis: int) -> Any:
+    """The placement of what is cut along an axis."""
+    return sys.modules["torch.distributed.tensor"].Shard(axis)
+
+
 def shard_like(placement: Any, axis: int) -> Any:
     """The placement of what is cut along an axis in the way that another is cut along one of its own."""
     if placement.dim == axis:

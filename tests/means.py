@@ -1,9 +1,16 @@
 """Jobs about what replicas say to each other; see `ranks`."""
 
+import contextlib
+import copy
+import functools
+
 import torch
 import torch.distributed as dist
-from shards import MESHES
+from shards import MESHES, drawn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel as DDP
 
+import optimfn as of
 from optimfn.distributed import _comm as comm
 
 
@@ -62,3 +69,200 @@ def verbs():
     w = torch.ones(2, requires_grad=True)
     comm.mean({"w": w * (rank + 1)}, peers)["w"].sum().backward()
     return found if torch.equal(w.grad, torch.full((2,), (rank + 1) / 2)) else [*found, f"derivative: {w.grad}"]
+
+
+# Transformations
+
+SHAPES = {"w": (6, 4), "b": (4,), "k": (3, 2, 2)}
+
+
+def replicas(size):
+    """The mesh of some replicas, and the rank in it; `None` for the ranks that stay outside."""
+    if dist.get_rank() >= size:
+        return None
+    return MESHES["two" if size == 2 else "four"]
+
+
+def batches(size, step, dtype=torch.float64):
+    """The gradients of every replica at a step."""
+    return [drawn(SHAPES, dtype, 100 * step + rank) for rank in range(size)]
+
+
+def mean_of(trees):
+    """The mean of trees, in the order of the replicas."""
+    return of.tree.scale(1 / len(trees), functools.reduce(of.tree.add, trees))
+
+
+def far(got, want):
+    """The largest distance between two trees."""
+    pairs = zip(of.tree.leaves(got), of.tree.leaves(want), strict=True)
+    return max((x.double() - y.double()).abs().max().item() for x, y in pairs)
+
+
+def run(tx, params, sequence, finish=False):
+    """The parameters and the state after steps of the pure pair."""
+    state = tx.init(params)
+    for grads in sequence:
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+    return of.distributed.drain(tx, params, state) if finish else (params, state)
+
+
+def run_optimizer(tx, params, sequence, finish=False):
+    """The same behind `Optimizer`."""
+    own = {name: torch.nn.Parameter(p.clone()) for name, p in params.items()}
+    optimizer = of.Optimizer([*own.items()], tx)
+    for grads in sequence:
+        for name, p in own.items():
+            p.grad = grads[name].clone()
+        optimizer.step()
+    if finish:
+        optimizer.step(drain=True)
+    return of.tree.map(torch.detach, own)
+
+
+def whole_means(size):
+    """What goes wrong where replicas with a part of the batch each are to be one process with all of it."""
+    mesh = replicas(size)
+    if mesh is None:
+        return []
+    found, params, rank = [], drawn(SHAPES, torch.float64, 1), dist.get_rank()
+    sequence = [batches(size, step) for step in range(4)]
+    own, means = [each[rank] for each in sequence], [mean_of(each) for each in sequence]
+    rules = {
+        "adamw": of.adamw(0.1),
+        "clip": of.chain(of.clip_by_global_norm(0.5), of.sgd(0.1, 0.9)),
+        "adafactor": of.adafactor(0.1, min_dim_size_to_factor=2),
+        "multi_steps": of.multi_steps(of.adam(0.1), 2),
+    }
+    for name, rule in rules.items():
+        tx = of.chain(of.distributed.all_reduce_mean(mesh, bucket_bytes=200), rule)
+        late = of.distributed.deferred(of.chain(of.distributed.all_reduce_mean(mesh), rule))
+        outside = of.chain(of.distributed.deferred(of.distributed.all_reduce_mean((mesh, "dp"))), of.scale(-0.1))
+        want = run(rule, params, means)[0]
+        for kind, got in {
+            "pure": run(tx, params, own)[0],
+            "late": run(late, params, own, True)[0],
+            "behind an optimizer": run_optimizer(tx, params, own),
+            "late behind an optimizer": run_optimizer(late, params, own, True),
+        }.items():
+            if not far(got, want) <= 1e-12:
+                found.append(f"{name}, {kind}: off by {far(got, want):.1e}")
+    early, state = run(late, params, own)
+    if not far(early, run(rule, params, means[:-1])[0]) <= 1e-12:
+        found.append("the last step is not outstanding")
+    if far(of.distributed.flush(state).mean, means[-1]) > 1e-12 or not bool(state.pending):
+        found.append("flush gives another mean")
+    if not far(run(outside, params, own)[0], run(of.scale(-0.1), params, means[:-1])[0]) <= 1e-12:
+        found.append("only the mean is late: wrong")
+    return found
+
+
+# Compressors
+
+TALL = {"w": (24, 18), "b": (5,), "k": (8, 6, 3), "v": (3, 3)}
+COMPRESSORS = {
+    "cast": lambda: of.distributed.cast(torch.bfloat16),
+    "powersgd 1": lambda: of.distributed.powersgd(1),
+    "powersgd 4": lambda: of.distributed.powersgd(4, min_rate=1),
+    "sign_1bit": lambda: of.distributed.sign_1bit(),
+    "int8_block": lambda: of.distributed.int8_block(16),
+    "topk": lambda: of.distributed.topk(0.1),
+}
+
+
+def steps_of(size, number, dtype=torch.float32):
+    """The gradients of every replica, step by step."""
+    return [[drawn(TALL, dtype, 1000 * step + rank) for rank in range(size)] for step in range(number)]
+
+
+def compressed(name, size, number, error_feedback=True, dtype=torch.float32):
+    """The means of all steps, the own error of this replica, and the bytes of each step."""
+    mesh = replicas(size)
+    if mesh is None:
+        return None
+    tx = of.distributed.compressed_mean(mesh, COMPRESSORS[name](), error_feedback=error_feedback)
+    state, means = tx.init(drawn(TALL, dtype, 0)), []
+    with of.distributed.comm_trace() as sent:
+        for grads in steps_of(size, number, dtype):
+            got, state = tx.update(grads[dist.get_rank()], state)
+            means.append(got)
+    return means, state, (sent.calls / number, sent.bytes / number)
+
+
+def mlp():
+    """A small model, the same everywhere."""
+    torch.manual_seed(7)
+    return torch.nn.Sequential(
+        torch.nn.Linear(20, 16), torch.nn.Tanh(), torch.nn.Linear(16, 12), torch.nn.Linear(12, 4)
+    )
+
+
+def loss_of(model, step, rank):
+    x = torch.randn(6, 20, generator=torch.Generator().manual_seed(100 * step + rank))
+    return model(x).square().mean()
+
+
+def ddp_and_rules(size, name, rank=1):
+    """How far plain replicas with our rule are from torch's own hook under DistributedDataParallel, step by step."""
+    mesh = replicas(size)
+    if mesh is None:
+        return None
+    group, here, lr, number = mesh.get_group(), dist.get_rank(), 0.05, 8
+    hooked, plain = mlp(), mlp()
+    ddp = DDP(hooked, process_group=group)
+    hook_state = powerSGD_hook.PowerSGDState(
+        group, matrix_approximation_rank=rank, start_powerSGD_iter=2, min_compression_rate=1.0
+    )
+    if name == "powersgd":
+        ddp.register_comm_hook(hook_state, powerSGD_hook.powerSGD_hook)
+        rule = of.distributed.compressed_mean(mesh, of.distributed.powersgd(rank, min_rate=1), start=2)
+    else:  # DDP knows the hook by its name, and refuses it on the CPU
+        ddp.register_comm_hook(group, lambda group, bucket: default_hooks.bf16_compress_hook(group, bucket))
+        rule = of.distributed.compressed_mean(mesh, of.distributed.cast(torch.bfloat16), error_feedback=False)
+    params = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    tx = of.chain(rule, of.sgd(lr))
+    state, found = tx.init(params), []
+    for step in range(number):
+        if name == "powersgd" and step == 2:
+            state = (with_first_factors(state[0], params, hook_state), *state[1:])
+        ddp.zero_grad()
+        loss_of(ddp, step, here).backward()
+        with torch.no_grad():
+            for p in hooked.parameters():
+                p -= lr * p.grad
+        grads = torch.func.grad(
+            lambda p, step=step: loss_of(lambda x: torch.func.functional_call(plain, p, x), step, here)
+        )(params)
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+        found.append(far(params, {name: p.detach() for name, p in hooked.named_parameters()}))
+    return found
+
+
+def with_first_factors(state, params, hook_state):
+    """The state with the first factors that torch's hook draws in the order of its bucket, which is the reverse."""
+    numbers = copy.deepcopy(hook_state.rng)
+    generator = torch.Generator().manual_seed(int(numbers.randint(1_000_000_000)))
+    qs = [*state.compressor]
+    for i, q in reversed([*enumerate(qs)]):
+        if q.numel():
+            qs[i] = torch.randn(q.shape, generator=generator)
+    return state._replace(compressor=qs)
+
+
+def after_no_sync():
+    """How far means of gradients gathered under `no_sync` are from those that DDP takes itself."""
+    mesh = replicas(2)
+    if mesh is None:
+        return None
+    models = [mlp(), mlp()]
+    wrapped = [DDP(model, process_group=mesh.get_group()) for model in models]
+    for step in range(3):
+        own = step < 2
+        for ddp, silent in zip(wrapped, (own, True), strict=True):
+            with ddp.no_sync() if silent else contextlib.nullcontext():
+                loss_of(ddp, step, dist.get_rank()).backward()
+    grads = [{name: p.grad for name, p in model.named_parameters()} for model in models]
+    tx = of.distributed.all_reduce_mean(mesh)
+    return far(tx.update(grads[1], tx.init(grads[1]))[0], grads[0])
