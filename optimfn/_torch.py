@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -78,13 +79,18 @@ def is_dtensor(x: Any) -> bool:
 
 def local_shard(x: Any) -> Tensor:
     """What a DTensor has here; no derivative flows through it."""
-    local: Tensor = x._local_tensor
+    local: Tensor = x.to_local() if torch.compiler.is_compiling() else x._local_tensor
     return local.detach()
 
 
 def wrapped_like(local: Tensor, like: Any, shape: Sequence[int], placements: Sequence[Any]) -> Any:
     """A DTensor on the mesh of another, made of what it has here; without a check, and without communication."""
-    tensors = sys.modules["torch.distributed.tensor"]
+    if torch.compiler.is_compiling():
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        return _dtensors().DTensor.from_local(
+            local, like.device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=tuple(strides)
+        )
+    tensors = _dtensors()
     spec, size = like._spec, torch.Size(shape)
     meta = type(spec.tensor_meta)(size, _contiguous(tuple(shape)), local.dtype)
     return tensors.DTensor(local, type(spec)(spec.mesh, tuple(placements), tensor_meta=meta), requires_grad=False)
@@ -119,9 +125,13 @@ def without_parts(x: Any) -> Any:
     return x.redistribute(placements=[replicate() if p.is_partial() else p for p in x.placements])
 
 
+def _dtensors() -> Any:
+    return sys.modules["torch.distributed.tensor"]
+
+
 def replicate() -> Any:
     """The placement of what every process has whole."""
-    return sys.modules["torch.distributed.tensor"].Replicate()
+    return _dtensors().Replicate()
 
 
 def shard(axis: int) -> Any:

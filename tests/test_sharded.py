@@ -107,3 +107,8 @@ def test_a_mesh_of_one_process_sends_nothing():
 def test_rules_of_whole_matrices_take_a_part_of_the_world():
     found = told(on_ranks("meshes.matrices_on_a_part_of_the_world"))
     assert not found, found
+
+
+def test_a_step_with_collectives_is_one_graph():
+    found = told(on_ranks("meshes.compiled"))
+    assert not found, found

@@ -66,7 +66,9 @@ def _plain(how: str, x: Tensor, axes: Axes, keepdim: bool) -> Tensor:
 
 
 def _folded(how: str, pairs: Sequence[tuple[Tensor, Axes | None]], keepdim: bool) -> list[Tensor]:
-    made, parts, groups = list[Any](), list[Tensor](), list[tuple[Any, ...]]()
+    made: list[Any] = []
+    parts: list[Tensor] = []
+    groups: list[tuple[Any, ...]] = []
     for x, axes in pairs:
         if axes is None or not is_dtensor(x):
             made.append(x if axes is None else _plain(how, x, axes, keepdim))

@@ -23,7 +23,8 @@ def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
     Every leaf has an owner among the processes of its mesh, chosen so that all have about as much to do. It is given
     the shards of the others, computes, and gives each its part of the result: two collectives, however many leaves
-    there are. The result is bit for bit that of one process. Derivatives do not flow through leaves in shards.
+    there are. The result is bit for bit that of one process. Derivatives do not flow through leaves in shards. Under
+    `torch.compile` every process computes every leaf, from one collective each.
 
     Args:
         f: A function of a leaf that returns one of the same shape and dtype. It must not raise: the owner alone would,
@@ -48,8 +49,8 @@ def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
             continue
         if not any(p.is_shard() and x.device_mesh.size(axis) > 1 for axis, p in enumerate(x.placements)):
             found[i] = wrapped(f(local_shard(x)), x)
-        elif any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
-            found[i] = _gathered(f, x)  # a shard is not one piece of the whole
+        elif torch.compiler.is_compiling() or any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
+            found[i] = _gathered(f, x)  # where a graph is the same for all, or a shard is not one piece of the whole
         else:
             x, axes = _within_one_group(x)
             given[i] = x

@@ -19,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._torch import (
+    collective,
     is_batched,
     is_dtensor,
     local_shard,
     placed_like,
     replicate,
     shard_like,
+    wait_for,
     without_parts,
     wrapped_like,
 )
@@ -95,7 +97,8 @@ def reduced(f: Callable[..., Tensor], how: str, rows: Sequence[Sequence[Any]]) -
     """The results of `reduce_each` for rows of leaves."""
     if not any(is_dtensor(x) for row in rows for x in row):
         return each(f, rows)
-    parts, groups = list[Tensor](), list[tuple[Any, ...]]()
+    parts: list[Tensor] = []
+    groups: list[tuple[Any, ...]] = []
     for row in rows:
         shards, own = opened(row)
         if how in _NEUTRAL and not shards[0].numel():  # what is empty has no largest element
@@ -265,7 +268,7 @@ def all_reduce(parts: Sequence[Tensor], how: str, groups: Sequence[Sequence[Any]
 
 def reduce_vector(vector: Tensor, how: str, group: Any) -> Tensor:
     """A vector together with those of the other processes: one collective."""
-    if is_batched(vector):
+    if not torch.compiler.is_compiling() and is_batched(vector):
         raise RuntimeError(
             "vmap cannot go through a collective, which would leave the parts of a batch as they are: map over the "
             "members by a loop, or keep them whole on every process"
@@ -273,6 +276,8 @@ def reduce_vector(vector: Tensor, how: str, group: Any) -> Tensor:
     if vector.requires_grad and torch.is_grad_enabled():
         made: Tensor = _AllReduce.apply(vector, how, group)  # type: ignore[no-untyped-call]  # torch has no types here
         return made
+    if torch.compiler.is_compiling():
+        return wait_for(collective("all_reduce", vector, _OPERATION[how].lower(), group.group_name))
     total = vector.clone()
     dist.all_reduce(total, getattr(dist.ReduceOp, _OPERATION[how]), group)
     return total
