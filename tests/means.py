@@ -244,11 +244,11 @@ def with_first_factors(state, params, hook_state):
     """The state with the first factors that torch's hook draws in the order of its bucket, which is the reverse."""
     numbers = copy.deepcopy(hook_state.rng)
     generator = torch.Generator().manual_seed(int(numbers.randint(1_000_000_000)))
-    qs = [*state.compressor]
+    qs = of.tree.leaves(state.compressor.factors)
     for i, q in reversed([*enumerate(qs)]):
         if q.numel():
             qs[i] = torch.randn(q.shape, generator=generator)
-    return state._replace(compressor=qs)
+    return state._replace(compressor=of.distributed.PowerSGDState(of.tree.unflatten(state.compressor.factors, qs)))
 
 
 def after_no_sync():
@@ -266,3 +266,38 @@ def after_no_sync():
     grads = [{name: p.grad for name, p in model.named_parameters()} for model in models]
     tx = of.distributed.all_reduce_mean(mesh)
     return far(tx.update(grads[1], tx.init(grads[1]))[0], grads[0])
+
+
+# Checkpoints
+
+
+def saved_and_read(name, size, folder, first):
+    """Compressed steps that are saved, or that go on from what was saved, perhaps by another number of replicas.
+
+    Returns:
+        Before saving, or after reading, the mean of the errors over the replicas, the error of this one, and the means
+        of two more steps.
+    """
+    mesh = replicas(size)
+    if mesh is None:
+        return None
+    group, rank = mesh.get_group(), dist.get_rank()
+    tx = of.distributed.compressed_mean(mesh, COMPRESSORS[name](), start=1)
+    params = drawn(TALL, torch.float32, 0)
+    state = tx.init(params)
+    sequence = steps_of(4, 6)
+    if first:
+        for grads in sequence[:4]:
+            _, state = tx.update(grads[rank], state)
+        of.distributed.save(folder, params, state, tx, group=group)
+    else:
+        params, state = of.distributed.load(folder, params, state, tx, group=group)
+    errors, after = (comm.mean(state.error, comm.Peers(mesh)), state.error), []
+    if isinstance(state.compressor, of.distributed.OwnerState):  # what owners have not passed on is lost as little
+        parts = [None] * size
+        dist.all_gather_object(parts, state.compressor.owned, group=group)
+        errors = (*errors, torch.cat(parts))
+    for grads in sequence[4:]:
+        got, state = tx.update(grads[rank], state)
+        after.append(got)
+    return (*errors, after)

@@ -6,6 +6,7 @@ from ._checkpoint import save as save
 from ._compressed import CompressedMeanState as CompressedMeanState
 from ._compressed import compressed_mean as compressed_mean
 from ._compressors import Compressor as Compressor
+from ._compressors import PowerSGDState as PowerSGDState
 from ._compressors import cast as cast
 from ._compressors import powersgd as powersgd
 from ._compressors import topk as topk

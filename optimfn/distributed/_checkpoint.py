@@ -186,10 +186,32 @@ def _saved(name: str, leaf: Any) -> Tensor:
 
 
 def _stacked(flat: Mapping[str, Tensor], specs: Mapping[str, LeafSpec], group: Any) -> dict[str, Tensor]:
-    """What is each replica's own with an axis of the replicas, which shares its memory."""
+    """What is each replica's own with an axis of the replicas, and parts of a vector as such, in the same memory."""
     own = [name for name, x in flat.items() if specs[name].kind == "per_replica" and not is_dtensor(x)]
     rows = stack_replicas([flat[name] for name in own], group)
-    return {**flat, **dict(zip(own, rows, strict=True))}
+    parts = [name for name, x in flat.items() if specs[name].kind == "flat_shard" and not is_dtensor(x)]
+    vectors = _join_parts([flat[name] for name in parts], group)
+    return {**flat, **dict(zip(own, rows, strict=True)), **dict(zip(parts, vectors, strict=True))}
+
+
+def _mesh(group: Any, device: torch.device) -> Any:
+    own = dist.group.WORLD if group is None else group
+    return importlib.import_module("torch.distributed.tensor").DeviceMesh.from_group(own, device.type)
+
+
+def _join_parts(leaves: Sequence[Tensor], group: Any) -> list[Any]:
+    """Every leaf as the part of this process in a DTensor of one axis, which is cut as torch cuts it."""
+    if not dist.is_initialized():
+        return [*leaves]
+    tensors, found = importlib.import_module("torch.distributed.tensor"), []
+    for x in leaves:
+        total = torch.tensor(x.numel(), device=x.device)
+        dist.all_reduce(total, group=group)
+        shape, placed = torch.Size([int(total)]), [tensors.Shard(0)]
+        found.append(
+            tensors.DTensor.from_local(x, _mesh(group, x.device), placed, run_check=False, shape=shape, stride=(1,))
+        )
+    return found
 
 
 def stack_replicas(leaves: Sequence[Tensor], group: Any) -> list[Any]:
@@ -202,8 +224,7 @@ def stack_replicas(leaves: Sequence[Tensor], group: Any) -> list[Any]:
     for x in leaves:
         mesh = meshes.get(x.device.type)
         if mesh is None:
-            own = dist.group.WORLD if group is None else group
-            mesh = meshes[x.device.type] = tensors.DeviceMesh.from_group(own, x.device.type)
+            mesh = meshes[x.device.type] = _mesh(group, x.device)
         shape, stride = (size, *x.shape), (x.numel(), *x.contiguous().stride())
         row = tensors.DTensor.from_local(
             x[None], mesh, [tensors.Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride
@@ -214,11 +235,8 @@ def stack_replicas(leaves: Sequence[Tensor], group: Any) -> list[Any]:
 
 def _laid_like(x: Any, like: Tensor) -> Tensor:
     """What was read, without the axis of the replicas if the leaf has none."""
-    if x.ndim == like.ndim:
-        own: Tensor = x
-        return own
-    row: Tensor = (x.to_local() if is_dtensor(x) else x)[0]
-    return row
+    own: Tensor = x.to_local() if is_dtensor(x) and not is_dtensor(like) else x
+    return own if x.ndim == like.ndim else own[0]
 
 
 def _specs(tx: Any, params: Params, state: State) -> dict[str, LeafSpec]:

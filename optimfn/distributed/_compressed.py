@@ -54,8 +54,8 @@ def compressed_mean(
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
-        ValueError: in `init`, if `sign_1bit` or `int8_block` are given the shards of DTensors, or if the group is no
-            axis of their mesh.
+        ValueError: in `init`, if `sign_1bit` or `int8_block` are given the shards of DTensors, or `powersgd` uneven
+            ones; or if the group is no axis of their mesh.
         RuntimeError: in `update` under `vmap`.
 
     Source: Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2.
@@ -75,11 +75,11 @@ def compressed_mean(
     peers = Peers(group)
 
     def init(params: Params) -> CompressedMeanState:
-        if compressor.whole and any(map(is_dtensor, tree.leaves(params))):
-            raise ValueError(f"{compressor!r} needs whole leaves, got shards: take powersgd, topk or cast for DTensors")
+        for p in filter(is_dtensor, tree.leaves(params)):
+            _check_shards(compressor, p)
         error = tree.map(lambda p: _zeros(p, peers), params) if error_feedback else ()
         count = tree.host_count(params) if start else ()
-        return CompressedMeanState(error, compressor.init([_real(local(p)) for p in tree.leaves(params)], peers), count)
+        return CompressedMeanState(error, compressor.init(tree.map(lambda p: _real(local(p)), params), peers), count)
 
     def update(
         updates: Updates, state: CompressedMeanState, params: Params | None = None, **extra: Any
@@ -109,6 +109,15 @@ def compressed_mean(
         return form.unflatten(grads), state._replace(error=error, compressor=kept)
 
     return GradientTransformation(init, update)
+
+
+def _check_shards(compressor: Compressor, p: Any) -> None:
+    even = all(
+        not place.is_shard() or p.shape[place.dim] % p.device_mesh.size(i) == 0 for i, place in enumerate(p.placements)
+    )
+    if compressor.shards == "none" or (compressor.shards == "even" and not even):
+        what = "whole leaves" if compressor.shards == "none" else "shards of one shape"
+        raise ValueError(f"{compressor!r} needs {what}, got {p.placements} of {tuple(p.shape)}: take topk or cast")
 
 
 def _zeros(p: Any, peers: Peers) -> Any:

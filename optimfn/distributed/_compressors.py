@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import tree
 from .._checks import check_dtype, check_nonnegative, check_seed, check_steps
 from .._recipe import Recorded, factory
-from .._typing import State
+from .._state_spec import LeafSpec
+from .._typing import State, Tree
 from ._comm import Peers, all_gather, mean
 
 Leaves = Sequence[Tensor]
@@ -20,23 +22,23 @@ Leaves = Sequence[Tensor]
 class Compressor(Recorded):
     """How `compressed_mean` averages tensors over replicas with less than the tensors themselves.
 
-    Both functions are given a list of real tensors, the same shapes on every replica, and everybody calls them
-    together.
+    Its functions are given real tensors, of the same shapes on every replica, and everybody calls them together.
 
     Args:
-        init: `init(leaves, peers) -> state`, what it remembers. Nothing is communicated.
-        mean: `mean(leaves, state, peers) -> (means, sent, state)`: the means, the same bits on every replica, and what
-            of this replica's own leaves has gone into them; the rest is its error.
-        whole: Whether it needs leaves that are whole on every replica, and refuses the shards of DTensors.
+        init: `init(params, peers) -> state`, what it remembers; what belongs to parameters is in a tree like theirs.
+            Nothing is communicated.
+        mean: `mean(leaves, state, peers) -> (means, sent, state)` of lists: the means, the same bits on
+            every replica, and what of this replica's own leaves has gone into them; the rest is its error.
+        shards: Which shards of DTensors it takes: `"any"`; `"even"`, those of one shape everywhere; or `"none"`.
         recipe: How it was made; `factory` fills it in.
     """
 
-    init: Callable[[Leaves, Peers], State]
+    init: Callable[[Tree, Peers], State]
     mean: Callable[[Leaves, State, Peers], tuple[list[Tensor], list[Tensor], State]]
-    whole: bool = False
+    shards: str = "any"
 
 
-def nothing(leaves: Leaves, peers: Peers) -> State:
+def nothing(leaves: Tree, peers: Peers) -> State:
     """The state of a compressor that remembers nothing."""
     return ()
 
@@ -75,6 +77,13 @@ def cast(dtype: torch.dtype) -> Compressor:
         return _wide(found, leaves), _wide(low, leaves), state
 
     return Compressor(nothing, average)
+
+
+class PowerSGDState(NamedTuple):
+    """Where the next step of the subspace iterations begins."""
+
+    # Of the shards of DTensors each process has its own; else they are the same everywhere.
+    factors: Annotated[Tree, LeafSpec("per_replica")]  # Q of each matrix, m x rank; empty for the other leaves
 
 
 @factory
@@ -120,18 +129,19 @@ def powersgd(rank: int = 1, min_rate: float = 2.0, eps: float = 0.0, seed: int =
         own = min(n, m, rank)
         return own if (n + m) * own * min_rate < n * m else 0
 
-    def init(leaves: Leaves, peers: Peers) -> State:
+    def init(leaves: Tree, peers: Peers) -> State:
         generator = torch.Generator().manual_seed(seed)
-        found = []
-        for x in leaves:
-            shape = (x.numel() // x.shape[0], columns(x)) if columns(x) else (0, 0)
-            found.append(torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device))
-        return found
 
-    def average(leaves: Leaves, state: State, peers: Peers) -> tuple[list[Tensor], list[Tensor], State]:
+        def factor(x: Tensor) -> Tensor:
+            shape = (x.numel() // x.shape[0], columns(x)) if columns(x) else (0, 0)
+            return torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
+
+        return PowerSGDState(tree.map(factor, leaves))
+
+    def average(leaves: Leaves, state: PowerSGDState, peers: Peers) -> tuple[list[Tensor], list[Tensor], State]:
         small = [i for i, x in enumerate(leaves) if columns(x)]
         rest = [i for i, x in enumerate(leaves) if not columns(x)]
-        means, sent, qs = [*leaves], [*leaves], [*state]
+        means, sent, qs = [*leaves], [*leaves], tree.leaves(state.factors)
         for i, x in zip(rest, mean([leaves[i] for i in rest], peers), strict=True):
             means[i] = x
         matrices = [leaves[i].reshape(leaves[i].shape[0], -1) for i in small]
@@ -143,9 +153,9 @@ def powersgd(rank: int = 1, min_rate: float = 2.0, eps: float = 0.0, seed: int =
             means[i] = sent[i] = (p @ q.mT).reshape(leaves[i].shape)
             # A column that nothing has been projected on is tried again, or it would be zero for ever.
             qs[i] = torch.where((q == 0).all(0), qs[i], q)
-        return means, sent, qs
+        return means, sent, PowerSGDState(tree.unflatten(state.factors, qs))
 
-    return Compressor(init, average)
+    return Compressor(init, average, shards="even")
 
 
 def _orthogonal(columns: Tensor, eps: float) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import tree
 from .._checks import check_steps
 from .._recipe import factory
 from .._state_spec import LeafSpec
-from .._typing import State
+from .._typing import State, Tree
 from ._comm import Peers, all_gather, all_to_all
 from ._compressors import Compressor, Leaves, cut
 
@@ -108,7 +109,8 @@ def int8_block(size: int = 512) -> Compressor:
 
 
 def _by_owners(code: Code) -> Compressor:
-    def init(leaves: Leaves, peers: Peers) -> State:
+    def init(params: Tree, peers: Peers) -> State:
+        leaves = tree.leaves(params)
         total = sum(x.numel() for x in leaves)
         part = -(-total // peers.size)
         length = max(min(part, total - peers.rank * part), 0)
@@ -130,7 +132,7 @@ def _by_owners(code: Code) -> Compressor:
         means = code.decode(all_gather(back[0], peers), _gathered(scale, peers), part, flat.dtype)
         return cut(means.reshape(-1)[:total], leaves), cut(sent, leaves), OwnerState(kept)
 
-    return Compressor(init, average, whole=True)
+    return Compressor(init, average, shards="none")
 
 
 def _gathered(scale: Tensor | None, peers: Peers) -> Tensor | None:
