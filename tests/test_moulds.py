@@ -121,3 +121,18 @@ def test_numbers_of_groups_change_without_a_trace(name, monkeypatch):
                 group[key] = new if isinstance(value, tuple) else new[0]
         group.setdefault("history", []).append(1)
     assert sum(traces) <= 1
+
+
+def test_what_a_factory_makes_is_made_once_for_equal_numbers():
+    def made(make=of.adamw, **numbers):
+        return of.Optimizer(parameters(), make, **numbers).tx
+
+    rate = torch.tensor(0.1)
+    assert made(learning_rate=0.1) is made(learning_rate=0.1)
+    assert made(learning_rate=0.1, mask=of.tree.is_matrix) is made(learning_rate=0.1, mask=of.tree.is_matrix)
+    assert made(learning_rate=0.1) is not made(learning_rate=0.2)
+    assert made(learning_rate=1) is not made(learning_rate=1.0)
+    assert made(learning_rate=0.1, eps=0.0) is not made(learning_rate=0.1, eps=-0.0)
+    assert made(learning_rate=0.1) is not made(of.adam, learning_rate=0.1)
+    assert made(learning_rate=rate) is not made(learning_rate=rate)
+    assert made(learning_rate=0.1, mask=lambda p: p.ndim > 1) is not made(learning_rate=0.1, mask=lambda p: p.ndim > 1)

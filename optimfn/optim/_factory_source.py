@@ -13,12 +13,7 @@ from ._bound import Bound, copied
 from ._contract import is_capturing
 from ._evaluation import Evaluation
 from ._groups import check_keys
-from ._hyperparameters import (
-    FactoryRules,
-    Found,
-    find_hyperparameters,
-    follow_betas,
-)
+from ._hyperparameters import FactoryRules, Found, find_hyperparameters, follow_betas
 from ._layout import Entries, ParamKey
 from ._members import Route
 from ._mould import mould_for
@@ -148,12 +143,11 @@ class FactorySource(Evaluation):
 
     def _is_rehearsal(self) -> bool:
         """Whether this is no step but torch.distributed.checkpoint's way of having the state made."""
-        frames = (frame for frame, _ in walk_stack(None))
-        called = any(frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict" for frame in frames)
-        return (
-            called
-            and all(_is_zero(group["lr"]) for group in self.param_groups)
-            and not any(p.grad.any() for group in self.param_groups for p in group["params"] if p.grad is not None)
+        if not all(_is_zero(group["lr"]) for group in self.param_groups):
+            return False
+        frames = (frame.f_globals.get("__name__") for frame, _ in walk_stack(None))
+        return "torch.distributed.checkpoint.state_dict" in frames and not any(
+            p.grad.any() for group in self.param_groups for p in group["params"] if p.grad is not None
         )
 
     def _rehearse(self) -> None:

@@ -1,19 +1,17 @@
 """A `torch.optim.Optimizer` around any transformation."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any, overload
 
 from torch import Tensor, nn
 
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
+from .._recipe import fingerprint
 from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
-from ._hyperparameters import (
-    complete_betas,
-    make_members,
-    show,
-)
+from ._hyperparameters import complete_betas, make_members, show
 from ._layout import Entries, ParamKey
 from ._load import LoadReport, by_name, compare, copy_state, fill_in, restore_groups, without_reprs
 from ._members import Route, keep_slow, routes
@@ -91,7 +89,7 @@ class Optimizer(FactorySource):
         self._whole = not isinstance(tx, GradientTransformation)
         if isinstance(tx, GradientTransformation) and hyperparameters:
             raise TypeError(f"{', '.join(hyperparameters)}: hyperparameters go with a factory, not with {tx!r}")
-        self.tx = keep_slow(tx if isinstance(tx, GradientTransformation) else _make(tx, hyperparameters))
+        self.tx = keep_slow(tx) if isinstance(tx, GradientTransformation) else _made(tx, hyperparameters)
         self._routes: dict[str, Route] = {}
         self._trained, self._evaluates = {}, False
         self._begin()
@@ -226,6 +224,23 @@ class Optimizer(FactorySource):
             is_changed = is_changed or numbers[one] is not value
         if is_changed:
             make_members(self.tx, self._routes[group.get("label", "")], numbers)  # which judges them
+
+
+_MOST = 64
+_known: OrderedDict[Hashable, GradientTransformation] = OrderedDict()
+
+
+def _made(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
+    """What a factory makes, with slow parameters in its state; made once, since it is a value."""
+    key = fingerprint([make, hyperparameters])
+    made = None if key is None else _known.get(key)
+    if made is None:
+        made = keep_slow(_make(make, hyperparameters))
+        if key is not None:
+            _known[key] = made
+            if len(_known) > _MOST:
+                _known.popitem(last=False)
+    return made
 
 
 def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:

@@ -13,6 +13,10 @@ from ._members import Member
 from ._numbers import same_number
 
 _EXECUTIONS = ("foreach", "capturable", "differentiable", "fused")  # options that no rule reads
+_DRIVEN = frozenset(  # numbers that schedules drive, and that a rule reads as tensors
+    "betas momentum weight_decay eps alpha rho lambd lr_decay momentum_decay dampening t0 "
+    "beta2_decay d etas step_sizes".split()
+)
 
 Rule = Callable[[Mapping[str, Any]], GradientTransformation]
 
@@ -112,22 +116,3 @@ def _read(key: str, value: Any, static: Any, found: list[Any]) -> bool:
         found.append(value)
         return _is_live(key, value)
     return value is static or (not _is_live(key, value) and same_number(value, static))
-
-
-_DRIVEN = (
-    "betas",
-    "momentum",
-    "weight_decay",
-    "eps",
-    "alpha",
-    "rho",
-    "lambd",
-    "lr_decay",
-    "momentum_decay",
-    "dampening",
-    "t0",
-    "beta2_decay",
-    "d",
-    "etas",
-    "step_sizes",
-)
