@@ -13,10 +13,10 @@ from .._recipe import Recorded
 from ..fused.run._write import share_elements, span
 
 # What the classes of torch, and the factories here, have for hyperparameters: a group that sets one means something.
-_WORDS = frozenset(
-    "learning_rate lr betas b1 b2 eps weight_decay momentum dampening nesterov amsgrad alpha rho lambd t0 lr_decay "
-    "momentum_decay etas step_sizes centered mask".split()
-)
+_WORDS = {
+    *("learning_rate", "lr", "betas", "b1", "b2", "eps", "weight_decay", "momentum", "dampening", "nesterov", "mask"),
+    *("amsgrad", "alpha", "rho", "lambd", "t0", "lr_decay", "momentum_decay", "etas", "step_sizes", "centered"),
+}
 _ALWAYS = {"params", "param_names", "label", "lr", "maximize", "foreach", "capturable", "differentiable", "fused"}
 
 

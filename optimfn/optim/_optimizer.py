@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from inspect import isfunction
 from typing import Any, overload
 
 from torch import Tensor, nn
 
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
-from .._recipe import fingerprint
+from .._recipe import fingerprint, is_own
 from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
 from ._hyperparameters import complete_betas, make_members, show
@@ -227,17 +228,17 @@ class Optimizer(FactorySource):
 
 
 _MOST = 64
-_known: OrderedDict[Hashable, GradientTransformation] = OrderedDict()
+_known: OrderedDict[tuple[Any, Hashable], GradientTransformation] = OrderedDict()
 
 
 def _made(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
-    """What a factory makes, with slow parameters in its state; made once, since it is a value."""
-    key = fingerprint([make, hyperparameters])
-    made = None if key is None else _known.get(key)
+    """What a factory makes, with slow parameters in its state; being a value, made once by those of this package."""
+    given = fingerprint(hyperparameters) if isfunction(make) else None
+    made = None if given is None else _known.get((make, given))
     if made is None:
         made = keep_slow(_make(make, hyperparameters))
-        if key is not None:
-            _known[key] = made
+        if given is not None and is_own(made):
+            _known[make, given] = made
             if len(_known) > _MOST:
                 _known.popitem(last=False)
     return made

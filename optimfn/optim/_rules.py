@@ -13,10 +13,11 @@ from ._members import Member
 from ._numbers import same_number
 
 _EXECUTIONS = ("foreach", "capturable", "differentiable", "fused")  # options that no rule reads
-_DRIVEN = frozenset(  # numbers that schedules drive, and that a rule reads as tensors
-    "betas momentum weight_decay eps alpha rho lambd lr_decay momentum_decay dampening t0 "
-    "beta2_decay d etas step_sizes".split()
-)
+# Numbers that schedules drive.
+_DRIVEN = {
+    *("betas", "momentum", "weight_decay", "eps", "alpha", "rho", "lambd", "lr_decay", "momentum_decay", "dampening"),
+    *("t0", "beta2_decay", "d", "etas", "step_sizes"),
+}
 
 Rule = Callable[[Mapping[str, Any]], GradientTransformation]
 
