@@ -10,6 +10,8 @@ from ._compressors import PowerSGDState as PowerSGDState
 from ._compressors import cast as cast
 from ._compressors import powersgd as powersgd
 from ._compressors import topk as topk
+from ._daso import DasoState as DasoState
+from ._daso import daso as daso
 from ._local import diloco as diloco
 from ._local import hierarchical_sgd as hierarchical_sgd
 from ._local import local_sgd as local_sgd

@@ -187,6 +187,16 @@ def mean(
     return start_mean(sent, peers, dtype, bucket_bytes, how=how).wait()
 
 
+def broadcast_tree(sent: Tree, source: int, peers: Peers, bucket_bytes: int = BUCKET_BYTES) -> Tree:
+    """Every leaf as one of the peers has it, given by its rank among them."""
+    leaves, form = tree.flatten(sent)
+    buckets = []
+    for places in [] if peers.size == 1 else _buckets(leaves, None, bucket_bytes):
+        flat = torch.cat([_flat(local(leaves[i]), None) for i in places])
+        buckets.append((places, broadcast(flat, source, peers)))
+    return Departure(leaves, form, buckets).wait()
+
+
 def waited(state: Tree) -> Tree:
     """The same tree with everything in it that was on its way."""
 

@@ -8,13 +8,12 @@ there is nothing here, from a checkpoint, say, gets the same by a collective tha
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from .. import tree
-from .._typing import Tree
-from ._comm import Departure, Peers, broadcast, mean, start_mean
+from ._comm import Peers, broadcast
 
 _MOST = 64  # collectives that nobody has come back for, as those of a state that was given up
 _SEQUENCE = 20  # bits of a ticket that count
@@ -24,38 +23,38 @@ class _Board(threading.local):
     """What is on its way in this thread, in the order of departure, which is the same on all processes."""
 
     def __init__(self) -> None:
-        self.departures: OrderedDict[int, Departure] = OrderedDict()
+        self.departures: OrderedDict[int, Any] = OrderedDict()
+        # For each group a number that all its processes know and no other run will have, so that no old ticket fits.
         self.marks: dict[Any, int] = {}
-        self.count = 0
+        self.counts: dict[Any, int] = {}  # of departures
 
 
 _board = _Board()
 
 
-def launch(sent: Tree, peers: Peers, dtype: torch.dtype | None = None) -> int:
-    """Begin a mean over replicas, and return the ticket for it."""
-    mark = _mark(peers, sent)
-    _board.count += 1
-    ticket = mark << _SEQUENCE | _board.count % (1 << _SEQUENCE)
-    _board.departures[ticket] = start_mean(sent, peers, dtype)
+def launch(begin: Callable[[], Any], peers: Peers, device: torch.device) -> int:
+    """Begin a collective, and return the ticket for it.
+
+    Args:
+        begin: Begins it, and returns something that can `wait` for what comes of it.
+        peers: Those who take part.
+        device: Where they can communicate.
+    """
+    group = peers.process_group
+    if group not in _board.marks:
+        drawn = torch.tensor(secrets.randbits(62 - _SEQUENCE), dtype=torch.int64, device=device)
+        _board.marks[group] = int(broadcast(drawn, 0, peers))
+    count = _board.counts[group] = _board.counts.get(group, 0) + 1
+    ticket = _board.marks[group] << _SEQUENCE | count % (1 << _SEQUENCE)
+    _board.departures[ticket] = begin()
     if len(_board.departures) > _MOST:
         _board.departures.popitem(last=False)[1].wait()
     return ticket
 
 
-def land(ticket: int, sent: Tree, peers: Peers, dtype: torch.dtype | None = None) -> Tree:
-    """The mean for a ticket; of what was sent, if this process knows of no such ticket."""
+def land(ticket: int, begin: Callable[[], Any], peers: Peers) -> Any:
+    """What came of the collective for a ticket; if this process knows of no such ticket, it only begins now."""
     # Only what this very group has launched: others may hold the ticket on some of these processes and not on all.
     known = _board.marks.get(peers.process_group) == ticket >> _SEQUENCE
     departure = _board.departures.pop(ticket, None) if known else None
-    return mean(sent, peers, dtype) if departure is None else departure.wait()
-
-
-def _mark(peers: Peers, sent: Tree) -> int:
-    """A number that all processes of a group know and that no other run will have, so that no ticket of it fits."""
-    group = peers.process_group
-    if group not in _board.marks:
-        device = next((x.device for x in tree.leaves(sent) if x is not None), "cpu")
-        drawn = torch.tensor(secrets.randbits(62 - _SEQUENCE), dtype=torch.int64, device=device)
-        _board.marks[group] = int(broadcast(drawn, 0, peers))
-    return _board.marks[group]
+    return (begin() if departure is None else departure).wait()

@@ -14,7 +14,7 @@ from .._checks import check_choice, check_dtype, check_fraction, check_steps, ne
 from .._recipe import factory
 from .._state_spec import LeafSpec
 from .._typing import Assign, Count, Params, State, Tree, Updates
-from ._comm import Peers, check_whole, mean
+from ._comm import Departure, Peers, check_whole, mean, start_mean
 from ._flight import land, launch
 
 
@@ -201,10 +201,14 @@ class _Plan(NamedTuple):
             return _wide(here)
         return tree.map(lambda a, x: None if x is None else a - x.to(a.dtype), state.anchor, here)
 
+    def _begin(self, sent: Params) -> Callable[[], Departure]:
+        return lambda: start_mean(sent, self.peers, self.compress)
+
     def send(self, step: Updates, state: OuterSyncState, params: Params, number: int) -> OuterSyncState:
         """Set a collective going."""
         sent = self._difference(step, state, params, number)
-        ticket = launch(sent, self.peers, self.compress)
+        device = next((x.device for x in tree.leaves(sent) if x is not None), torch.device("cpu"))
+        ticket = launch(self._begin(sent), self.peers, device)
         return state._replace(sent=_changed(state.sent, sent), ticket=torch.full_like(state.ticket, ticket))
 
     def meet(
@@ -212,7 +216,7 @@ class _Plan(NamedTuple):
     ) -> tuple[Updates, OuterSyncState]:
         """Move to where all have agreed to go."""
         if is_on_its_way:
-            met = land(int(state.ticket), self.part(state.sent, number), self.peers, self.compress)
+            met = land(int(state.ticket), self._begin(self.part(state.sent, number)), self.peers)
         else:
             met = mean(self._difference(step, state, params, number), self.peers, self.compress)
         if self.outer is not None:
