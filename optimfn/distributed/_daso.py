@@ -118,15 +118,8 @@ def daso(
     check_dtype(downcast_type=downcast_type)
     exchange = Exchange(mesh, exact)
     detector = detect_plateau(patience=2, threshold=stability_level)
-    epochs = Epochs(
-        total_epochs,
-        warmup_epochs,
-        cooldown_epochs,
-        max_global_skips,
-        skip_reduction_factor,
-        local_skip_factor,
-        exact,
-    )
+    skips = max_global_skips, skip_reduction_factor, local_skip_factor
+    epochs = Epochs(total_epochs, warmup_epochs, cooldown_epochs, *skips, exact)
 
     def init(params: Params) -> DasoState:
         host = tree.host_count(params)
