@@ -201,6 +201,10 @@ from ._numerics._second_order import fisher_diagonal as fisher_diagonal
 from ._numerics._second_order import gauss_newton_bartlett_diagonal as gauss_newton_bartlett_diagonal
 from ._numerics._second_order import hutchinson_diagonal as hutchinson_diagonal
 from ._numerics._second_order import hvp as hvp
+from ._quantize import Quantized as Quantized
+from ._quantize import dequantize as dequantize
+from ._quantize import dequantize_state as dequantize_state
+from ._quantize import quantize as quantize
 from ._recipe import factory as factory
 from ._schedules._annealing import cosine_annealing_lr as cosine_annealing_lr
 from ._schedules._annealing import cosine_annealing_warm_restarts as cosine_annealing_warm_restarts
@@ -343,6 +347,7 @@ from ._wrappers._multi_steps import skip_not_finite as skip_not_finite
 from ._wrappers._partition import PartitionState as PartitionState
 from ._wrappers._partition import partition as partition
 from ._wrappers._per_leaf import per_leaf as per_leaf
+from ._wrappers._quantize_state import quantize_state as quantize_state
 from ._wrappers._sam import SAMState as SAMState
 from ._wrappers._sam import sam as sam
 from ._wrappers._stacked import stacked as stacked

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from . import tree
+from ._quantize import fitted
 from ._typing import State
 
 
@@ -39,6 +40,8 @@ def state_dict(state: State) -> dict[str, Tensor]:
 def load_state_dict(state: State, flat: dict[str, Tensor], *, strict: bool = True) -> State:
     """Fill a state with the tensors of a flat dict; the other way round of `state_dict`.
 
+    What is quantised is written anew where the state has another format, or none.
+
     Args:
         state: A state of the transformation that goes on, usually fresh from `init`. It gives structure,
             shapes, dtypes and devices, and is not changed.
@@ -61,6 +64,7 @@ def load_state_dict(state: State, flat: dict[str, Tensor], *, strict: bool = Tru
         tensor(0)
     """
     wanted = {tree.join_path(path): leaf for path, leaf in tree.leaves_with_path(state)}
+    flat = fitted(flat, wanted)
     missing, left_over = sorted(wanted.keys() - flat.keys()), sorted(flat.keys() - wanted.keys())
     if strict and (missing or left_over):
         raise KeyError(f"the state dict does not fit: missing {missing}, left over {left_over}")

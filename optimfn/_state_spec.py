@@ -1,14 +1,25 @@
 """What each leaf of a state is, for whoever shards, saves or merges states."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_type_hints
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
+
+import torch
 
 from . import tree
 from ._checks import check_choice
 from ._typing import Params, State, Tree
+from .tree._core import map_parts
 
 KINDS = ("param", "factor", "replicated", "per_replica", "flat_shard", "host")
 ELASTIC = ("mean", "reset", "error")
+VALUES = ("signed", "nonnegative", "exact")
+
+# What fields of these names hold, where no annotation says it.
+_NONNEGATIVE = "nu nu_max n v exp_avg_sq e_g e_x sum_of_squares grad_sum_sq scale subgradients reward"
+_EXACT = "z x0 params0 params init_params init_particles slow cache ax average step_sizes master remainder compensation"
+_BY_NAME = {**dict.fromkeys(_NONNEGATIVE.split(), "nonnegative"), **dict.fromkeys(_EXACT.split(), "exact")}
 
 
 @dataclass(frozen=True)
@@ -16,7 +27,8 @@ class LeafSpec:
     """What a leaf of a state is.
 
     A state that is a named tuple says so of its fields where it annotates them:
-    `error: Annotated[Updates, LeafSpec("per_replica")]`.
+    `error: Annotated[Updates, LeafSpec("per_replica")]`. Of numbers it says so by a word,
+    `mean: Annotated[Params, "exact"]`, see `values`.
 
     Args:
         kind: `"param"`: in the shape of its parameter, and lies where that lies. `"factor"`: belongs to a parameter, in
@@ -27,18 +39,22 @@ class LeafSpec:
         param: The path of the parameter that it belongs to; `None` if it belongs to none.
         elastic: What becomes of a `"per_replica"` leaf when a checkpoint comes from another number of replicas: each
             gets the `"mean"`, they begin anew (`"reset"`), or it is an `"error"`.
+        values: What its numbers are: `"signed"`, as the mean of gradients; `"nonnegative"`, as that of their squares;
+            or `"exact"`, as parameters, which nothing may round. `None` says that the name of the field tells.
 
     Raises:
-        ValueError: if there is no such kind, or no such word for `elastic`.
+        ValueError: if there is no such kind, or no such word for `elastic` or `values`.
     """
 
     kind: str
     param: str | None = None
     elastic: str = "mean"
+    values: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
         check_choice("elastic", self.elastic, ELASTIC)
+        check_choice("values", self.values, (None, *VALUES))
 
 
 HostCount: TypeAlias = Annotated[Any, LeafSpec("host")]
@@ -62,7 +78,7 @@ def state_spec(tx: Any, params: Params) -> Tree:
         >>> import torch, optimfn as of
         >>> spec = of.state_spec(of.adam(1e-3), {"w": torch.ones(2)})
         >>> spec[0].mu["w"], spec[0].count.kind
-        (LeafSpec(kind='param', param='w', elastic='mean'), 'replicated')
+        (LeafSpec(kind='param', param='w', elastic='mean', values='signed'), 'replicated')
     """
     return spec_of(tx, params, tx.init(params))
 
@@ -70,11 +86,11 @@ def state_spec(tx: Any, params: Params) -> Tree:
 def spec_of(tx: Any, params: Params, state: State) -> Tree:
     """The same of a state that is there already."""
 
-    def own(leaf: Any, path: str, p: Any) -> LeafSpec:
-        return LeafSpec("param" if leaf.shape == p.shape else "factor", path)
+    def own(values: str, leaf: Any, path: str, p: Any) -> LeafSpec:
+        return LeafSpec("param" if leaf.shape == p.shape else "factor", path, values=values)
 
-    found = tree.map_params(
-        tx, own, state, tree.paths(params), params, transform_non_params=lambda leaf: LeafSpec("replicated")
+    found = map_values(
+        values_of(tx), own, state, tree.paths(params), params, others=lambda leaf: LeafSpec("replicated")
     )
     said: dict[tuple[Any, ...], LeafSpec] = {
         (*path, name): spec for path, node in tree.walk(state) for name, spec in _said_by(node).items()
@@ -86,18 +102,66 @@ def spec_of(tx: Any, params: Params, state: State) -> Tree:
         if not isinstance(leaf, LeafSpec):
             return False, None
         spec = next((said[path[:n]] for n in range(len(path), 0, -1) if path[:n] in said), leaf)
-        return True, LeafSpec(spec.kind, spec.param or leaf.param, spec.elastic)
+        return True, LeafSpec(spec.kind, spec.param or leaf.param, spec.elastic, leaf.values)
 
     return tree.map_nodes(change, found)
 
 
+class Values(NamedTuple):
+    """What stands in the place of a tree like the parameters in a state: what its numbers are."""
+
+    values: str
+    within: tuple[str, ...]  # the names that lead from the parameters to the part that it mirrors
+
+
+def values_of(tx: Any) -> Tree:
+    """A state with `Values` where trees like the parameters stand, and `None` for all other leaves."""
+    template = getattr(tx, "init", tx)(tree.ParamsPlaceholder(torch.zeros(())))
+    nodes = dict(tree.walk(template))
+
+    def change(path: tuple[Any, ...], node: Any) -> tuple[bool, Any]:
+        if not isinstance(node, tree.ParamsPlaceholder):
+            return (True, Other()) if tree.is_leaf(node) else (False, None)
+        for n in range(len(path), 0, -1):
+            holder = nodes[path[: n - 1]]
+            if path[n - 1] in getattr(holder, "_fields", ()):  # the innermost field: what lies deeper has its name
+                own = next((word for word in _metadata(holder).get(path[n - 1], ()) if word in VALUES), None)
+                return True, Values(own or _BY_NAME.get(path[n - 1], "signed"), node.within())
+        return True, Values("signed", node.within())
+
+    return tree.map_nodes(change, template)
+
+
+class Other(NamedTuple):
+    """What stands in the place of a leaf that mirrors no parameter."""
+
+
+def map_values(
+    template: Tree, f: Callable[..., Any], state: State, /, *rest: Params, others: Callable[[Any], Any] | None = None
+) -> State:
+    """`tree.map_params` for a function that is told first what the numbers are, given what `values_of` made."""
+
+    def on_state(_: Any, node: Any, part: Any) -> tuple[bool, Any]:
+        if isinstance(node, Values):
+            own = [functools.reduce(getattr, node.within, params) for params in rest]
+            return True, map_parts(functools.partial(f, node.values), part, *own)
+        if isinstance(node, Other):
+            return True, others(part) if others and part is not None else part
+        return False, None
+
+    return tree.map_nodes(on_state, template, state)
+
+
 def _said_by(node: Any) -> dict[str, LeafSpec]:
     """What the annotations of a named tuple say of its fields."""
+    return {name: one for name, said in _metadata(node).items() for one in said if isinstance(one, LeafSpec)}
+
+
+def _metadata(node: Any) -> dict[str, tuple[Any, ...]]:
     if not hasattr(node, "_fields"):
         return {}
     try:
         hints = get_type_hints(type(node), include_extras=True)
     except NameError:  # a name that only a type checker knows
         return {}
-    extras = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: one for name, metadata in extras.items() for one in metadata if isinstance(one, LeafSpec)}
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}

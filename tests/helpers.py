@@ -150,6 +150,8 @@ def assert_fused_equals_eager(step, got, eager, *args, **extra):
     accurate = of.tree.leaves(eager(*map(widened, args), **extra)) if sums else answers
     for (path, x), y, low, own, high, exact in zip(named, answers, least, results, greatest, accurate, strict=True):
         if not _between(low, own, high):
+            if path[-1:] == ("codes",) and _are_ties(own, low, high):
+                continue
             beyond, exact = torch.maximum(low - own, own - high).nan_to_num(torch.inf), as_reals(exact)
             may_differ = sums and _is_inexact(x)
             assert may_differ, f"{path}: {beyond.max()} beyond what a processor may give"
@@ -160,6 +162,15 @@ def assert_fused_equals_eager(step, got, eager, *args, **extra):
                 error = torch.maximum((low - exact).abs(), (high - exact).abs()).max()
                 assert (own - exact).abs().max() <= 2 * error, path
     return want
+
+
+def _are_ties(codes, low, high):
+    """Whether few codes are next to what they should be: a root is a unit off, where it decides between two codes.
+
+    Between numbers of 8 bits a / b, as those of bfloat16, ties are common: 510 a = (2 n + 1) b.
+    """
+    off = torch.maximum(low - codes, codes - high).clamp(min=0)
+    return bool(off.max() <= 1) and int((off > 0).sum()) <= max(1, 0.02 * codes.numel())
 
 
 def _between(low, x, high):

@@ -1,6 +1,6 @@
 """Averages of the parameters, kept beside the training."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ class ParamsEmaState(NamedTuple):
     """A running mean of the parameters."""
 
     count: Count  # () int64, steps taken
-    ema: Params  # running mean of the parameters, like params; a copy of them before the first step
+    ema: Annotated[Params, "exact"]  # running mean of the parameters, like params; a copy of them before the first step
 
 
 class ParamsSwaState(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._quantize import fitted
 from ._contract import FiresHooksOnce
 from ._layout import Entries, ParamKey
 
@@ -66,6 +67,14 @@ def _without_reprs(entries: Entries) -> Entries:
 
 
 _OLD = "inject_hyperparams("
+
+
+def in_formats(wanted: Mapping[ParamKey, Entries], names: Sequence[ParamKey], loaded: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict with what is quantised, or is to be, in the formats that an optimizer wants."""
+    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    own = dict(zip(numbers, names, strict=False))
+    state = {n: fitted(x, wanted.get(own[n], {})) if n in own else x for n, x in loaded["state"].items()}
+    return {**loaded, "state": state}
 
 
 def compare(

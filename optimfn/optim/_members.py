@@ -12,6 +12,7 @@ from torch import Tensor
 from .._base import GradientTransformation
 from .._recipe import Recipe, Recorded
 from .._wrappers._partition import partition, resolve_labels
+from .._wrappers._quantize_state import quantize_state
 from ._layout import ParamKey
 
 Place = tuple[int, ...]
@@ -118,6 +119,8 @@ def _name(tx: GradientTransformation) -> str:
     if tx.recipe is None:
         return "transformation"
     make = tx.recipe.factory
+    if make is quantize_state:  # so that its checkpoints are those of the rule, in another format
+        return _name(tx.recipe.arguments["tx"])
     recipe: Recipe | None = getattr(make, "recipe", None)  # of a factory that was made by one
     return (make if recipe is None else recipe.factory).__name__
 

@@ -14,7 +14,7 @@ from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
 from ._hyperparameters import complete_betas, make_members, show
 from ._layout import Entries, ParamKey
-from ._load import LoadReport, by_name, compare, copy_state, fill_in, restore_groups, without_reprs
+from ._load import LoadReport, by_name, compare, copy_state, fill_in, in_formats, restore_groups, without_reprs
 from ._members import Route, keep_slow, routes
 
 
@@ -176,6 +176,7 @@ class Optimizer(FactorySource):
         def check(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:
             loaded, trained = self._without_trained(without_reprs(by_name(self.param_groups, loaded)))
             wanted = self._wanted(loaded, strict)
+            loaded = in_formats(wanted, list(self._params()), loaded)
             found.append((compare(wanted, list(self._params()), loaded, strict), wanted, loaded))
             aside.update(trained)
             return loaded

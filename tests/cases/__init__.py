@@ -11,6 +11,7 @@ from . import (
     matrix,
     momentum,
     parts,
+    precision,
     quasi_newton,
     rate_free,
     schedules,
@@ -35,6 +36,7 @@ TRANSFORMATIONS = (
     matrix,
     quasi_newton,
     wrappers,
+    precision,
 )
 CASES = tuple(case for family in TRANSFORMATIONS for case in family.CASES)
 SCHEDULES = (*schedules.SCHEDULES, *torch_schedules.SCHEDULES)

@@ -1,7 +1,7 @@
 """SM3: AdaGrad with one number per row and column instead of one per element."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class ScaleBySM3State(NamedTuple):
     """The covers of the second moment, and the momentum."""
 
     mu: Updates  # per leaf a list with one vector for each axis; of a 0-dim leaf, with one 0-dim tensor
-    nu: Updates  # running mean of the scaled updates, like params
+    nu: Annotated[Updates, "signed"]  # running mean of the scaled updates, like params
 
 
 @factory

@@ -1,6 +1,6 @@
 """Adan: Adam with a mean of its own for how gradients change."""
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ class ScaleByAdanState(NamedTuple):
     """Adan's memory."""
 
     m: Updates  # running mean of the gradients, like params
-    v: Updates  # running mean of their changes, like params
+    v: Annotated[Updates, "signed"]  # running mean of their changes, like params
     n: Updates  # running mean of the squared gradients, extrapolated, like params but real
     g: Updates  # the last gradient, like params
     t: Count  # () int64, steps taken

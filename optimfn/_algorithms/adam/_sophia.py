@@ -1,7 +1,7 @@
 """Sophia: the mean gradient over the diagonal of the Hessian, clipped."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class SophiaState(NamedTuple):
 
     count: Count  # () int64, steps taken
     mu: Updates  # running mean of the gradients, like params
-    nu: Updates  # running mean of the estimated diagonals of the Hessian, like params
+    nu: Annotated[Updates, "signed"]  # running mean of the estimated diagonals of the Hessian, like params
     hessian_fn_state: State  # that of the estimator
 
 
