@@ -574,7 +574,10 @@ def test_runs_where_tensors_have_no_values(case: Case):
     hyper = {name: value.to("meta") for name, value in case.tensors().items()}
     tx = case.tx(**hyper)
     updates, state = tx.update(params, tx.init(params), params)
-    assert all(x.is_meta for x in of.tree.leaves((updates, state)))
+    assert all(x.is_meta for x in of.tree.leaves(updates))
+    kinds = [spec.kind for spec in of.tree.leaves(of.state_spec(tx, params))]
+    for x, kind in zip(of.tree.leaves(state), kinds, strict=True):
+        assert x.is_cpu if kind == "host" else x.is_meta
 
 
 # 8. Fused equals eager
@@ -632,9 +635,10 @@ def test_fused_steps_leave_out_what_eager_steps_leave_out(case: Case):
     for there in (0b111111, 0b101101, 0b011010, 0b000001, 0b110100, 0, 0b010110):
         grads = {name: g if there >> i & 1 else None for i, (name, g) in enumerate(like(params).items())}
         got = fused(*of.tree.map(torch.clone, (params, state)), grads)
-        # One that has seen no other pattern does the same operations in the same order.
-        alone = of.make_step(tx, backend="fused")
-        assert_trees_equal(got, alone(params, state, grads))
+        # One that has seen no other pattern does the same operations in the same order, but for products of matrices,
+        # whose sums depend on where they lie.
+        alone, off = of.make_step(tx, backend="fused"), 1e-5 if case.layouts else 0.0
+        assert_trees_equal(got, alone(params, state, grads), rtol=off, atol=off)
         params, state = eager(params, state, grads)
         assert_trees_equal(got, (params, state), rtol=1e-4, atol=1e-4)
 
@@ -874,7 +878,7 @@ scale_by_laprop laprop scale_by_adam_atan2 adam_atan2 scale_by_grams grams scale
 scale_by_qhadam qhadam muon muon_otherwise
 cautious_adamw cautious_adopt mars_adamw hyperball_adam hyperball_of_now graft schedule_free_adamw
 schedule_free_adamw_warmed_up prodigy prodigy_of_the_authors prodigy_safeguarded dadapt_adamw
-momo_adam momo_adam_adapted
+momo_adam momo_adam_adapted scale_by_galore galore_adamw fira scale_by_apollo apollo apollo_of_random_directions
 """
 # These call a sum of squares of 0 no information, and stand still; for the others eps decides.
 NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})

@@ -54,7 +54,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
 
     def decay(updates: Updates, params: Params | None) -> Updates:
         need_params("add_decayed_weights", params)
-        return updates if idle else _decayed(updates, weight_decay, mask, params)
+        return updates if idle else decayed(updates, weight_decay, mask, params)
 
     made = stateless(decay)
     return leafwise(made) if tree.sees_leaves(mask) else made
@@ -68,11 +68,12 @@ def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformat
         updates: Updates, state: WeightDecaySchedule, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, WeightDecaySchedule]:
         need_params("add_decayed_weights", params)
-        decayed = _decayed(updates, weight_decay(state.count), mask, params)
-        return decayed, WeightDecaySchedule(state.count + 1)
+        found = decayed(updates, weight_decay(state.count), mask, params)
+        return found, WeightDecaySchedule(state.count + 1)
 
     return GradientTransformation(init, update)
 
 
-def _decayed(updates: Updates, weight_decay: Scalar, mask: Mask | None, params: Params | None) -> Updates:
+def decayed(updates: Updates, weight_decay: Scalar, mask: Mask | None, params: Params | None) -> Updates:
+    """The updates with so much of the parameters added."""
     return tree.cast_like(tree.add_scale(updates, weight_decay, tree.select(mask, params)), updates)

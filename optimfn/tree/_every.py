@@ -67,10 +67,10 @@ def _branch(condition: Tensor, fresh: Callable[..., Tree], given: tuple[Tree, ..
     """The same as a branch of a compiled graph, to which all tensors are handed over in a list."""
 
     def one(*tensors: Tensor) -> list[Tensor]:
-        return [x.clone() for x in leaves(fresh(*unflatten(given, [*tensors])))]
+        return [x.clone(memory_format=torch.contiguous_format) for x in leaves(fresh(*unflatten(given, [*tensors])))]
 
     def other(*tensors: Tensor) -> list[Tensor]:
-        return [x.clone() for x in leaves(unflatten(given, [*tensors])[0])]
+        return [x.clone(memory_format=torch.contiguous_format) for x in leaves(unflatten(given, [*tensors])[0])]
 
     return unflatten(given[0], torch.cond(condition, one, other, tuple(leaves(given))))
 

@@ -1,0 +1,1 @@
+"""Rules that see matrices in a few directions."""
