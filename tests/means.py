@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from shards import MESHES, drawn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import optimfn as of
@@ -301,3 +302,76 @@ def saved_and_read(name, size, folder, first):
         got, state = tx.update(grads[rank], state)
         after.append(got)
     return (*errors, after)
+
+
+# Hooks
+
+
+def trained(model, wrapped, steps=4, lr=0.05):
+    """The losses of a few steps; the model is changed."""
+    for step in range(steps):
+        wrapped.zero_grad()
+        loss_of(wrapped, step, dist.get_rank()).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= lr * p.grad
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def hooks():
+    """How far models with our hooks in torch's wrappers are from plain replicas with the rule, and from exact means."""
+    found = {}
+    if dist.get_rank() < 2:
+        hooked, plain, compressor = mlp(), mlp(), of.distributed.topk(0.1)
+        ddp = DDP(hooked, process_group=MESHES["two"].get_group())
+        ddp.register_comm_hook(None, of.distributed.ddp_comm_hook(compressor, MESHES["two"]))
+        tx = of.chain(of.distributed.compressed_mean(MESHES["two"], compressor), of.sgd(0.05))
+        optimizer = of.Optimizer(plain, tx)
+        got = trained(hooked, ddp)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(plain, step, dist.get_rank()).backward()
+            optimizer.step()
+        found["ddp"] = far(got, {name: p.detach() for name, p in plain.named_parameters()})
+    mesh, cut, whole = MESHES["square"], mlp(), mlp()
+    for module in [*(m for m in cut if isinstance(m, torch.nn.Linear)), cut]:
+        fully_shard(module, mesh=mesh["shard"])
+        if module is not cut:
+            module.set_all_reduce_hook(of.distributed.fsdp_all_reduce_hook(of.distributed.topk(1.0), mesh["rep"]))
+    got = {name: p.full_tensor() for name, p in trained(cut, cut).items()}
+    found["fsdp"] = far(got, trained(whole, DDP(whole, process_group=MESHES["four"].get_group())))
+    return found
+
+
+# What is sent
+
+TOLD = {
+    "`all_reduce_mean(group)`": lambda group: of.distributed.all_reduce_mean(group),
+    "`all_reduce_mean(group, dtype=torch.bfloat16)`": lambda g: of.distributed.all_reduce_mean(g, dtype=torch.bfloat16),
+    "`deferred(all_reduce_mean(group))`": lambda g: of.distributed.deferred(of.distributed.all_reduce_mean(g)),
+} | {
+    f"`compressed_mean(group, {told})`": functools.partial(of.distributed.compressed_mean, compressor=one)
+    for told, one in {
+        "cast(torch.bfloat16)": of.distributed.cast(torch.bfloat16),
+        "powersgd(1)": of.distributed.powersgd(1),
+        "topk(0.01)": of.distributed.topk(0.01),
+        "int8_block(512)": of.distributed.int8_block(512),
+        "sign_1bit()": of.distributed.sign_1bit(),
+    }.items()
+}
+
+
+def sent_in_a_step(size):
+    """The collectives and the bytes of a step of each rule, and whether `init` says anything."""
+    mesh, found = replicas(size), {}
+    if mesh is None:
+        return None
+    params = {name: p.detach() for name, p in mlp().named_parameters()}
+    for name, make in TOLD.items():
+        tx = make(mesh)
+        with of.distributed.comm_trace() as before:
+            state = tx.init(params)
+        with of.distributed.comm_trace() as sent:
+            of.distributed.flush(tx.update(params, state, params)[1])
+        found[name] = sent.calls, sent.bytes, before.calls
+    return found

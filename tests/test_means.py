@@ -1,12 +1,14 @@
 """Means over replicas, whole and compressed, against one process and against torch's own hooks; jobs are in `means`."""
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from helpers import assert_trees_equal
-from means import COMPRESSORS, far, steps_of
+from means import COMPRESSORS, TOLD, far, steps_of
 from oracles import compression
 from ranks import on_ranks
 
@@ -100,3 +102,19 @@ def test_what_was_not_sent_yet_survives_checkpoints(name, tmp_path):
     for one in on_ranks("means.saved_and_read", name, 4, folder, False):
         assert far(one[0], saved[0][0]) <= 1e-6
         assert len(one) < 4 or torch.equal(one[2], saved[0][2])
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its own wrappers
+def test_compressors_are_hooks_of_torchs_wrappers():
+    for found in on_ranks("means.hooks"):
+        assert max(found.values()) <= 1e-6, found
+
+
+def test_the_guide_says_what_a_step_sends():
+    two, four = on_ranks("means.sent_in_a_step", 2), on_ranks("means.sent_in_a_step", 4)
+    assert all(one == two[0] for one in two[:2])
+    assert all(one == four[0] for one in four)
+    guide = (Path(__file__).parent.parent / "docs/guides/means.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| (\d+) \| (\d+) \| (\d+) \|$", guide, re.MULTILINE)
+    assert rows == [(name, *map(str, (*two[0][name][:2], four[0][name][1]))) for name in TOLD]
+    assert not any(at_start for found in (two[0], four[0]) for *_, at_start in found.values())

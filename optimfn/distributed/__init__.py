@@ -12,6 +12,8 @@ from ._compressors import powersgd as powersgd
 from ._compressors import topk as topk
 from ._daso import DasoState as DasoState
 from ._daso import daso as daso
+from ._hooks import ddp_comm_hook as ddp_comm_hook
+from ._hooks import fsdp_all_reduce_hook as fsdp_all_reduce_hook
 from ._local import diloco as diloco
 from ._local import hierarchical_sgd as hierarchical_sgd
 from ._local import local_sgd as local_sgd
