@@ -54,6 +54,7 @@ class GradientTransformation(Recorded):
             counts included. `Optimizer` then counts the steps of each parameter by itself.
         takes_assigned: A promise that it changes no leaf that is `Assign`, or knows what it does. All others refuse
             one.
+        takes_shards: Whether it steps DTensors as it steps whole leaves. `distributed.zero` refuses what does not.
         eval_params: For a transformation that keeps other parameters beside the ones that it trains, such as their
             mean: `eval_params(state, params)`, those to evaluate. See `eval_params`.
         recipe: How it was made; `factory` fills it in.
@@ -77,6 +78,7 @@ class GradientTransformation(Recorded):
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
     leafwise: bool = field(default=False, kw_only=True)
     takes_assigned: bool = field(default=False, kw_only=True)
+    takes_shards: bool = field(default=True, kw_only=True)
     eval_params: EvalParamsFn | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:

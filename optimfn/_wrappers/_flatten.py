@@ -57,7 +57,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
         return tree.cast_like(_apart(_eval_params(inner, state, _flat(params)), params), params)
 
     said = None if inner.eval_params is None else eval_params
-    return GradientTransformation(init, update, eval_params=said)
+    return GradientTransformation(init, update, takes_shards=False, eval_params=said)
 
 
 def _apart(vector: torch.Tensor, like: Tree) -> Tree:

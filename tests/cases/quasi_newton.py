@@ -23,7 +23,7 @@ def lbfgs_in_a_bowl(learning_rate, **kwargs):
     def update(updates, state, params=None, **extra):
         return inner.update(updates, state, params, value_fn=bowl)
 
-    return of.GradientTransformation(inner.init, update)
+    return of.GradientTransformation(inner.init, update, takes_shards=inner.takes_shards)
 
 
 def lbfgs_oracle(**kwargs):
@@ -106,7 +106,7 @@ def in_a_bowl(inner):
         own = of.tree.cast_like(of.tree.map(lambda u, g: None if u is None else g, updates, grad), updates)
         return inner.update(own, state, params, value=value, grad=grad, value_fn=bowl)
 
-    return of.GradientTransformation(inner.init, update)
+    return of.GradientTransformation(inner.init, update, takes_shards=inner.takes_shards)
 
 
 class Backtracking:

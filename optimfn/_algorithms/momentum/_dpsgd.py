@@ -83,7 +83,7 @@ def differentially_private_aggregate(
         total = tree.add_scale(total, l2_norm_clip * noise_multiplier, noise)
         return tree.cast_like(tree.scale(1 / max(len(examples[0]), 1), total), updates), following
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_shards=False)
 
 
 @factory

@@ -168,7 +168,7 @@ def minimize_by_lbfgs(
         steps = tree.sub(tree.unflatten(params, list(moved)), params)
         return tree.cast_like(steps, updates), _pack(memory, state)
 
-    return GradientTransformation(lambda params: _init(params, history_size), update)
+    return GradientTransformation(lambda params: _init(params, history_size), update, takes_shards=False)
 
 
 def iterate(

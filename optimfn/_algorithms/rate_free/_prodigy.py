@@ -134,7 +134,7 @@ def prodigy(
         state = ProdigyState(*kept, total, state.params0, new, numerator, most, count)
         return tree.cast_like(tree.scale(-rate, step), updates), state
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_shards=slice_p == 1)
 
 
 def _grown(

@@ -1,0 +1,103 @@
+"""States that are shared out among replicas step as one process does; see `zeros` for the jobs."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import CASES
+from helpers import assert_trees_equal
+from ranks import on_ranks
+from resharding import gradients
+from shards import SMALL, drawn
+from test_resharding import close
+from test_sharded import SKIPS, told
+from zeros import go_on, rule
+
+import optimfn as of
+
+zero = of.distributed.zero
+
+# Those that work element by element, by norms, along axes, on whole matrices, by noise, that assign, and that wrap.
+NAMES = [
+    "adamw",
+    "lion",
+    "lamb",
+    "adafactor",
+    "scale_by_muon",
+    "noisy_sgd",
+    "lookahead",
+    "apply_if_finite",
+    "partition",
+]
+
+
+@pytest.mark.parametrize(("size", "stage"), [(2, 2), (4, 1)])
+def test_replicas_follow_one_process(size, stage):
+    found = told(on_ranks("zeros.law", size, stage, torch.float64, 1e-10, [], NAMES))
+    assert not found, found
+
+
+def test_two_collectives_and_a_share_of_the_state():
+    size = 2 * 4 * (64 * 32 + 32)
+    for stage in (1, 2):
+        assert on_ranks("zeros.sent", stage, False) == [(2, size // 4)] * 4
+        assert on_ranks("zeros.sent", stage, True) == [(1, size // 4)] * 4
+
+
+def test_leaves_of_every_kind():
+    found = told(on_ranks("zeros.edges"))
+    assert not found, found
+
+
+def test_shards_are_refused():
+    assert all("zero takes whole leaves, and w is a DTensor" in said for said in on_ranks("zeros.refused", "nothing"))
+
+
+def test_a_run_moves_from_four_replicas_to_two_to_one(tmp_path):
+    folders = [str(tmp_path / str(i)) for i in range(2)]
+    on_ranks("zeros.go_on", 4, 0, 2, None, folders[0])
+    on_ranks("zeros.go_on", 2, 2, 4, *folders)
+    found = go_on(0, 4, 6, folders[1], None)
+    tx, params = rule(), drawn(SMALL, torch.float64, 1)
+    state = tx.init(params)
+    for grads in gradients(SMALL, torch.float64, 10)[:6]:
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+    close(found, (params, state), torch.float64)
+
+
+def test_behind_an_optimizer_it_follows_one_process():
+    found = told(on_ranks("zeros.behind_an_optimizer"))
+    assert not found, found
+
+
+def test_alone_it_is_the_inner_rule():
+    params, grads = drawn(SMALL, torch.float32, 1), drawn(SMALL, torch.float32, 2)
+    tx = rule()
+    for cut in (zero(tx, None), zero(tx, None, stage=2), copy.deepcopy(zero(tx, None, averaged=True))):
+        assert_trees_equal(cut.update(grads, cut.init(params), params), tx.update(grads, tx.init(params), params))
+    assert pickle.loads(pickle.dumps(zero(tx, None))) == zero(tx, None)
+    assert repr(zero(of.sgd(0.1), None)).startswith("zero(")
+
+
+def test_what_takes_no_shards_is_refused_by_name():
+    for inner in (of.flatten(of.adam(0.1)), of.chain(of.clip(1.0), of.masked(of.sophia(0.1), True))):
+        with pytest.raises(
+            ValueError, match=r"zero cuts leaves into shards, which is nothing for (flatten|.*sophia|.*hutch)"
+        ):
+            zero(inner, None)
+    with pytest.raises(ValueError, match="stage must be one of"):
+        zero(of.adam(0.1), None, stage=3)
+    with pytest.raises(TypeError, match="inner"):
+        zero(of.adam, None)
+
+
+def test_the_declarations_are_what_the_law_of_shards_finds():
+    refused = set()
+    for case in CASES:
+        try:
+            zero(case.plain(), None)
+        except ValueError:
+            refused.add(case.name)
+    assert refused == set(SKIPS)

@@ -1,0 +1,130 @@
+"""Jobs about states that are shared out among replicas; see `ranks`."""
+
+import torch
+import torch.distributed as dist
+from cases import CASES
+from shards import CASE, MESHES, SMALL, STEPS, attempt, drawn, gradients, problems, whole_run
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+import optimfn as of
+
+
+def own_gradients(grads, size):
+    """What a replica has of gradients: parts that differ, and whose mean is the whole."""
+    share = 2.0 * (dist.get_rank() + 1) / (size + 1)  # of 1 on the average
+    return of.tree.scale(share, grads)
+
+
+def follows(name, size, stage, dtype, rtol):
+    """What goes wrong when replicas with parts of the gradients share out a case."""
+    case, params = CASE[name], drawn(SMALL, dtype, 1)
+    tx = of.distributed.zero(case.plain(), MESHES["two" if size == 2 else "four"], stage=stage)
+    with CommDebugMode() as heard:
+        state = tx.init(params)
+    found = [f"init communicates: {dict(heard.get_comm_counts())}"] if heard.get_total_counts() else []
+    for grads in gradients(SMALL, dtype, STEPS):
+        updates, state = tx.update(own_gradients(grads, size), state, params, **case.extra)
+        params = of.apply_updates(params, updates)
+    want, whole_state = whole_run(name, dtype)
+    found += problems(params, want, rtol) + [f"state: {x}" for x in problems(state, whole_state, rtol)]
+    return found
+
+
+def law(size, stage, dtype, rtol, skips, names=None):
+    """The same of every case, or of some: the problems by case."""
+    if dist.get_rank() >= size:
+        return {}
+    found = {}
+    for case in CASES:
+        if case.name in skips or (names and case.name not in names):
+            continue
+        wrong = attempt(lambda case=case: follows(case.name, size, stage, dtype, rtol))
+        if wrong:
+            found[case.name] = wrong
+    return found
+
+
+def sent(stage, averaged):
+    """The collectives and bytes of a step of Adam, and the bytes of its moments here."""
+    params, grads = (
+        drawn({"w": (64, 32), "b": (32,)}, torch.float32, 1),
+        drawn({"w": (64, 32), "b": (32,)}, torch.float32, 2),
+    )
+    tx = of.distributed.zero(of.adamw(0.1), MESHES["four"], stage=stage, averaged=averaged)
+    state = tx.init(params)
+    with CommDebugMode() as heard:
+        _, state = tx.update(grads, state, params)
+    moments = [x.to_local().nbytes for x in of.tree.leaves(state) if isinstance(x, DTensor)]
+    return heard.get_total_counts(), sum(moments)
+
+
+def edges():
+    """What goes wrong with half precision, complex numbers, numbers, empty and absent leaves."""
+    found = {}
+    kinds = {"half": torch.bfloat16, "complex": torch.complex64}
+    for name, dtype in kinds.items():
+        params = {"a": torch.ones(3, 5, dtype=dtype), "e": torch.ones(0, 2, dtype=dtype), "none": torch.ones(2)}
+        params |= {} if dtype.is_complex else {"n": torch.ones((), dtype=dtype)}  # torch cannot cut a complex number
+        grads = of.tree.map(lambda p: torch.full_like(p, 0.5), {k: v for k, v in params.items() if k != "none"}) | {
+            "none": None
+        }
+        tx = of.adam(0.1)
+        cut = of.distributed.zero(tx, MESHES["four"])
+        got, want = (tx_.update(grads, tx_.init(params), params) for tx_ in (cut, tx))
+        wrong = problems(got, want, 1e-6)
+        if wrong:
+            found[name] = wrong
+    return found
+
+
+def refused(name):
+    """What is said to leaves that lie in shards already."""
+    x = torch.distributed.tensor.distribute_tensor(torch.ones(4), MESHES["four"], [torch.distributed.tensor.Shard(0)])
+    try:
+        of.distributed.zero(of.adam(0.1), MESHES["four"]).init({"w": x})
+    except TypeError as error:
+        return str(error)
+    return name
+
+
+def rule():
+    """A rule that communicates itself, and keeps an average."""
+    return of.chain(of.clip_by_global_norm(1.0), of.adamw(of.linear_schedule(0.1, 0.0, 20)), of.params_ema(0.9))
+
+
+def go_on(size, first, last, old, new):
+    """Read a checkpoint, if there is one, take some steps on some replicas, and write another."""
+    if size and dist.get_rank() >= size:
+        return None
+    mesh = {0: None, 2: MESHES.get("two"), 4: MESHES.get("four")}[size]
+    group = None if mesh is None else mesh.get_group()
+    params = drawn(SMALL, torch.float64, 1)
+    tx = of.distributed.zero(rule(), mesh)
+    state = tx.init(params)
+    if old is not None:
+        params, state = of.distributed.load(old, of.tree.zeros_like(params), tx.init(params), tx, group=group)
+    for grads in gradients(SMALL, torch.float64, 10)[first:last]:
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+    if new is not None:
+        of.distributed.save(new, params, state, tx, group=group)
+    return params, of.tree.whole(state)
+
+
+def behind_an_optimizer():
+    """What goes wrong behind `Optimizer`, with what replicas have of the gradients."""
+    mesh, nets = MESHES["four"], []
+    for cut in (True, False):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
+        tx = of.chain(of.clip_by_global_norm(0.5), of.adamw(0.05))
+        optimizer = of.Optimizer(net, of.distributed.zero(tx, mesh) if cut else tx)
+        for step in range(4):
+            optimizer.zero_grad()
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step)).double()
+            (net(x[dist.get_rank() :: 4] if cut else x) ** 2).mean().backward()
+            optimizer.step()
+        nets.append(of.tree.map(torch.detach, dict(net.named_parameters())))
+    wrong = problems(*nets, 1e-12)
+    return {"optimizer": wrong} if wrong else {}
