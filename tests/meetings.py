@@ -348,3 +348,28 @@ def count_calls():
                 _comm.collective = real
         found[name] = calls
     return found
+
+
+class Quorum:
+    """A group whose members change, as those of a manager do."""
+
+    ndim = 1
+
+    def __init__(self, now):
+        self.now = now
+
+    def get_group(self, axis=None):
+        return self.now
+
+
+def lose_half():
+    """Whether the replicas are equal after a meeting of all, and after one of the two that are left."""
+    group = Quorum(MESHES["four"].get_group())
+    tx, params, equal = of.distributed.diloco(of.adamw(0.05), group, 3), start(), []
+    params, state = train(tx, params, tx.init(params), dist.get_rank(), range(3))
+    equal.append(is_equal(params, 4))
+    if dist.get_rank() > 1:
+        return None
+    group.now = MESHES["two"].get_group()
+    params, state = train(tx, params, state, dist.get_rank(), range(3, 6))
+    return (*equal, is_equal(params, 2))

@@ -152,3 +152,23 @@ def test_fsdp(tmp_path):
     # Muon rounds to bfloat16, which makes more of the order of sums.
     assert found["one"] == pytest.approx(found["two"], rel=1e-4)
     assert found["four"] == pytest.approx(found["two"], rel=1e-4)
+
+
+def test_diloco(tmp_path):
+    results, printed = example_on("diloco.py", "two", 8, str(tmp_path), 4)
+    losses, sent = ({name: result[i] for name, result in results.items()} for i in (0, 1))
+    assert losses["diloco"] == pytest.approx(losses["every gradient"], rel=0.2)
+    # Every fourth step, and of that half in bfloat16.
+    assert sent["diloco"] == sent["every gradient"] / 4
+    assert sent["streaming"] == pytest.approx(sent["diloco"] / 2, rel=0.3)  # its last half is not on its way yet
+    assert printed.count("kB a step") == 3
+    results, _ = example_on("diloco.py", "four", 12, str(tmp_path), 4)  # goes on from there
+    assert results["diloco"][0] < 4 < 5.55  # of bytes that are drawn at random
+
+
+def test_daso(tmp_path):
+    results, printed = example_on("daso.py", "square", 4, str(tmp_path), 8)
+    assert [skips for _, skips, _ in results] == [(0, 0), (4, 1), (4, 1), (0, 0)]
+    assert results[-1][0] < results[0][0]
+    assert results[1][2] < results[0][2] * 0.7
+    assert printed.count("\n") == 4

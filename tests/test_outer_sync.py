@@ -117,3 +117,9 @@ def test_arguments_are_judged():
         torch.func.vmap(lambda g: outer(sgd, None, None, 2).update(g, outer(sgd, None, None, 2).init(g), g)[0])(
             torch.ones(2, 3)
         )
+
+
+def test_those_who_are_left_can_meet():
+    """The group is asked for in every meeting, so an object that stands for one may change it."""
+    for first, second in on_ranks("meetings.lose_half")[:2]:
+        assert (first, second) == (True, True)
