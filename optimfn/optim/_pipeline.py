@@ -127,19 +127,35 @@ def build(parts: Sequence[Part], runs: Sequence[Run], numbers: Sequence[Any], ra
     return Built([per_leaf(tx) if run.alone else tx for run, tx in zip(runs, txs, strict=True)], schedules)
 
 
-def advance(
-    built: Built, runs: Sequence[Run], updates: Updates, state: EngineState, params: Params | None, extra: Any
-) -> tuple[Updates, EngineState]:
-    """Let the updates go through one run after the other."""
-    states = []
-    for label, shown in built.schedules.items():
-        shown.last = state.rates[label]
-    for run, tx, own in zip(runs, built.txs, state.runs, strict=True):
-        changed, own = tx.rule(run.own(updates), own, None if params is None else run.own(params), **extra)
-        updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
-        states.append(own)
-    rates = {label: shown.last for label, shown in built.schedules.items()}
-    return updates, state._replace(runs=tuple(states), rates=rates)
+def advance(built: Built, runs: Sequence[Run], count: Count | None, which: range, resting: int) -> Any:
+    """An update that goes through some of the runs, one after the other.
+
+    Args:
+        built: The transformations.
+        runs: All runs.
+        count: Brings what is shown up to date, after them.
+        which: The runs to go through.
+        resting: From which run on those without any gradient are left out.
+    """
+
+    def update(
+        updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, EngineState]:
+        own, names = list(state.runs), list(updates)
+        for label, shown in built.schedules.items():
+            shown.last = state.rates[label]
+        for i in which:
+            run = runs[i]
+            if resting <= i and all(updates[names[position]] is None for position in run.positions):
+                continue
+            there = None if params is None else run.own(params)
+            changed, own[i] = built.txs[i].rule(run.own(updates), own[i], there, **extra)
+            updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
+        rates = {label: shown.last for label, shown in built.schedules.items()}
+        state = state._replace(runs=tuple(own), rates=rates)
+        return updates, state if count is None else state._replace(shown=count(updates, runs, state))
+
+    return update
 
 
 @factory
@@ -170,6 +186,7 @@ def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None
 
 def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run], count: Count | None) -> GradientTransformation:
     """The same, of transformations that are made already."""
+    step = advance(built, runs, count, range(len(runs)), len(runs))
 
     def update(
         updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
@@ -177,10 +194,8 @@ def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run], count: Count
         # Kernels refuse sparse gradients, so there are none but where the rule itself runs.
         if any(g is not None and g.is_sparse for g in updates.values()) and not _take_sparse(parts):
             updates = tree.map(lambda g: g.to_dense() if g.is_sparse else g, updates)
-        updates, state = advance(built, runs, updates, state, params, extra)
-        if count is not None:
-            state = state._replace(shown=count(updates, runs, state))
-        return updates, state
+        stepped: tuple[Updates, EngineState] = step(updates, state, params, **extra)
+        return stepped
 
     made, first = skip_overflow(GradientTransformation(init_none, update)), tail_of(built.txs, parts)
     split = halved(built, runs, count, first)
@@ -210,25 +225,9 @@ def halved(built: Built, runs: Sequence[Run], count: Count | None, first: int) -
     if first == len(runs) or (first and count is not None):
         return None
 
-    def some(which: range) -> Any:
-        def update(updates: Updates, state: Any, params: Any = None, **extra: Any) -> tuple[Updates, State]:
-            own, names = list(state.runs), list(updates)
-            for label, shown in built.schedules.items():
-                shown.last = state.rates[label]
-            for i in which:
-                run = runs[i]
-                if first <= i and all(updates[names[position]] is None for position in run.positions):
-                    continue
-                changed, own[i] = built.txs[i].rule(run.own(updates), own[i], run.own(params), **extra)
-                updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
-            rates = {label: shown.last for label, shown in built.schedules.items()}
-            state = state._replace(runs=tuple(own), rates=rates)
-            return updates, state if count is None else state._replace(shown=count(updates, runs, state))
-
-        return update
-
     def within(which: range, **halves: bool) -> Any:
-        return skip_overflow(GradientTransformation(init_none, some(which)), **halves).rule
+        half = GradientTransformation(init_none, advance(built, runs, count, which, first))
+        return skip_overflow(half, **halves).rule
 
     tail = within(range(first, len(runs)), unscales=not first)
     return Halves(within(range(first), skips=False) if first else None, tail)
