@@ -12,6 +12,9 @@ from ._algorithms.adagrad._adafactor import scale_by_row_col_rms as scale_by_row
 from ._algorithms.adagrad._adagrad import ScaleByRssState as ScaleByRssState
 from ._algorithms.adagrad._adagrad import adagrad as adagrad
 from ._algorithms.adagrad._adagrad import scale_by_rss as scale_by_rss
+from ._algorithms.adagrad._came import CameState as CameState
+from ._algorithms.adagrad._came import came as came
+from ._algorithms.adagrad._came import scale_by_came as scale_by_came
 from ._algorithms.adagrad._factored import FactoredState as FactoredState
 from ._algorithms.adagrad._factored import adafactor as adafactor
 from ._algorithms.adagrad._factored import scale_by_factored_rms as scale_by_factored_rms
@@ -31,6 +34,9 @@ from ._algorithms.adam._acprop import scale_by_acprop as scale_by_acprop
 from ._algorithms.adam._adabelief import ScaleByBeliefState as ScaleByBeliefState
 from ._algorithms.adam._adabelief import adabelief as adabelief
 from ._algorithms.adam._adabelief import scale_by_belief as scale_by_belief
+from ._algorithms.adam._adahessian import ScaleByAdaHessianState as ScaleByAdaHessianState
+from ._algorithms.adam._adahessian import adahessian as adahessian
+from ._algorithms.adam._adahessian import scale_by_adahessian as scale_by_adahessian
 from ._algorithms.adam._adam import ScaleByAdamState as ScaleByAdamState
 from ._algorithms.adam._adam import adam as adam
 from ._algorithms.adam._adam import adamw as adamw
@@ -39,9 +45,14 @@ from ._algorithms.adam._adam import nadamw as nadamw
 from ._algorithms.adam._adam import scale_by_adam as scale_by_adam
 from ._algorithms.adam._adam_atan2 import adam_atan2 as adam_atan2
 from ._algorithms.adam._adam_atan2 import scale_by_adam_atan2 as scale_by_adam_atan2
+from ._algorithms.adam._adam_mini import ScaleByAdamMiniState as ScaleByAdamMiniState
+from ._algorithms.adam._adam_mini import adam_mini as adam_mini
+from ._algorithms.adam._adam_mini import adam_mini_blocks as adam_mini_blocks
+from ._algorithms.adam._adam_mini import scale_by_adam_mini as scale_by_adam_mini
 from ._algorithms.adam._adamax import adamax as adamax
 from ._algorithms.adam._adamax import adamaxw as adamaxw
 from ._algorithms.adam._adamax import scale_by_adamax as scale_by_adamax
+from ._algorithms.adam._adamp import adamp as adamp
 from ._algorithms.adam._adan import ScaleByAdanState as ScaleByAdanState
 from ._algorithms.adam._adan import adan as adan
 from ._algorithms.adam._adan import scale_by_adan as scale_by_adan
@@ -75,6 +86,9 @@ from ._algorithms.adam._sophia import SophiaState as SophiaState
 from ._algorithms.adam._sophia import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
 from ._algorithms.adam._sophia import scale_by_sophia as scale_by_sophia
 from ._algorithms.adam._sophia import sophia as sophia
+from ._algorithms.adam._sophia_g import SophiaGState as SophiaGState
+from ._algorithms.adam._sophia_g import scale_by_sophia_g as scale_by_sophia_g
+from ._algorithms.adam._sophia_g import sophia_g as sophia_g
 from ._algorithms.adam._sparse_adam import scale_by_sparse_adam as scale_by_sparse_adam
 from ._algorithms.adam._stable_adamw import scale_by_stable_adam as scale_by_stable_adam
 from ._algorithms.adam._stable_adamw import stable_adamw as stable_adamw
@@ -115,6 +129,7 @@ from ._algorithms.momentum._optimistic import scale_by_optimistic_gradient as sc
 from ._algorithms.momentum._qhm import qhm as qhm
 from ._algorithms.momentum._qhm import scale_by_qhm as scale_by_qhm
 from ._algorithms.momentum._sgd import sgd as sgd
+from ._algorithms.momentum._sgdp import sgdp as sgdp
 from ._algorithms.parts._autoclip import AutoClipState as AutoClipState
 from ._algorithms.parts._autoclip import autoclip as autoclip
 from ._algorithms.parts._cautious import add_cautious_decayed_weights as add_cautious_decayed_weights
@@ -128,6 +143,7 @@ from ._algorithms.parts._mars import mars as mars
 from ._algorithms.parts._norm_growth import LimitNormGrowthState as LimitNormGrowthState
 from ._algorithms.parts._norm_growth import limit_norm_growth as limit_norm_growth
 from ._algorithms.parts._orthograd import orthograd as orthograd
+from ._algorithms.parts._tangential import tangential as tangential
 from ._algorithms.parts._zclip import ZClipState as ZClipState
 from ._algorithms.parts._zclip import zclip as zclip
 from ._algorithms.quasi_newton._lbfgs import MinimizeByLbfgsState as MinimizeByLbfgsState
@@ -170,6 +186,7 @@ from ._algorithms.sign._rprop import scale_by_rprop as scale_by_rprop
 from ._algorithms.sign._sign_sgd import scale_by_sign as scale_by_sign
 from ._algorithms.sign._sign_sgd import sign_sgd as sign_sgd
 from ._algorithms.sign._sign_sgd import signum as signum
+from ._algorithms.sign._tiger import tiger as tiger
 from ._base import EmptyState as EmptyState
 from ._base import EvalParamsFn as EvalParamsFn
 from ._base import GradientTransformation as GradientTransformation

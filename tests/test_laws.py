@@ -516,6 +516,11 @@ NO_DERIVATIVE = {
         [("momo_adapted", "learning_rate"), ("momo_adam_adapted", "learning_rate")],
         "without a step the raised bound is the value of the model, where it is lowered again",
     ),
+    **dict.fromkeys(
+        [("sgdp", "momentum"), ("sgdp_one_ahead", "momentum")],
+        "its decay is divided by 1 - momentum: the parameters are in the hundreds then",
+    ),
+    ("scale_by_came", "b3"): "near 1 it divides by differences that count for next to nothing",
     ("scale_by_backtracking_linesearch", "decrease_factor"): "the search tries other steps",
     ("lbfgs", "learning_rate"): "without a step there is no pair",
     ("adafactor_as_torch", "beta2_decay"): "its range ends at 0 from below",
@@ -879,6 +884,8 @@ scale_by_qhadam qhadam muon muon_otherwise
 cautious_adamw cautious_adopt mars_adamw hyperball_adam hyperball_of_now graft schedule_free_adamw
 schedule_free_adamw_warmed_up prodigy prodigy_of_the_authors prodigy_safeguarded dadapt_adamw
 momo_adam momo_adam_adapted scale_by_galore galore_adamw fira scale_by_apollo apollo apollo_of_random_directions
+scale_by_adam_mini scale_by_adam_mini_along_axes adam_mini adamp adamp_one_ahead scale_by_came came
+scale_by_sophia_g sophia_g
 """
 # These call a sum of squares of 0 no information, and stand still; for the others eps decides.
 NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})

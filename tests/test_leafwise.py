@@ -33,7 +33,11 @@ NOT_PROMISED = {
     **dict.fromkeys(["dog_from_a_rate", "prodigy", "prodigy_of_the_authors", "prodigy_safeguarded", "mechanize"], WAY),
     **dict.fromkeys(["plateau", "plateau_with_cooldown", "scale_by_polyak_below_the_bound"], LOSS),
     **dict.fromkeys(["add_noise", "noisy_sgd"], "draws for a leaf by its place in the tree, or by its path"),
-    **dict.fromkeys(["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia"], "asks the loss of all leaves"),
+    **dict.fromkeys(
+        ["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia", "scale_by_adahessian", "adahessian"],
+        "asks the loss of all leaves",
+    ),
+    **dict.fromkeys(["scale_by_sophia_g", "sophia_g"], "takes other gradients of all leaves"),
     "apply_if_finite": "leaves out a step of all leaves, and these gradients are finite",
     "flatten": "is leafwise for rules that are pointwise",
     **dict.fromkeys(["stacked", "stacked_factory"], "measures nothing here, but decides for a whole member"),

@@ -18,7 +18,7 @@ SKIPS = {
 SKIPS |= {
     **dict.fromkeys(["differentially_private_aggregate", "dpsgd"], "the gradient of an example is one vector: " + FLAT),
     **dict.fromkeys(
-        ["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia"],
+        ["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia", "scale_by_adahessian", "adahessian"],
         "torch.func takes no derivative of a function of DTensors",
     ),
     "prodigy_of_the_authors": "every third element of a leaf is one of all its elements in a row: " + FLAT,

@@ -69,7 +69,7 @@ def scale_by_row_col_rms(beta2_decay: Scalar = -0.8, eps: Scalar | None = None) 
 
     def init(params: Params) -> RowColState:
         # Only the shapes of these means are of use.
-        parts = [tree.outline(part, params) for part in (_row, _col, _rest)]
+        parts = [tree.outline(part, params) for part in (row_means, col_means, unfactored)]
         parts = [tree.init_moment(part, real=True) for part in parts]
         return RowColState(tree.count(params), *parts)
 
@@ -80,18 +80,18 @@ def scale_by_row_col_rms(beta2_decay: Scalar = -0.8, eps: Scalar | None = None) 
         weight = tree.wide(count) ** beta2_decay
         g = tree.map(lambda u: tree.cast_leaf(u, torch.promote_types(u.dtype, torch.float32)), updates)
         square = tree.abs_sq(g)
-        row = mixed(state.v_row, _row(square), weight)
-        col = mixed(state.v_col, _col(square), weight)
-        v = mixed(state.v, _rest(square), weight)
+        row = mixed(state.v_row, row_means(square), weight)
+        col = mixed(state.v_col, col_means(square), weight)
+        v = mixed(state.v, unfactored(square), weight)
 
         def leaf(g: Tensor, r: Tensor, c: Tensor, v: Tensor, mean: Tensor) -> Tensor:
-            if _is_factored(g):
+            if is_factored(g):
                 # The inner axis of the matrix product R C has length one, so it is an elementwise product.
                 mean = tree.clip(mean, min_value=_floor(r, eps))
                 v = torch.where(torch.isinf(mean), mean, r * c / mean)  # squares without room stop the leaf
             return g * torch.rsqrt(tree.clip(v, min_value=_floor(v, eps) ** 2))
 
-        direction = tree.map(leaf, g, row, col, v, _col(row))
+        direction = tree.map(leaf, g, row, col, v, col_means(row))
         return tree.cast_like(direction, updates), RowColState(
             count, tree.carry(row, state.v_row), tree.carry(col, state.v_col), tree.carry(v, state.v)
         )
@@ -99,26 +99,26 @@ def scale_by_row_col_rms(beta2_decay: Scalar = -0.8, eps: Scalar | None = None) 
     return GradientTransformation(init, update, leafwise=True)
 
 
-def _is_factored(x: Tensor) -> bool:
+def is_factored(x: Tensor) -> bool:
     return x.ndim >= 2 and x.numel() > 0
 
 
-def _row(square: Tree) -> Tree:
+def row_means(square: Tree) -> Tree:
     """The mean of each row of the matrices."""
-    return tree.fold_each("mean", lambda x: (-1,) if _is_factored(x) else None, _matrices(square), keepdim=True)
+    return tree.fold_each("mean", lambda x: (-1,) if is_factored(x) else None, _matrices(square), keepdim=True)
 
 
-def _col(square: Tree) -> Tree:
+def col_means(square: Tree) -> Tree:
     """The mean of each column of the matrices."""
-    return tree.fold_each("mean", lambda x: (-2,) if _is_factored(x) else None, _matrices(square), keepdim=True)
+    return tree.fold_each("mean", lambda x: (-2,) if is_factored(x) else None, _matrices(square), keepdim=True)
 
 
 def _matrices(square: Tree) -> Tree:
-    return tree.map(lambda x: x if _is_factored(x) else _nothing(x), square)
+    return tree.map(lambda x: x if is_factored(x) else _nothing(x), square)
 
 
-def _rest(square: Tree) -> Tree:
-    return tree.map(lambda x: _nothing(x) if _is_factored(x) else x, square)
+def unfactored(square: Tree) -> Tree:
+    return tree.map(lambda x: _nothing(x) if is_factored(x) else x, square)
 
 
 def _nothing(x: Tensor) -> Tensor:
