@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.algorithms.model_averaging.averagers as averagers
@@ -186,6 +187,8 @@ def cut_off(name, folder, at, size):
     tx, params = RULES[name](mesh), start()
     params, state = train(tx, params, tx.init(params), dist.get_rank(), range(at))
     of.distributed.save(folder, params, state, tx, group=mesh.get_group())
+    with pytest.raises(ValueError, match="a state of its own"):
+        of.distributed.TrainState(params, state).state_dict()
 
 
 def go_on(name, folder, at, size, donate=False):

@@ -123,3 +123,8 @@ def test_those_who_are_left_can_meet():
     """The group is asked for in every meeting, so an object that stands for one may change it."""
     for first, second in on_ranks("meetings.lose_half")[:2]:
         assert (first, second) == (True, True)
+
+
+def test_zero_refuses_a_rule_of_replicas():
+    with pytest.raises(ValueError, match="zero cuts leaves into shards, which is nothing for diloco"):
+        of.distributed.zero(of.distributed.diloco(of.sgd(0.1), None, 4), None)

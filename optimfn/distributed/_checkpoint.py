@@ -123,7 +123,13 @@ class TrainState:
         self.params, self.state = params, state
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors, by name; not copies, as torch wants it."""
+        """The tensors, by name; not copies, as torch wants it.
+
+        Raises:
+            ValueError: on several processes, if replicas step by themselves: of plain tensors torch keeps those of one.
+        """
+        if _are_apart(self.state) and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError("each replica has parameters and a state of its own: use optimfn.distributed.save")
         return _flat(self.params, self.state)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -239,10 +245,14 @@ def _laid_like(x: Any, like: Tensor) -> Tensor:
     return own if x.ndim == like.ndim else own[0]
 
 
+def _are_apart(state: State) -> bool:
+    """Whether replicas step by themselves, so that each has other parameters."""
+    return any(getattr(node, "params_are_own", False) for _, node in tree.walk(state))
+
+
 def _specs(tx: Any, params: Params, state: State) -> dict[str, LeafSpec]:
     """What each leaf is, by name."""
-    apart = any(getattr(node, "params_are_own", False) for _, node in tree.walk(state))
-    kind = "per_replica" if apart else "param"
+    kind = "per_replica" if _are_apart(state) else "param"
     found = {_name("params", path): LeafSpec(kind, tree.join_path(path)) for path, _ in tree.leaves_with_path(params)}
     specs = tree.leaves_with_path(spec_of(tx, params, state))
     return found | {_name("state", path): spec for path, spec in specs}

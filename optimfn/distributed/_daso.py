@@ -154,7 +154,7 @@ def daso(
         now, seen = after_epoch(Phase.unpack(state.phase), state.seen, loss, detector, epochs)
         return state._replace(phase=now.pack(state.phase), seen=seen)
 
-    return Daso(init, update, end_epoch=end_epoch)
+    return Daso(init, update, takes_shards=False, end_epoch=end_epoch)
 
 
 def dtype_of(now: Phase, downcast_type: torch.dtype, exact: bool) -> torch.dtype | None:

@@ -202,7 +202,7 @@ def hierarchical_sgd(
             step = tree.map(Assign, met)
         return step, HierarchicalState(own, torch.full_like(state.count, steps))
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, takes_shards=False)
 
 
 @factory

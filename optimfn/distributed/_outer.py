@@ -153,7 +153,8 @@ def outer_sync(
             return step, plan.send(step, new, params, before)
         return plan.meet(step, new, params, before - 1, bool(delay))
 
-    return GradientTransformation(init, update)
+    # Cut by `zero`, each replica would have another part of a leaf.
+    return GradientTransformation(init, update, takes_shards=False)
 
 
 class _Plan(NamedTuple):
