@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from shards import LAYOUTS, MESHES, SHAPES, drawn, gradients, sharded, whole, works_on
+from shards import LAYOUTS, MESHES, SHAPES, drawn, gradients, problems, sharded, whole, works_on
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dsd
 from torch.distributed.fsdp import fully_shard
@@ -197,3 +197,20 @@ def train_on(kind, mode, dtype, first, last, layout, old, new):
         dcp.save({"model": model, "optimizer": state}, checkpoint_id=new, process_group=group, no_dist=alone)
     kinds = {key: x.dtype for entries in optimizer.state.values() for key, x in entries.items()}
     return whole({name: p.detach() for name, p in net.named_parameters()}), kinds
+
+
+def saved_meanwhile(folder):
+    """Save while a step that donates writes into what is being saved, and read it: what is wrong with what was read."""
+    tx, params = RULES["adamw"](), sharded("fsdp on 4", start(torch.float64))
+    state = tx.init(params)
+    grads = sharded("fsdp on 4", steps(torch.float64, 1)[0])
+    step = of.make_step(tx, donate=True)
+    step(params, state, grads)
+    want = of.tree.map(torch.clone, (params, state))
+    saving = dcp.async_save({"train": of.distributed.TrainState(params, state)}, checkpoint_id=folder)
+    step(params, state, grads)
+    saving.result()
+    empty = sharded("hsdp 2 x 2", start(torch.float64))
+    read = of.distributed.TrainState(of.tree.zeros_like(empty), tx.init(empty))
+    dcp.load({"train": read}, checkpoint_id=folder)
+    return problems((read.params, read.state), whole(want), 0.0)

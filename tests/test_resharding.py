@@ -92,3 +92,7 @@ def test_a_process_is_killed_and_others_go_on(tmp_path):
         close(on_ranks("resharding.go_on", "adamw", dtype, first, 8, layout, folder, None)[0], want, dtype)
     alone = go_on("adamw", dtype, first, 8, None, folder, None)
     close(alone, want, dtype)
+
+
+def test_steps_go_on_while_a_state_is_saved(tmp_path):
+    assert on_ranks("resharding.saved_meanwhile", str(tmp_path)) == [[]] * 4

@@ -106,7 +106,8 @@ class TrainState:
     """Parameters and state as one object for `torch.distributed.checkpoint`, also for its `async_save`.
 
     It is a `Stateful` of torch: `dcp.save({"train": train_state}, checkpoint_id=...)`, and `dcp.load` in the same way
-    reads into the tensors that it holds, on any number of processes and in any layout.
+    reads into the tensors that it holds, on any number of processes and in any layout. What is each replica's own needs
+    the same number of replicas; `load` takes others.
 
     Args:
         params: The parameters.
