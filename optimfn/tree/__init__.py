@@ -31,6 +31,7 @@ from ._arithmetic import sum as sum
 from ._arithmetic import vdot as vdot
 from ._arithmetic import where as where
 from ._arithmetic import zeros_like as zeros_like
+from ._batches import batched as batched
 from ._core import ParamsPlaceholder as ParamsPlaceholder
 from ._core import as_complex as as_complex
 from ._core import as_real as as_real

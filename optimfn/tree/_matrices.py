@@ -18,7 +18,7 @@ Slices = tuple[slice, ...]
 Axes = tuple[int, ...]
 
 
-def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+def on_full_matrix(f: Callable[[Any], Any], tree: Tree, *, together: bool = False) -> Tree:
     """Apply a function to each leaf as a whole; where leaves lie in shards, each process does its share of them.
 
     Every leaf has an owner among the processes of its mesh, chosen so that all have about as much to do. It is given
@@ -30,6 +30,8 @@ def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
         f: A function of a leaf that returns one of the same shape and dtype. It must not raise: the owner alone would,
             and the others would wait for it. Check shapes and dtypes of all leaves before.
         tree: The tree.
+        together: Whether `f` is given a list of leaves, all that this process does, and returns one of results; with
+            `batched`, those of one shape then take their products together.
 
     Example:
         >>> import torch, optimfn as of
@@ -39,8 +41,10 @@ def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """
     own = leaves(tree)
     if not any(is_dtensor(x) for x in own):
-        return map(f, tree)
-    found = [x if is_dtensor(x) else f(x) for x in own]
+        return unflatten(tree, f(own)) if together else map(f, tree)
+    on_all = f if together else (lambda xs: [f(x) for x in xs])
+    plain = iter(on_all([x for x in own if not is_dtensor(x)]))
+    found = [x if is_dtensor(x) else next(plain) for x in own]
     settled = [without_parts(x) if is_dtensor(x) else x for x in own]
     given = [*settled]
     by_group: dict[tuple[Any, Axes], list[int]] = {}
@@ -48,15 +52,16 @@ def on_full_matrix(f: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
         if not is_dtensor(x):
             continue
         if not any(p.is_shard() and x.device_mesh.size(axis) > 1 for axis, p in enumerate(x.placements)):
-            found[i] = wrapped(f(local_shard(x)), x)
+            found[i] = wrapped(on_all([local_shard(x)])[0], x)
         elif torch.compiler.is_compiling() or any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
-            found[i] = _gathered(f, x)  # where a graph is the same for all, or a shard is not one piece of the whole
+            # Where a graph is the same for all, or a shard is not one piece of the whole: by all on their own.
+            found[i] = placed_like(on_all([x.full_tensor()])[0], x)
         else:
             x, axes = _within_one_group(x)
             given[i] = x
             by_group.setdefault((x.device_mesh, axes), []).append(i)
     for (mesh, axes), chosen in by_group.items():
-        results = _Exchange(mesh, axes, [given[i] for i in chosen]).run(f)
+        results = _Exchange(mesh, axes, [given[i] for i in chosen]).run(on_all)
         for i, result in zip(chosen, results, strict=True):
             found[i] = placed_like(wrapped(result, given[i]), settled[i])
     return unflatten(tree, found)
@@ -79,12 +84,6 @@ def _within_one_group(x: Any) -> tuple[Any, Axes]:
 
 def _group_of(mesh: Any, axes: Axes) -> Any:
     return mesh.get_group(axes[0]) if len(axes) == 1 else dist.group.WORLD
-
-
-def _gathered(f: Callable[[Tensor], Tensor], x: Any) -> Any:
-    """The same by all processes on their own."""
-    whole = f(x.full_tensor())
-    return placed_like(whole, x)
 
 
 class _Leaf(NamedTuple):
@@ -122,7 +121,7 @@ class _Exchange:
         givers = [i for i, other in enumerate(self.coordinates) if all(other[axis] == at[axis] for axis in whole)]
         return _Leaf(x, owner, here, frozenset(givers))
 
-    def run(self, f: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def run(self, f: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
         """What of each result belongs here."""
         shards = [local_shard(leaf.x) for leaf in self.leaves]
         outgoing = [
@@ -135,7 +134,7 @@ class _Exchange:
         for pieces, wanted in zip(self._swap(outgoing, incoming), incoming, strict=True):
             for piece, (leaf, region) in zip(pieces, wanted, strict=True):
                 wholes[id(leaf)][region] = piece
-        done = [(leaf, f(wholes.pop(id(leaf)))) for leaf in mine]
+        done = [*zip(mine, f([wholes.pop(id(leaf)) for leaf in mine]), strict=True)]
         back = [[result[leaf.here[i]] for leaf, result in done] for i in self.places]
         own = [[(leaf, leaf.here[self.me]) for leaf in self.leaves if leaf.owner == i] for i in self.places]
         found: dict[int, Tensor] = {}

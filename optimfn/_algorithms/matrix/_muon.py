@@ -1,8 +1,8 @@
 """Muon: orthogonalised momentum, scaled to the shape of the matrix."""
 
 import math
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import tree
@@ -13,6 +13,7 @@ from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
 from ..._transforms._rate import descend
 from ..._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
+from ._newton_schulz import is_turned, polynomials
 
 
 @factory
@@ -64,20 +65,19 @@ def orthogonalize(
         if g.is_complex():
             raise ValueError(f"orthogonalize takes real leaves only, got one of {g.dtype}")
 
-    def leaf(g: Tensor) -> Tensor:
-        rows, cols = _sides("orthogonalize", g)
-        x = g.bfloat16().mT if rows > cols else g.bfloat16()
+    def scaled(g: Tensor) -> Any:
+        x = g.bfloat16()
         x = x / tree.clip(tree.cast_leaf(tree.norm(x), x.dtype), min_value=eps)
-        for _ in range(ns_steps):
-            gram = x @ x.mT
-            polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-            x = torch.addmm(x, polynomial, x, beta=a)
-        return tree.cast_leaf(x.mT if rows > cols else x, g.dtype)
+        return x.mT if is_turned(x) else x
+
+    def on_all(gs: list[Tensor]) -> list[Tensor]:
+        turned = tree.batched(lambda x: polynomials(x, [(a, b, c)] * ns_steps), tree.map(scaled, gs))
+        return [*tree.map(lambda g, x: tree.cast_leaf(x.mT if is_turned(g) else x, g.dtype), gs, turned)]
 
     def on_matrices(updates: Updates, params: Params | None) -> Updates:
         for g in tree.leaves(updates):  # by every process, not by the owner of the matrix alone
             check(g)
-        return tree.on_full_matrix(leaf, updates)
+        return tree.on_full_matrix(on_all, updates, together=True)
 
     return leafwise(stateless(on_matrices))
 

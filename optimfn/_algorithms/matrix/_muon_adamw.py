@@ -107,9 +107,9 @@ def scale_by_muon(
     check_choice("preconditioning", preconditioning, ("frobenius", "spectral", "aol", "schatten"))
     steps = _polynomials(ns_coeffs, ns_steps)
 
-    def turn(mean: Tensor, dims: MuonDimensionNumbers) -> Any:
-        turned = orthogonal(mean, dims, steps, eps, preconditioning)
-        return tree.scale(tree.vdot(mean, turned), turned) if adaptive else turned
+    def turn(means: list[Tensor], dims: MuonDimensionNumbers) -> list[Tensor]:
+        turned = orthogonal(means, dims, steps, eps, preconditioning)
+        return [*tree.map(lambda m, o: tree.scale(tree.vdot(m, o), o), means, turned)] if adaptive else turned
 
     def init(params: Params) -> MuonState:
         return MuonState(tree.count(params), tree.init_moment(params, mu_dtype))

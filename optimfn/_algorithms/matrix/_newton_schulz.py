@@ -70,8 +70,8 @@ def fans(x: Tensor, dims: MuonDimensionNumbers) -> tuple[int, int]:
     return math.prod([x.shape[axis] for axis in inputs]), math.prod([x.shape[axis] for axis in outputs])
 
 
-def on_matrices(f: Callable[[Tensor, MuonDimensionNumbers], Tensor], leaves: Tree, dims: Tree) -> Tree:
-    """Apply a function to each leaf as a whole, given its dimension numbers."""
+def on_matrices(f: Callable[[list[Tensor], MuonDimensionNumbers], list[Tensor]], leaves: Tree, dims: Tree) -> Tree:
+    """Apply a function to whole leaves, together those of the same dimension numbers, which it is given."""
     boxes = tree.leaves(tree.map(lambda _, box: box, leaves, dims))
     for x, box in zip(tree.leaves(leaves), boxes, strict=True):  # by every process, see `tree.on_full_matrix`
         if box.content is None:
@@ -80,52 +80,86 @@ def on_matrices(f: Callable[[Tensor, MuonDimensionNumbers], Tensor], leaves: Tre
     done = leaves
     for kind in {str(box.content): box.content for box in boxes}.values():
 
-        def turn(x: Tensor, kind: MuonDimensionNumbers = kind) -> Tensor:
-            return f(x, kind)
+        def turn(xs: list[Tensor], kind: MuonDimensionNumbers = kind) -> list[Tensor]:
+            return f(xs, kind)
 
         own = tree.map(lambda x, box, kind=kind: x if box.content == kind else None, leaves, dims)
-        found = tree.on_full_matrix(turn, own)
+        found = tree.on_full_matrix(turn, own, together=True)
         done = tree.map(lambda was, new: was if new is None else new, done, found)
     return done
 
 
 def orthogonal(
-    x: Tensor, dims: MuonDimensionNumbers, steps: Sequence[Coefficients], eps: Scalar, preconditioning: str
-) -> Tensor:
-    """The matrices of a leaf with their singular values driven to one, in the dtype of the leaf."""
-    batch, inputs, outputs = sides(x, dims)
-    order = batch + inputs + outputs
-    fan_in, fan_out = fans(x, dims)
-    moved = x.permute(order)
-    y = moved.reshape(-1, fan_in, fan_out) if x.numel() else moved.new_zeros(0, fan_in, fan_out)
-    turned = fan_in > fan_out
-    y = _iterate(y.mT if turned else y, steps, eps, preconditioning)
-    y = (y.mT if turned else y).reshape(moved.shape)
-    return y.permute([order.index(axis) for axis in range(x.ndim)])
+    xs: list[Tensor], dims: MuonDimensionNumbers, steps: Sequence[Coefficients], eps: Scalar, preconditioning: str
+) -> list[Tensor]:
+    """The matrices of some leaves with their singular values driven to one, in the dtype of each leaf."""
+
+    def iterate(x: Tensor) -> Tensor:
+        x, gram = _preconditioned(x, eps, preconditioning)
+        return polynomials(x, steps, gram)
+
+    def opened(x: Tensor) -> Tensor:
+        batch, inputs, outputs = sides(x, dims)
+        fan_in, fan_out = fans(x, dims)
+        moved = x.permute(batch + inputs + outputs)
+        y = moved.reshape([x.shape[axis] for axis in batch] + [fan_in, fan_out])
+        return y.mT if fan_in > fan_out else y
+
+    def closed(x: Tensor, y: Tensor) -> Tensor:
+        batch, inputs, outputs = sides(x, dims)
+        order = batch + inputs + outputs
+        fan_in, fan_out = fans(x, dims)
+        y = (y.mT if fan_in > fan_out else y).reshape([x.shape[axis] for axis in order])
+        return y.permute([order.index(axis) for axis in range(x.ndim)])
+
+    return [*tree.map(closed, xs, tree.batched(iterate, [opened(x) for x in xs]))]
 
 
-def _iterate(x: Tensor, steps: Sequence[Coefficients], eps: Scalar, preconditioning: str) -> Tensor:
-    if preconditioning == "frobenius":
-        x = x / (_root_of_squares(x) + eps)
-    elif preconditioning == "spectral":
-        x = x / (torch.linalg.matrix_norm(x, 2, keepdim=True) + eps)
+def polynomials(x: Tensor, steps: Sequence[Coefficients], gram: Tensor | None = None) -> Tensor:
+    """Matrices (..., rows, cols) after `x <- a x + (b A + c A A) x`, `A = x x^T`, for each `(a, b, c)`.
+
+    Products of a tall matrix are taken on its right: `x^T x` has the shorter side, and nothing is transposed.
+    """
+    tall = x.shape[-2] > x.shape[-1]
+    for a, b, c in steps:
+        if gram is None:
+            gram = x.mH @ x if tall else x @ x.mH
+        polynomial = _add_product(gram, gram, gram, b, c)
+        x = _add_product(x, x, polynomial, a) if tall else _add_product(x, polynomial, x, a)
+        gram = None
+    return x
+
+
+def _add_product(x: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+    """`beta x + alpha left right`, rounded once."""
+    if x.ndim == 2:
+        return torch.addmm(x, left, right, beta=beta, alpha=alpha)
+    return torch.baddbmm(x, left, right, beta=beta, alpha=alpha)
+
+
+def _preconditioned(x: Tensor, eps: Scalar, how: str) -> tuple[Tensor, Tensor | None]:
+    """Matrices that are not tall with their singular values below one, and what is known of their products."""
+    if how == "frobenius":
+        return x / (_root_of_squares(x) + eps), None
+    if how == "spectral":
+        return x / (torch.linalg.matrix_norm(x, 2, keepdim=True) + eps), None
     # The others divide by what grows with the matrix; one that is large is brought down first, and their eps with it.
     large = torch.clamp(_root_of_squares(x), min=1)
-    if preconditioning in ("aol", "schatten"):
-        x = x / large
-    for number, (a, b, c) in enumerate(steps):
-        gram = x @ x.mH
-        if number == 0 and preconditioning == "aol":
-            rows = torch.rsqrt(tree.clip(gram.abs().sum(-1, keepdim=True), min_value=eps / large / large))
-            x, gram = x * rows, gram * rows * rows.mT
-        elif number == 0 and preconditioning == "schatten":
-            size = torch.rsqrt(tree.clip(_root_of_squares(gram), min_value=eps / large / large))
-            x, gram = x * size, gram * size * size
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x
+    x = x / large
+    gram = x @ x.mH
+    if how == "aol":
+        rows = torch.rsqrt(tree.clip(gram.abs().sum(-1, keepdim=True), min_value=eps / large / large))
+        return x * rows, gram * rows * rows.mT
+    size = torch.rsqrt(tree.clip(_root_of_squares(gram), min_value=eps / large / large))
+    return x * size, gram * size * size
 
 
 def _root_of_squares(x: Tensor) -> Tensor:
     wide = tree.wide_dtype(x.dtype, x.device)  # in which the squares of all float32 have room
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
     return tree.cast_leaf(norm, tree.real_dtype(x.dtype))
+
+
+def is_turned(x: Tensor) -> bool:
+    """Whether a tall matrix is to be transposed: a small one, to share the products of those that are wide."""
+    return x.shape[-2] > x.shape[-1] and x.shape[-1] <= 128

@@ -34,6 +34,7 @@ class Plan:
     folds: Mapping[Node, int]  # and those that kernels reduce over some axes
     copies: Sequence[tuple[Node, int, Owner]]  # outputs of dtypes without a C type, and their targets
     solid: AbstractSet[Node]  # opaque nodes whose result must be dense memory of its own
+    places: Mapping[Node, Node]  # for some of those the temporary value in whose memory it may lie
     slot: Mapping[Node, int]  # of each 0-dim value
     numbers: Sequence[Number]  # in the slots after those
     kernels: Sequence[Kernel]

@@ -6,6 +6,7 @@ from typing import Any
 from ..ir import _ops
 from ..ir._graph import Node, Untraceable
 from ..ir._kernels import Form, Output, Owner, Stage
+from ._memory import places, same_memory
 from ._owners import Absence, Owners
 from ._plan import Plan
 from ._rows import Rows
@@ -60,15 +61,16 @@ class _Planner:
 
     def plan(self, outputs: Sequence[Any], targets: Sequence[int | None], names: Sequence[str]) -> Plan:
         """Put everything into its place."""
-        places, results = list[Output](), list[list[tuple[Owner, Any]]]()
+        outcome, results = list[Output](), list[list[tuple[Owner, Any]]]()
         for i, (node, target, name) in enumerate(zip(outputs, targets, names, strict=True)):
             results.append([(self.owned.of_outputs[i], node)])
-            places.append(self._output(node, target, name, self.owned.of_outputs[i]))
+            outcome.append(self._output(node, target, name, self.owned.of_outputs[i]))
             leaf, other = self._absence.instead.get(i, (None, node))
             if leaf is not None and other is not node:
                 results[i].append((~leaf, other))
-                self._output(other, self._target(places[i]), name, ~leaf)
-        self._stores += [Store(x, at, self.level[x], x.name, self.owners.get(x)) for x, at in self.temporary.items()]
+                self._output(other, self._target(outcome[i]), name, ~leaf)
+        kept = [(x, at) for x, at in self.temporary.items() if same_memory(x) is x]
+        self._stores += [Store(x, at, self.level[x], x.name, self.owners.get(x)) for x, at in kept]
         count = 1 + max([*self.level.values(), *(store.stage for store in self._stores)], default=0)
         count = delay(self._stores, count, 2 * len(self.nodes) + 2, self._read)
         stages = [Stage(opaque=self._opaque.get(k, [])) for k in range(count)]
@@ -95,7 +97,7 @@ class _Planner:
         return Plan(
             nodes=self.nodes,
             inputs=self.inputs,
-            outputs=places,
+            outputs=outcome,
             results=results,
             stages=stages,
             final=final,
@@ -105,6 +107,12 @@ class _Planner:
             folds=self.folds,
             copies=self.copies,
             solid=self.solid,
+            places=places(
+                self.nodes,
+                self.temporary,
+                self.solid,
+                {x for pairs in results for _, x in pairs if isinstance(x, Node) and x.kind != "pointwise"},
+            ),
             slot=scalars.slot,
             numbers=scalars.numbers.held,
             kernels=list({id(row.kernel): row.kernel for stage in stages for row in stage.rows}.values()),
@@ -147,9 +155,13 @@ class _Planner:
                 self.solid.update(parent for parent in node.parents() if parent.kind in ("opaque", "item"))
 
     def _keep(self, node: Node) -> None:
-        """Give a value memory of its own."""
-        if node not in self.temporary:
-            self.temporary[node] = self._new_buffer()
+        """Give a value memory of its own, or the same as another with its bytes, such as a transpose."""
+        if node in self.temporary:
+            return
+        root = same_memory(node)
+        if root is not node:
+            self._keep(root)
+        self.temporary[node] = self.temporary[root] if root is not node else self._new_buffer()
 
     def _output(self, node: Any, target: int | None, name: str, owner: Owner) -> Output:
         if not isinstance(node, Node):

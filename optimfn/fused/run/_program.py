@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 
 from ..ir._graph import Misfit, Node, StepAside
 from ..ir._shapes import dense_stride, overlaps_itself
+from ..plan._plan import Plan
 from ._code import MACHINES as MACHINES
 from ._code import Code, Machine, Selection
 from ._process import Process
@@ -38,7 +39,7 @@ class Program:
         self._last: list[Tensor] | None = None
         self._token: object = None
         self._staged = {i: layout.empty(code.device) for i, layout in code.staged}
-        self._temporary = {node: node.layout.empty(code.device) for node in (*code.plan.temporary, *code.plan.folds)}
+        self._temporary = _temporaries(code.plan, code.device)
         self._pointers: list[int] = []
         self._machine: Machine = code.machine(code.for_machine)
         self._buffers = self._machine.buffers
@@ -172,7 +173,10 @@ class Program:
             result = node.op(*map(value, node.args), **{key: value(x) for key, x in node.kwargs.items()})
         if node in self.plan.solid and isinstance(result, Tensor):
             fits = result.device == self.code.device and dense_stride(result) == node.layout.stride
-            if not fits or node.borrows_memory():
+            place = self.plan.places.get(node)
+            if place is not None:
+                result = self._temporary[place].as_strided(node.layout.shape, node.layout.stride).copy_(result)
+            elif not fits or node.borrows_memory():
                 result = node.layout.empty(self.code.device).copy_(result)
             self._buffers[self.plan.buffer_of[node]] = result.data_ptr()
         return result
@@ -196,6 +200,17 @@ class Program:
             for node, target in chosen.copies:
                 inputs[target].copy_(values[node])
         increment_version(self._changing)
+
+
+def _temporaries(plan: Plan, device: torch.device) -> dict[Node, Tensor]:
+    """The memory of the values that kernels leave there; of those in the same buffer it is the same."""
+    found: dict[Node, Tensor] = {}
+    at: dict[int, Tensor] = {}
+    for node, buffer in (*plan.temporary.items(), *plan.folds.items()):
+        if buffer not in at:
+            at[buffer] = node.layout.empty(device)
+        found[node] = at[buffer].as_strided(node.layout.shape, node.layout.stride)
+    return found
 
 
 def _spans(tensors: Iterable[Tensor]) -> Iterable[tuple[int, int]]:
