@@ -21,7 +21,7 @@ def same_memory(node: Node) -> Node:
 
 
 def places(
-    nodes: Sequence[Node], temporary: Mapping[Node, Any], solid: Collection[Node], handed_out: Collection[Any]
+    nodes: Sequence[Node], temporary: Mapping[Node, Any], solid: Collection[Node], results: Sequence[Sequence[Any]]
 ) -> dict[Node, Node]:
     """For results of ATen that kernels read, the temporary value that nobody reads any more when each is there.
 
@@ -31,8 +31,9 @@ def places(
         nodes: The graph, parents first.
         temporary: The values that kernels leave in memory.
         solid: The results that kernels read.
-        handed_out: The results that are outputs themselves.
+        results: For each output its values, with their owners.
     """
+    handed_out = {value for values in results for _, value in values if isinstance(value, Node)}
     children: dict[Node, list[Node]] = {}
     for node in nodes:
         for parent in node.parents():
