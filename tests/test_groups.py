@@ -371,3 +371,18 @@ class TestHyperparameters:
         optimizer = of.Optimizer(halves(ours, maximize=True), of.adam(0.01))
         reference = torch.optim.Adam(halves(theirs, maximize=True), lr=0.01)
         assert close(train(ours, optimizer, 4), train(theirs, reference, 4))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda groups: of.optim.AdamW(groups, 0.1), lambda groups: of.Optimizer(groups, of.sgd, learning_rate=0.1)]
+)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_group_may_be_empty(make, position):
+    params = [torch.nn.Parameter(torch.ones(3))]
+    params[0].grad = torch.ones(3)
+    groups = [{"params": params}]
+    groups.insert(position, {"params": []})
+    optimizer = make(groups)
+    for _ in range(2):
+        optimizer.step()
+    assert params[0].max() < 0.9

@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,3 +137,19 @@ def test_what_a_factory_makes_is_made_once_for_equal_numbers():
     assert made(learning_rate=0.1) is not made(of.adam, learning_rate=0.1)
     assert made(learning_rate=rate) is not made(learning_rate=rate)
     assert made(learning_rate=0.1, mask=lambda p: p.ndim > 1) is not made(learning_rate=0.1, mask=lambda p: p.ndim > 1)
+
+
+@pytest.mark.parametrize("number", [float, np.float64, np.float32])
+def test_numbers_of_numpy_are_live_too(number, monkeypatch):
+    traced, original = [], _known.trace
+    monkeypatch.setattr(_known, "trace", lambda *args, **kwargs: traced.append(1) or original(*args, **kwargs))
+    optimizer, theirs = of.optim.AdamW(own := parameters(), 0.1), torch.optim.AdamW(others := parameters(), 0.1)
+    for step in range(5):
+        for each in (optimizer, theirs):
+            each.param_groups[0].update(eps=number(0.1 / (1 + step)), weight_decay=number(0.1 * (1 + step)))
+            each.step()
+        if step == 0:
+            traced.clear()
+    assert not traced
+    for p, q in zip(own, others, strict=True):
+        torch.testing.assert_close(p, q)

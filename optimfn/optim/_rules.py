@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import repeat
+from numbers import Real
 from typing import Any, NamedTuple
 
 from .._base import GradientTransformation, chain
@@ -105,7 +106,11 @@ def _static(key: str, value: Any) -> Any:
 
 def _is_live(key: str, value: Any) -> bool:
     # A tensor cannot stand for a momentum of zero, which is a rule without momentum.
-    return key == "lr" or (key in _DRIVEN and type(value) in (float, int) and value != 0)
+    if key == "lr" or key not in _DRIVEN:
+        return key == "lr"
+    # Schedules may be made with NumPy, the scalars of which are real numbers too.
+    is_number = type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+    return is_number and bool(value != 0)
 
 
 def _read(key: str, value: Any, static: Any, found: list[Any]) -> bool:
