@@ -21,6 +21,10 @@ SKIPS |= {
         ["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia", "scale_by_adahessian", "adahessian"],
         "torch.func takes no derivative of a function of DTensors",
     ),
+    **dict.fromkeys(
+        [f"quantize_state{kind}" for kind in ("", "_short_blocks", "_dynamic8", "_4bit", "_fp8")],
+        "a block of the state would run across shards, and its scale is of all its elements: " + FLAT,
+    ),
     "prodigy_of_the_authors": "every third element of a leaf is one of all its elements in a row: " + FLAT,
 }
 TIGHT = {torch.float64: 1e-10, torch.float32: 1e-6}
