@@ -76,14 +76,15 @@ def world_of_more(group=None, real=dist.get_world_size):
     return real(group) + (group is None)
 
 
-def example(name, mesh, steps, folder, every=1):
+def example(name, mesh, steps, folder=None, every=1):
     """The losses and the lines of an example on some of the processes."""
     main = importlib.import_module(name.removesuffix(".py")).main
     mesh = DeviceMesh("cpu", [0]) if mesh == "one" else MESHES[mesh]
     if dist.get_rank() not in mesh.mesh:
         return None
     with redirect_stdout(io.StringIO()) as printed:
-        return main(mesh, steps, folder, every=every), printed.getvalue()
+        more = {} if folder is None else {"folder": folder, "every": every}
+        return main(mesh, steps, **more), printed.getvalue()
 
 
 def compiled():

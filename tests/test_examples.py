@@ -172,3 +172,11 @@ def test_daso(tmp_path):
     assert results[-1][0] < results[0][0]
     assert results[1][2] < results[0][2] * 0.7
     assert printed.count("\n") == 4
+
+
+def test_powersgd():
+    found, printed = example_on("powersgd.py", "two", 2)
+    assert printed.count("\n") == 4
+    kept = [sent for _, sent, _ in found.values()]
+    assert kept[0] == 4 * sum(p.numel() for p in found["all_reduce_mean"][2])
+    assert kept[0] > 10 * kept[1] > 20 * kept[2]
