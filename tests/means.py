@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import functools
+import tempfile
 
 import torch
 import torch.distributed as dist
 from shards import MESHES, drawn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import optimfn as of
@@ -46,9 +48,6 @@ def verbs():
         "one by one": comm.mean(sent, peers, None, 1),
         "in low precision": comm.mean(sent, peers, torch.bfloat16),
         "in flight": comm.waited(comm.start_mean(sent, peers).in_flight()),
-        "compiled": torch.compile(lambda x: comm.mean(x, peers), fullgraph=True, backend="aot_eager")(
-            {"a": sent["a"], "b": sent["b"], "none": None, "c": sent["c"]}
-        ),
     }
     for name, got in flights.items():
         if got["none"] is not None or not torch.equal(got["a"], want["a"]) or not torch.equal(got["c"], want["c"]):
@@ -97,7 +96,7 @@ def mean_of(trees):
 def far(got, want):
     """The largest distance between two trees."""
     pairs = zip(of.tree.leaves(got), of.tree.leaves(want), strict=True)
-    return max((x.double() - y.double()).abs().max().item() for x, y in pairs)
+    return max((x.double() - y.double()).abs().max().item() for x, y in pairs if y.numel())
 
 
 def run(tx, params, sequence, finish=False):
@@ -374,4 +373,71 @@ def sent_in_a_step(size):
         with of.distributed.comm_trace() as sent:
             of.distributed.flush(tx.update(params, state, params)[1])
         found[name] = sent.calls, sent.bytes, before.calls
+    return found
+
+
+# Other executions
+
+
+def compiled(names):
+    """What is wrong with one graph of a step of some rules, one behind the other."""
+    mesh = replicas(2)
+    if mesh is None:
+        return []
+    params, rank = drawn(TALL, torch.float32, 0), dist.get_rank()
+    tx = of.chain(*(TOLD[name](mesh) for name in names))
+    step = torch.compile(lambda g, s: tx.update(g, s), fullgraph=True, backend="aot_eager")
+    own, state = tx.init(params), tx.init(params)
+    for grads in steps_of(2, 2):
+        got, own = step(grads[rank], own)
+        want, state = tx.update(grads[rank], state)
+    torch._dynamo.reset()
+    wrong = far(got, want), far(own, state)
+    return [] if max(wrong) == 0 else [f"off by {wrong}"]
+
+
+def on_shards():
+    """What is wrong where the replicas are an axis of a mesh whose other axis cuts the leaves."""
+    mesh, found, rank = MESHES["square"], [], dist.get_rank() // 2
+    even, odd = {"w": (24, 18), "k": (8, 6, 3)}, {"w": (5, 3), "b": (3,)}
+    rules = {
+        "mean": (of.distributed.all_reduce_mean((mesh, "rep")), odd),
+        "topk": (of.distributed.compressed_mean(mesh["rep"], of.distributed.topk(0.2)), odd),
+        "cast": (of.distributed.compressed_mean((mesh, 0), of.distributed.cast(torch.bfloat16)), odd),
+        "powersgd": (of.distributed.compressed_mean(mesh["rep"], of.distributed.powersgd(2)), even),
+    }
+    for name, (tx, shapes) in rules.items():
+        values = [[drawn(shapes, torch.float32, 10 * step + r) for r in range(2)] for step in range(3)]
+
+        def laid(leaves):
+            return {
+                n: distribute_tensor(x, mesh, [Replicate(), Shard(0)], src_data_rank=None) for n, x in leaves.items()
+            }
+
+        params = laid(values[0][0])
+        state, single = tx.init(params), tx.init({n: x.to_local() for n, x in params.items()})
+        for both in values:
+            grads = laid(both[rank])
+            got, state = tx.update(grads, state, params)
+            want, single = tx.update({n: x.to_local() for n, x in grads.items()}, single)
+            if far({n: x.to_local() for n, x in got.items()}, want) > 0:
+                found.append(f"{name}: not what the shards give")
+        if name != "mean":
+            error = next(iter(state.error.values()))
+            shape = next(iter(params.values())).shape
+            if error.placements != (Shard(0), Shard(1)) or error.shape != (2, *shape):
+                found.append(f"{name}: {error.placements}")
+            folder = [tempfile.mkdtemp()]
+            dist.broadcast_object_list(folder)
+            of.distributed.save(folder[0], params, state, tx)
+            _, read = of.distributed.load(folder[0], params, tx.init(params), tx)
+            here = [x.to_local() if hasattr(x, "to_local") else x for x in of.tree.leaves(state)]
+            there = [x.to_local() if hasattr(x, "to_local") else x for x in of.tree.leaves(read)]
+            found += [f"{name}: read otherwise" for x, y in zip(here, there, strict=True) if not torch.equal(x, y)]
+    for compressor in (of.distributed.sign_1bit(), of.distributed.powersgd(1)):
+        try:
+            of.distributed.compressed_mean(mesh["rep"], compressor).init(laid({"w": torch.ones(5, 3)}))
+            found.append(f"{compressor} takes what it cannot")
+        except ValueError as error:
+            found += [] if "take topk or cast" in str(error) else [str(error)]
     return found

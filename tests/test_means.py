@@ -118,3 +118,11 @@ def test_the_guide_says_what_a_step_sends():
     rows = re.findall(r"^\| (`.*`) \| (\d+) \| (\d+) \| (\d+) \|$", guide, re.MULTILINE)
     assert rows == [(name, *map(str, (*two[0][name][:2], four[0][name][1]))) for name in TOLD]
     assert not any(at_start for found in (two[0], four[0]) for *_, at_start in found.values())
+
+
+def test_means_are_one_graph():
+    no_problems(on_ranks("means.compiled", [name for name in TOLD if "powersgd" in name or "sign" in name]))
+
+
+def test_means_of_shards_are_those_of_what_each_process_has():
+    no_problems(on_ranks("means.on_shards"))
