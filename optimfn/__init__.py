@@ -162,6 +162,8 @@ from ._algorithms.rate_free._dog import scale_by_dog as scale_by_dog
 from ._algorithms.rate_free._dowg import DoWGState as DoWGState
 from ._algorithms.rate_free._dowg import dowg as dowg
 from ._algorithms.rate_free._dowg import scale_by_dowg as scale_by_dowg
+from ._algorithms.rate_free._gpa import GPAState as GPAState
+from ._algorithms.rate_free._gpa import gpa as gpa
 from ._algorithms.rate_free._ldog import ScaleByDistanceOverGradientsState as ScaleByDistanceOverGradientsState
 from ._algorithms.rate_free._ldog import scale_by_distance_over_gradients as scale_by_distance_over_gradients
 from ._algorithms.rate_free._momo import MomoAdamState as MomoAdamState
@@ -177,6 +179,7 @@ from ._algorithms.rate_free._schedule_free import schedule_free as schedule_free
 from ._algorithms.rate_free._schedule_free import schedule_free_adamw as schedule_free_adamw
 from ._algorithms.rate_free._schedule_free import schedule_free_eval_params as schedule_free_eval_params
 from ._algorithms.rate_free._schedule_free import schedule_free_sgd as schedule_free_sgd
+from ._algorithms.rate_free._schedule_free_radam import schedule_free_radam as schedule_free_radam
 from ._algorithms.sign._lion import ScaleByLionState as ScaleByLionState
 from ._algorithms.sign._lion import lion as lion
 from ._algorithms.sign._lion import scale_by_lion as scale_by_lion

@@ -15,7 +15,7 @@ MEANS = {
     "swa": lambda: of.chain(of.adam(0.1), of.params_swa()),
     "lookahead": lambda: of.lookahead(of.adam(0.1), 3, 0.5, slow_in_state=True),
 }
-SAID = {**MEANS, "schedule_free": lambda: of.schedule_free_sgd(0.1)}
+SAID = {**MEANS, "schedule_free": lambda: of.schedule_free_sgd(0.1), "gpa": lambda: of.gpa(of.sgd(0.1))}
 WRAPPED = {
     "chain": lambda tx: of.chain(of.clip(1.0), tx, of.identity()),
     "named_chain": lambda tx: of.named_chain(("a", of.clip(1.0)), ("b", tx)),

@@ -507,11 +507,21 @@ NO_DERIVATIVE = {
     **dict.fromkeys(
         [
             (name, "learning_rate")
-            for name in ("schedule_free", "schedule_free_sgd", "schedule_free_adamw", "schedule_free_adamw_warmed_up")
+            for name in (
+                "schedule_free",
+                "schedule_free_sgd",
+                "schedule_free_adamw",
+                "schedule_free_adamw_warmed_up",
+                "schedule_free_radam",
+                "schedule_free_radam_aloud",
+            )
         ],
         "rates are the weights of its mean, which stays where it is without any",
     ),
-    ("schedule_free_adamw_warmed_up", "weight_lr_power"): "at 0 the first step, whose rate is 0, weighs 1",
+    **dict.fromkeys(
+        [("schedule_free_adamw_warmed_up", "weight_lr_power"), ("schedule_free_radam", "weight_lr_power")],
+        "at 0 the first step, whose rate is 0, weighs 1",
+    ),
     **dict.fromkeys(
         [("momo_adapted", "learning_rate"), ("momo_adam_adapted", "learning_rate")],
         "without a step the raised bound is the value of the model, where it is lowered again",
@@ -885,7 +895,7 @@ cautious_adamw cautious_adopt mars_adamw hyperball_adam hyperball_of_now graft s
 schedule_free_adamw_warmed_up prodigy prodigy_of_the_authors prodigy_safeguarded dadapt_adamw
 momo_adam momo_adam_adapted scale_by_galore galore_adamw fira scale_by_apollo apollo apollo_of_random_directions
 scale_by_adam_mini scale_by_adam_mini_along_axes adam_mini adamp adamp_one_ahead scale_by_came came
-scale_by_sophia_g sophia_g
+scale_by_sophia_g sophia_g gpa gpa_at_z
 """
 # These call a sum of squares of 0 no information, and stand still; for the others eps decides.
 NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})

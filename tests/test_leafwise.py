@@ -29,6 +29,7 @@ NOT_PROMISED = {
     **dict.fromkeys(["multi_steps", "multi_steps_sum", "lookahead", "lookahead_reset"], COUNTS),
     **dict.fromkeys(["conditionally_transform", "conditionally_mask", "adopt_decoupled"], COUNTS),
     **dict.fromkeys(["schedule_free_at_z", "schedule_free_adamw_warmed_up"], COUNTS),
+    **dict.fromkeys(["schedule_free_radam", "schedule_free_radam_aloud"], COUNTS),
     **dict.fromkeys(["stateless", "monitor"], GIVEN),
     **dict.fromkeys(["dog_from_a_rate", "prodigy", "prodigy_of_the_authors", "prodigy_safeguarded", "mechanize"], WAY),
     **dict.fromkeys(["plateau", "plateau_with_cooldown", "scale_by_polyak_below_the_bound"], LOSS),

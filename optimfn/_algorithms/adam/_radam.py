@@ -85,7 +85,7 @@ def scale_by_radam(
         mu = tree.update_moment(updates, state.mu, b1, 1)
         nu = tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         mu_hat = tree.debiased_mean(updates, mu, b1, count, nesterov=nesterov)
-        rectified, r = _rectification(b2, count, threshold)
+        rectified, r = rectification(b2, count, threshold)
         if eps_after_correction:
             scaled = tree.div_by_root(mu_hat, tree.bias_correction(nu, b2, count), eps, eps_root)
         else:
@@ -145,7 +145,7 @@ def radam(
     )
 
 
-def _rectification(b2: Scalar, count: Tensor, threshold: Scalar) -> tuple[Tensor, Tensor]:
+def rectification(b2: Scalar, count: Tensor, threshold: Scalar) -> tuple[Tensor, Tensor]:
     """Whether to rectify, and `r`; in float64, since `rho` is a small difference of large numbers."""
     rho_inf = 2 / (1 - (tree.wide(b2) if isinstance(b2, Tensor) else b2)) - 1
     rho = rho_inf - 2 * tree.wide(count) * (1 / tree.one_minus_power(b2, count) - 1)
