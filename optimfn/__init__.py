@@ -361,6 +361,12 @@ from ._wrappers._freeze import freeze as freeze
 from ._wrappers._freeze import selective_transform as selective_transform
 from ._wrappers._graft import GraftState as GraftState
 from ._wrappers._graft import graft as graft
+from ._wrappers._half_precision import KahanState as KahanState
+from ._wrappers._half_precision import MasterWeightsState as MasterWeightsState
+from ._wrappers._half_precision import StochasticRoundingState as StochasticRoundingState
+from ._wrappers._half_precision import kahan as kahan
+from ._wrappers._half_precision import master_weights as master_weights
+from ._wrappers._half_precision import stochastic_rounding as stochastic_rounding
 from ._wrappers._hyperparams import InjectedFactory as InjectedFactory
 from ._wrappers._hyperparams import InjectHyperparamsState as InjectHyperparamsState
 from ._wrappers._hyperparams import StatefulSchedule as StatefulSchedule

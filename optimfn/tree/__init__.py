@@ -91,6 +91,7 @@ from ._query import get as get
 from ._query import get_all_with_path as get_all_with_path
 from ._query import map_params as map_params
 from ._query import set as set
+from ._random import bits as bits
 from ._random import fold_in as fold_in
 from ._random import normal as normal
 from ._random import rademacher as rademacher
@@ -107,6 +108,7 @@ from ._views import as_reals as as_reals
 from ._views import forget as forget
 from ._views import narrow as narrow
 from ._views import resolve as resolve
+from ._views import seen_as as seen_as
 from ._views import shown as shown
 from ._views import split_parts as split_parts
 from ._views import widen as widen

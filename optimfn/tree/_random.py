@@ -45,8 +45,16 @@ def split_key_like(key: Key, tree: Tree) -> Tree:
 
 def uniform(key: Key, like: Tensor) -> Tensor:
     """Uniform numbers in (0, 1) in the shape and on the device of a tensor, in float64."""
-    bits = _mix(_mix(_as_tensor(key).to(like.device)) + (index_in(like) + 1) * _GOLDEN)
-    return wrapped((wide(bits >> 12 & (1 << 52) - 1) + 0.5) * 2.0**-52, like)
+    return wrapped((wide(_bits(key, like) >> 12 & (1 << 52) - 1) + 0.5) * 2.0**-52, like)
+
+
+def bits(key: Key, like: Tensor) -> Tensor:
+    """64 random bits for each element of a tensor, as int64."""
+    return wrapped(_bits(key, like), like)
+
+
+def _bits(key: Key, like: Tensor) -> Tensor:
+    return _mix(_mix(_as_tensor(key).to(like.device)) + (index_in(like) + 1) * _GOLDEN)
 
 
 def normal(key: Key, like: Tensor) -> Tensor:

@@ -75,6 +75,14 @@ def widen(tree: Tree) -> Tree:
     return _note(map(_widened, tree), tree)
 
 
+def seen_as(tree: Tree, like: Tree) -> Tree:
+    """The tree, with masks and labels that are functions given what they are given for another, see `resolve`."""
+    for leaf, other in zip(leaves(tree), leaves(like), strict=True):
+        if leaf is not other and hasattr(other, _WHOLE):
+            setattr(leaf, _WHOLE, getattr(other, _WHOLE))
+    return tree
+
+
 def narrow(tree: Tree) -> Tree:
     """The leaves that `widen` has made as they were, for a state in the dtypes of the parameters."""
 

@@ -21,6 +21,25 @@ def kept_adamw(format, block_size=None):
     return leafwise(lambda _: Kept(Adam(1e-2, weight_decay=0.1), format, block_size))
 
 
+@of.factory
+def with_master(learning_rate, **kwargs):
+    """AdamW on float32, whatever the parameters are."""
+    return of.master_weights(of.adamw(learning_rate, weight_decay=0.1), **kwargs)
+
+
+@of.factory
+def compensated(learning_rate):
+    """AdamW with compensation."""
+    return of.kahan(of.adamw(learning_rate, weight_decay=0.1))
+
+
+@of.factory
+def by_chance(learning_rate, seed):
+    """AdamW that rounds by chance."""
+    return of.stochastic_rounding(of.adamw(learning_rate, weight_decay=0.1), seed)
+
+
+PLAIN = leafwise(lambda _: Adam(1e-2, weight_decay=0.1))  # what they are on parameters of float64
 ROUNDED = "what is rounded has a derivative of 0, and none at the steps"
 COMPLEX = "moments of complex leaves are complex, and stay as they are; real ones beside them do not"
 STEPS = {
@@ -93,5 +112,35 @@ CASES = (
         live=("learning_rate",),
         needs_params=True,
         skips=STEPS | {"oracle": "see test_precision.py"},
+    ),
+    Case(
+        "kahan",
+        compensated,
+        {"learning_rate": 1e-2},
+        oracle=PLAIN,
+        live=("learning_rate",),
+        covers=("kahan",),
+        needs_params=True,
+        bad=(BAD_RATE,),
+    ),
+    Case(
+        "stochastic_rounding",
+        by_chance,
+        {"learning_rate": 1e-2, "seed": 3},
+        oracle=PLAIN,
+        live=("learning_rate",),
+        covers=("stochastic_rounding",),
+        needs_params=True,
+        bad=(BAD_RATE, ({"seed": 0.5}, TypeError, "seed must be a whole number")),
+    ),
+    Case(
+        "master_weights",
+        with_master,
+        {"learning_rate": 1e-2, "store": "float32"},
+        oracle=PLAIN,
+        live=("learning_rate",),
+        covers=("master_weights",),
+        needs_params=True,
+        bad=(BAD_RATE, ({"store": "int8"}, ValueError, "store must be one of 'float32', 'remainder', got 'int8'")),
     ),
 )
