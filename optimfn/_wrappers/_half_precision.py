@@ -12,13 +12,12 @@ from .._checks import check_choice, check_seed, need_params
 from .._evaluation import eval_within
 from .._recipe import factory
 from .._typing import Assign, Count, Params, State, Tree, Updates
-from ._masked import MaskedNode
 
 
 class KahanState(NamedTuple):
     """What rounding took from the parameters."""
 
-    compensation: Params  # like the parameters of half precision, in their dtype; nothing for the others
+    compensation: Params  # like the parameters of half precision, in their dtype; (0,) for the others
     inner_state: State  # that of the rule
 
 
@@ -27,15 +26,15 @@ class StochasticRoundingState(NamedTuple):
 
     count: Count  # () int64, steps taken
     rng_key: Tensor  # () int64, the seed, which does not change
-    like: Tree  # (0,) in the dtype of each parameter of half precision
+    like: Tree  # (0,) in the dtype of each parameter
     inner_state: State  # that of the rule
 
 
 class MasterWeightsState(NamedTuple):
     """What the parameters are before they are rounded."""
 
-    master: Params  # float32 like the parameters of half precision, or the lower half of its bits as int16
-    like: Tree  # (0,) in the dtype of each parameter of half precision
+    master: Params  # float32 like those of half precision, or the lower half of its bits as int16; (0,) for the others
+    like: Tree  # (0,) in the dtype of each parameter
     inner_state: State  # that of the rule
 
 
@@ -90,7 +89,7 @@ def kahan(tx: GradientTransformation) -> GradientTransformation:
         moved = _moved(wide, new, kept)
         rounded = _map(lambda w, c: w.to(c.dtype), moved, kept)
         lost = _map(lambda w, c, p: torch.where(p.isfinite(), w - p, 0.0).to(c.dtype), moved, kept, rounded)
-        return _assigned(new, rounded, kept), KahanState(_kept(new, lost, kept), inner_state)
+        return _assigned(new, rounded, kept), KahanState(_kept(new, lost, kept, kept), inner_state)
 
     promises: Any = {"leafwise": tx.leafwise, "eval_params": eval_within(tx, "inner_state")}
     return GradientTransformation(init, update, **promises)
@@ -215,7 +214,7 @@ def master_weights(tx: GradientTransformation, store: str = "remainder") -> Grad
             rounded = _map(lambda w, c: _high(w), moved, like)
         else:
             master, rounded = moved, _map(lambda w, c: w.to(c.dtype), moved, like)
-        return _assigned(new, rounded, like), MasterWeightsState(_kept(new, master, kept), like, inner_state)
+        return _assigned(new, rounded, like), MasterWeightsState(_kept(new, master, kept, like), like, inner_state)
 
     promises: Any = {"leafwise": tx.leafwise, "eval_params": eval_within(tx, "inner_state")}
     return GradientTransformation(init, update, **promises)
@@ -224,25 +223,23 @@ def master_weights(tx: GradientTransformation, store: str = "remainder") -> Grad
 # Leaves of half precision are those for which the state keeps something
 
 
+def _is_half(c: Tensor) -> bool:
+    return c.dtype in (torch.float16, torch.bfloat16)
+
+
 def _halves(values: Tree, like: Tree) -> Tree:
-    """The values for leaves of half precision, and nothing for the others."""
-
-    def leaf(x: Any, c: Any) -> Any:
-        is_half = not isinstance(c, MaskedNode) and c.dtype in (torch.float16, torch.bfloat16)
-        return x if is_half else MaskedNode()
-
-    return values if isinstance(values, tree.ParamsPlaceholder) else tree.map(leaf, values, like)
+    """The values for leaves of half precision, and tensors without elements for the others."""
+    return tree.map(lambda x, c: x if _is_half(c) else x.new_empty(0), values, like)
 
 
 def _dtypes(params: Params) -> Tree:
-    """An empty tensor in the dtype of each leaf of half precision."""
-    own = tree.map(lambda p: p.new_empty(0), tree.narrow(params))
-    return _halves(own, own)
+    """An empty tensor in the dtype of each leaf."""
+    return tree.map(lambda p: p.new_empty(0), tree.narrow(params))
 
 
 def _map(f: Any, values: Tree, like: Tree, *rest: Tree) -> Tree:
     """Apply a function to leaves of half precision; the others stay."""
-    return tree.map(lambda x, c, *more: x if isinstance(c, MaskedNode) else f(x, c, *more), values, like, *rest)
+    return tree.map(lambda x, c, *more: f(x, c, *more) if _is_half(c) else x, values, like, *rest)
 
 
 def _moved(wide: Params, updates: Updates, like: Tree) -> Params:
@@ -253,14 +250,14 @@ def _assigned(updates: Updates, values: Tree, like: Tree) -> Updates:
     """The values, in float32 as all updates, in the place of updates of leaves of half precision."""
 
     def leaf(x: Tensor, c: Any, u: Any) -> Any:
-        return u if u is None or isinstance(c, MaskedNode) else Assign(x.to(torch.float32))
+        return Assign(x.to(torch.float32)) if u is not None and _is_half(c) else u
 
     return tree.map(leaf, values, like, updates)
 
 
-def _kept(updates: Updates, new: Tree, old: Tree) -> Tree:
+def _kept(updates: Updates, new: Tree, old: Tree, like: Tree) -> Tree:
     """What is kept after a step: the old where there was no update."""
-    return tree.map(lambda x, c, u: c if u is None or isinstance(c, MaskedNode) else x, new, old, updates)
+    return tree.map(lambda x, c, u, own: x if u is not None and _is_half(own) else c, new, old, updates, like)
 
 
 def _seen(wide: Params, params: Params) -> Params:
