@@ -18,7 +18,7 @@ VALUES = ("signed", "nonnegative", "exact")
 
 # What fields of these names hold, where no annotation says it.
 _NONNEGATIVE = "nu nu_max n v exp_avg_sq e_g e_x sum_of_squares grad_sum_sq scale subgradients reward"
-_EXACT = "z x0 params0 params init_params init_particles start slow cache ax average step_sizes master remainder compensation"
+_EXACT = "z x0 params0 params init_params init_particles start slow cache ax average step_sizes master compensation"
 _BY_NAME = {**dict.fromkeys(_NONNEGATIVE.split(), "nonnegative"), **dict.fromkeys(_EXACT.split(), "exact")}
 
 
