@@ -105,6 +105,11 @@ class Node:
             self._parents = tuple(_nodes_in(values))
         return self._parents
 
+    def of_others(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> "Node":
+        """The same of other operands, which are like these."""
+        own = self.layout, self.compute, number, self.name, self.line, self.numel, self.spreads
+        return Node(self.kind, self.op, args, kwargs, *own)
+
     def borrows_memory(self) -> bool:
         """Whether it may be a view of an input, or of a value that kernels have stored."""
         node: Any = self

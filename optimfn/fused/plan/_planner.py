@@ -208,18 +208,20 @@ class _Planner:
         return node.is_scalar or node.has_memory or (node in self.temporary and self.level[node] < k)
 
     def _closure(self, root: Node, k: int) -> dict[Node, None]:
-        """The nodes that a kernel computes or reads for a root."""
+        """The nodes that a kernel computes or reads for a root, each after its operands."""
         known = self._closures.get((root, k))
         if known is not None:
             return known
         seen = self._closures[root, k] = {}
-        queue = [root]
-        while queue:
-            node = queue.pop()
-            if node not in seen:
-                seen[node] = None
-                if not self._is_given(node, k) and node.op != "spread":
-                    queue.extend(node.parents())
+        stack = [root]  # not by recursion: a rule may be longer than Python's stack
+        while stack:
+            node = stack[-1]
+            is_leaf = node in seen or node.op == "spread" or self._is_given(node, k)
+            missing = [] if is_leaf else [x for x in node.parents() if x not in seen]
+            if missing:
+                stack.extend(reversed(missing))
+            else:
+                seen[stack.pop()] = None
         return seen
 
     def _buffer(self, node: Node) -> int:

@@ -10,7 +10,7 @@ from ..ir._kernels import Constant, Entry, Kernel, Owner, Result, Row
 from ._numbers import Number, Numbers, settled
 from ._stores import Store
 
-Closure = Callable[[Node, int], Iterable[Node]]  # the nodes that a kernel of a stage computes or reads for a root
+Closure = Callable[[Node, int], Iterable[Node]]  # what a kernel of a stage computes or reads for a root, operands first
 
 
 class Rows:
@@ -63,8 +63,8 @@ class Rows:
             for thing in touched:
                 for tag in sides if thing in self._written else (owner,):
                     groups.join(i, (thing, tag))
-        rows = [self._row(k, [roots[i] for i in group]) for group in groups.members()]
-        rows += [self._row(k, [fold]) for fold in folds]
+        rows = [self._row(k, [roots[i] for i in group], closure) for group in groups.members()]
+        rows += [self._row(k, [fold], closure) for fold in folds]
         order: dict[int, int] = {}
         for row in rows:
             order.setdefault(id(row.kernel), len(order))
@@ -73,7 +73,7 @@ class Rows:
     def _owner(self, root: Store | Node) -> Owner:
         return root.owner if isinstance(root, Store) else self._owners.get(root)
 
-    def _row(self, k: int, roots: Sequence[Store | Node]) -> Row:
+    def _row(self, k: int, roots: Sequence[Store | Node], closure: Closure) -> Row:
         program = _Program(self, k)
         results: list[Result] = []
         reductions: list[Node] = []
@@ -85,7 +85,7 @@ class Rows:
             node = root.node if isinstance(root, Store) else root.args[0]
             sizes.add(node.numel)
             owners.add(self._owner(root))
-            entry = program.visit(node)
+            entry = program.visit(node, closure)
             if isinstance(root, Store):
                 results.append(Result("store", entry, node.dtype, root.name))
                 targets.append(root.buffer)
@@ -121,24 +121,12 @@ class _Program:
         self.slots: list[int] = []
         self.spreads: list[tuple[int, int]] = []
 
-    def visit(self, root: Node) -> int:
+    def visit(self, root: Node, closure: Closure) -> int:
         """The number of the entry that computes a node, after those of its operands."""
-        stack = [root]  # not by recursion: a rule may be longer than Python's stack
-        while stack:
-            node = stack[-1]
+        for node in closure(root, self._stage):
             if node not in self._numbers:
-                missing = [x for x in self._operands(node) if isinstance(x, Node) and x not in self._numbers]
-                if missing:
-                    stack.extend(reversed(missing))
-                    continue
                 self._numbers[node] = self._append(self._enter(node), node.line)
-            stack.pop()
         return self._numbers[root]
-
-    def _operands(self, node: Node) -> tuple[Any, ...]:
-        if node.op in ("fill", "spread") or self._rows.is_given(node, self._stage):
-            return ()
-        return node.args
 
     def _enter(self, node: Node) -> Entry:
         if node.is_scalar:

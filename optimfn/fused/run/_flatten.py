@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import tree
 from ..._typing import Tree
+from ._paths import names_of
 
 Read = Callable[[Any, list[Any]], bool]
 Build = Callable[[Iterator[Any]], Any]
@@ -74,6 +75,11 @@ class Form:
     def paths(self) -> list[tuple[tuple[Any, ...], int]]:
         """The path of each leaf, and its number."""
         return tree.leaves_with_path(self.unflatten([*range(self.size)]))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A name for each leaf, for readers."""
+        return names_of(self.paths)
 
     @cached_property
     def result_key(self) -> Hashable:

@@ -22,7 +22,7 @@ from ._absent import Instead, code_for
 from ._cache import CannotBuild
 from ._code import MACHINES, Code
 from ._flatten import Form, Structure
-from ._paths import belongings, names_of
+from ._paths import belongings
 from ._program import Program
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
@@ -203,8 +203,7 @@ class Known:
         positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         may_go = [number for number, i in enumerate(positions) if i in self.form.grads]
         inputs = [node for node in graph.nodes if node.kind == "input"]
-        names = names_of(self.form.paths)
-        labels = [names[i] if i < self.form.fixed_size else "new" for i in range(len(graph.outputs))]
+        labels = [self.form.names[i] if i < self.form.fixed_size else "new" for i in range(len(graph.outputs))]
         belongs = belongings(self.form.paths, {positions[number]: leaf for leaf, number in enumerate(may_go)})[
             : len(labels)
         ]
@@ -239,7 +238,7 @@ class Known:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         numbers = itertools.count()
         targets = [next(numbers) if isinstance(x, Tensor) else None for x in leaves[: self.form.fixed_size]]
-        names = [name for name, x in zip(names_of(self.form.paths), leaves, strict=True) if isinstance(x, Tensor)]
+        names = [name for name, x in zip(self.form.names, leaves, strict=True) if isinstance(x, Tensor)]
         device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
         graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate)

@@ -19,6 +19,7 @@ from ... import tree
 from ..._recipe import Recorded
 from ..ir._graph import Node
 from ._infer import key
+from ._symbol import Symbol
 
 _OURS = __name__.partition(".")[0] + "."
 
@@ -33,7 +34,7 @@ class Call(NamedTuple):
 class Example(NamedTuple):
     """A row that was traced: its leaves, the calls, and the result."""
 
-    given: list[Node]
+    given: Mapping[Node, Tensor]  # the symbols among its leaves
     calls: list[Call]
     leaves: list[Any]
     structure: Any
@@ -88,21 +89,22 @@ def _globals(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own, *inner]))
 
 
-def open_row(row: Sequence[Any]) -> tuple[list[Any], list[Node], Hashable]:
-    """The leaves of the arguments of one call, the nodes among them, and of what kind they are."""
-    plain = all(x is None or isinstance(x, Tensor) for x in row)
-    leaves, structure = ([*row], None) if plain else tree.flatten(tuple(row))
-    nodes, kinds = list[Node](), list[Any]()
-    first: dict[Node, int] = {}
+def open_row(row: Sequence[Any]) -> tuple[dict[Node, Symbol], Hashable]:
+    """The symbols among the arguments of one call, and of what kind the arguments are."""
+    leaves, structure = row, None
+    if not all(x is None or isinstance(x, Tensor) for x in row):
+        leaves, structure = tree.flatten(tuple(row))
+    given: dict[Node, Symbol] = {}
+    kinds: list[Any] = [structure]
     for x in leaves:
-        node = getattr(x, "node", None) if isinstance(x, Tensor) else None
-        if node is None:
+        if type(x) is not Symbol:
             kinds.append(id(x) if isinstance(x, Tensor) else key(x))
             continue
-        nodes.append(node)
+        node = x.node
         own = x.leaf.__class__, node.kind, node.spreads, node.layout
-        kinds.append((*own, first.setdefault(node, len(first))))
-    return leaves, nodes, (structure, *kinds)
+        kinds.append((*own, [*given].index(node)) if node in given else own)
+        given.setdefault(node, x)
+    return given, tuple(kinds)
 
 
 def replaced(value: Any, by: Mapping[Node, Node]) -> Any:
@@ -110,7 +112,7 @@ def replaced(value: Any, by: Mapping[Node, Node]) -> Any:
     if isinstance(value, Node):
         return by.get(value, value)
     if isinstance(value, tuple):
-        return tuple([replaced(x, by) for x in value])
+        return tuple([by.get(x, x) if type(x) is Node else replaced(x, by) for x in value])
     return value
 
 

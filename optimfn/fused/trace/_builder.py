@@ -1,7 +1,7 @@
 """Put nodes together: casts, reductions, and what spreads along axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ class Builder:
         self._inputs: list[Node] = []
         self._known: dict[Any, Node] = {}
         self._logs: list[list[Call]] = []  # what is asked for, while an example is traced
-        self._line: str | None = None  # where the rule says what is written down without it
 
     def input(self, layout: Layout, name: str) -> Node:
         """One more tensor that is given."""
@@ -106,27 +105,34 @@ class Builder:
         kwargs: dict[str, Any],
         layout: Layout,
         compute: torch.dtype | None = None,
+        like: Node | None = None,
     ) -> Node:
-        """The node of a call: the one there is already if the same was computed before."""
+        """The node of a call: the one there is already if the same was computed before.
+
+        Where another leaf has a node `like` it, that says what is not in the call.
+        """
         call: Any = (kind, op, key(args), key(kwargs), layout)
         if kind == "opaque" and is_random(op):
             call = object()
         node = self._known.get(call)
         if node is None:
-            name = op if isinstance(op, str) else str(getattr(op, "__name__", "item")).split(".")[0]
-            node = self._known[call] = self._new(kind, op, args, kwargs, layout, compute or layout.dtype, name)
+            if like is None:
+                name = op if isinstance(op, str) else str(getattr(op, "__name__", "item")).split(".")[0]
+                node = self._new(kind, op, args, kwargs, layout, compute or layout.dtype, name)
+            else:
+                node = like.of_others(args, kwargs, len(self.nodes))
+                self.nodes.append(node)
+            self._known[call] = node
         for log in self._logs:
             log.append(Call((kind, op, args, kwargs, layout, compute), node))
         return node
 
-    def _write_down(self, example: Example, given: Sequence[Node]) -> list[Any]:
+    def _write_down(self, example: Example, given: Iterable[Node]) -> list[Any]:
         """What an example computes, of other leaves; returns the leaves of the result."""
         by = dict(zip(example.given, given, strict=True))
-        for (kind, op, args, kwargs, *rest), node in example.calls:
-            self._line = node.line
+        for (kind, op, args, kwargs, layout, compute), node in example.calls:
             operands = {name: replaced(x, by) for name, x in kwargs.items()} if kwargs else kwargs
-            by[node] = self._add(kind, op, replaced(args, by), operands, *rest)
-        self._line = None
+            by[node] = self._add(kind, op, replaced(args, by), operands, layout, compute, node)
         return [replaced(x, by) for x in example.leaves]
 
     def _new(
@@ -139,7 +145,7 @@ class Builder:
         compute: torch.dtype,
         name: str,
     ) -> Node:
-        line = "" if kind == "input" else line_of_rule() if self._line is None else self._line
+        line = "" if kind == "input" else line_of_rule()
         numel = math.prod(layout.shape)
         node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, op == "spread")
         node.spreads |= kind == "pointwise" and any(parent.spreads for parent in node.parents())

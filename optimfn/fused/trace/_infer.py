@@ -88,7 +88,8 @@ def key(x: Any, layouts: bool = False) -> Any:
     if isinstance(x, Node):
         return x.layout if layouts else x.number
     if isinstance(x, tuple):
-        return tuple([key(member, layouts) for member in x])
+        numbers = not layouts  # the most frequent case by itself
+        return tuple([m.number if numbers and type(m) is Node else key(m, layouts) for m in x])
     if isinstance(x, dict):
         return tuple([(name, key(member, layouts)) for name, member in x.items()])
     return (float, x.hex()) if type(x) is float else (type(x), x)

@@ -120,12 +120,11 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
         examples: dict[Hashable, list[Example] | None] = {}  # `None` where rows of a kind are not alike
         results = []
         for row in rows:
-            leaves, given, kind = open_row(row)
+            given, kind = open_row(row)
             known = examples.setdefault(kind, [])
             if known is not None and len(known) == 2:
                 made = self._write_down(known[0], given)
-                own: dict[Any, Symbol] = {x.node: x for x in leaves if isinstance(x, Symbol)}
-                new = [own[x] if x in own else self.symbol(x) if isinstance(x, Node) else x for x in made]
+                new = [given[x] if x in given else self.symbol(x) if isinstance(x, Node) else x for x in made]
                 results.append(new[0] if known[0].structure is None else known[0].structure.unflatten(new))
                 continue
             calls, said = list[Call](), len(self.decisions)
