@@ -5,7 +5,7 @@ microseconds for hundreds of leaves, where a general flattening sorts every dict
 structure has changed.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Set
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Set
 from functools import cached_property
 from itertools import accumulate, islice
 from typing import Any
@@ -94,10 +94,24 @@ def _is_leaf(node: Any) -> bool:
 def _functions(example: Any) -> Functions:
     if _is_leaf(example):
         return _read_leaf, next, None
-    if type(example) is dict:
-        return _dict_functions(example)
-    if type(example) in (list, tuple) or (isinstance(example, tuple) and hasattr(example, "_fields")):
-        return _sequence_functions(example)
+    kind, size = type(example), len(example) if isinstance(example, dict | list | tuple) else 0
+    if kind is dict:
+        keys = list(example)
+        return _functions_of(
+            example.values(),
+            (dict, *keys),
+            lambda node: type(node) is dict and list(node) == keys,
+            dict.values,
+            lambda values: dict(zip(keys, values, strict=True)),
+        )
+    if kind in (list, tuple) or (isinstance(example, tuple) and hasattr(example, "_fields")):
+        return _functions_of(
+            example,
+            (kind, size),
+            lambda node: type(node) is kind and len(node) == size,
+            iter,
+            getattr(kind, "_make", kind),
+        )
     return _general_functions(example)
 
 
@@ -106,52 +120,39 @@ def _read_leaf(node: Any, leaves: list[Any]) -> bool:
     return True
 
 
-def _dict_functions(example: dict[Any, Any]) -> Functions:
-    keys, size = list(example), len(example)
-    if all(map(_is_leaf, example.values())):
+def _functions_of(
+    children: Collection[Any],
+    key: Hashable,
+    fits: Callable[[Any], bool],
+    open_node: Callable[[Any], Iterable[Any]],
+    make: Callable[[Iterable[Any]], Any],
+) -> Functions:
+    """For a node with these children.
+
+    Args:
+        children: Those of the example.
+        key: Says what node it is, but for the children.
+        fits: Whether something is such a node.
+        open_node: Gives the children of one.
+        make: Makes one of its children.
+    """
+    if all(map(_is_leaf, children)):
+        size = len(children)
 
         def read(node: Any, leaves: list[Any]) -> bool:
-            if type(node) is not dict or list(node) != keys:
+            if not fits(node):
                 return False
-            leaves += node.values()
+            leaves += open_node(node)
             return True
 
-        return read, lambda leaves: dict(zip(keys, islice(leaves, size), strict=True)), (None, dict, *keys)
+        return read, lambda leaves: make(list(islice(leaves, size))), (key, None)
 
-    readers, builders, inner = zip(*map(_functions, example.values()), strict=True)
-
-    def read_nested(node: Any, leaves: list[Any]) -> bool:
-        if type(node) is not dict or list(node) != keys:
-            return False
-        return all(reader(child, leaves) for reader, child in zip(readers, node.values(), strict=True))
-
-    def build_nested(leaves: Iterator[Any]) -> Any:
-        return {key: build(leaves) for key, build in zip(keys, builders, strict=True)}
-
-    return read_nested, build_nested, (dict, *zip(keys, inner, strict=True))
-
-
-def _sequence_functions(example: Any) -> Functions:
-    kind, size = type(example), len(example)
-    make: Callable[[Any], Any] = getattr(kind, "_make", kind)
-    if all(map(_is_leaf, example)):
-
-        def read(node: Any, leaves: list[Any]) -> bool:
-            if type(node) is not kind or len(node) != size:
-                return False
-            leaves += node
-            return True
-
-        return read, lambda leaves: make(list(islice(leaves, size))), (kind, size)
-
-    readers, builders, inner = zip(*map(_functions, example), strict=True)
+    readers, builders, inner = zip(*map(_functions, children), strict=True)
 
     def read_nested(node: Any, leaves: list[Any]) -> bool:
-        if type(node) is not kind or len(node) != size:
-            return False
-        return all(reader(child, leaves) for reader, child in zip(readers, node, strict=True))
+        return fits(node) and all(reader(child, leaves) for reader, child in zip(readers, open_node(node), strict=True))
 
-    return read_nested, lambda leaves: make([build(leaves) for build in builders]), (kind, inner)
+    return read_nested, lambda leaves: make([build(leaves) for build in builders]), (key, inner)
 
 
 def _general_functions(example: Any) -> Functions:

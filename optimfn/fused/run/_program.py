@@ -5,7 +5,6 @@ import itertools
 import operator
 import threading
 from array import array
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..plan._plan import Plan
 from ._code import MACHINES as MACHINES
 from ._code import Code, Machine, Selection
 from ._process import Process
+from ._write import span
 
 _requires_grad = operator.attrgetter("requires_grad")
 
@@ -134,7 +134,7 @@ class Program:
         """Take note of tensors, or addresses, that differ from those of the last step."""
         self._buffers[: self._fixed] = array("q", pointers)
         if self._written:
-            spans = sorted(_spans(fixed[: self._written]))
+            spans = sorted((start, end) for start, end in map(span, fixed[: self._written]) if start < end)
             refused = any(map(overlaps_itself, fixed[: self._written])) or (
                 not torch.is_inference_mode_enabled() and any(x.is_inference() for x in fixed[: self._written])
             )
@@ -211,11 +211,3 @@ def _temporaries(plan: Plan, device: torch.device) -> dict[Node, Tensor]:
             at[buffer] = node.layout.empty(device)
         found[node] = at[buffer].as_strided(node.layout.shape, node.layout.stride)
     return found
-
-
-def _spans(tensors: Iterable[Tensor]) -> Iterable[tuple[int, int]]:
-    """Where the memory of each tensor begins and ends; nothing for those without."""
-    for x in tensors:
-        if x.numel():
-            extent = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-            yield x.data_ptr(), x.data_ptr() + (extent + 1) * x.itemsize
