@@ -1,5 +1,6 @@
 """The graph that a trace records and a plan cuts into stages."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -105,10 +106,11 @@ class Node:
             self._parents = tuple(_nodes_in(values))
         return self._parents
 
-    def of_others(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> "Node":
-        """The same of other operands, which are like these."""
-        own = self.layout, self.compute, number, self.name, self.line, self.numel, self.spreads
-        return Node(self.kind, self.op, args, kwargs, *own)
+    def of_others(self, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, layout: Layout) -> "Node":
+        """The same of other operands."""
+        numel = self.numel if layout is self.layout else math.prod(layout.shape)
+        own = self.compute, number, self.name, self.line, numel, self.spreads
+        return Node(self.kind, self.op, args, kwargs, layout, *own)
 
     def borrows_memory(self) -> bool:
         """Whether it may be a view of an input, or of a value that kernels have stored."""

@@ -120,7 +120,7 @@ class Builder:
                 name = op if isinstance(op, str) else str(getattr(op, "__name__", "item")).split(".")[0]
                 node = self._new(kind, op, args, kwargs, layout, compute or layout.dtype, name)
             else:
-                node = like.of_others(args, kwargs, len(self.nodes))
+                node = like.of_others(args, kwargs, len(self.nodes), layout)
                 self.nodes.append(node)
             self._known[call] = node
         for log in self._logs:

@@ -114,8 +114,7 @@ class _Lowering:
         for (how, groups), nodes in waiting.items():
             op = AllReduce(how, groups)
             parts = tuple(self.found[node] for node in nodes)
-            layout = parts[0].layout
-            together = self._add("opaque", op, parts, layout, op.__name__)
+            together = self._add("opaque", op, parts, parts[0].layout, op.__name__)
             self.opaque[str(op)] = "makes whole what lies in shards"
             for i, node in enumerate(nodes):
                 self.found[node] = self._add("item", i, (together,), node.layout, op.__name__)
@@ -157,27 +156,14 @@ class _Lowering:
 
     def _new(self, node: Node, args: tuple[Any, ...], layout: Layout, place: Place | None) -> Node:
         kwargs = {key: self._replaced(x, place) for key, x in node.kwargs.items()}
-        made = self._add(node.kind, node.op, args, layout, node.name, kwargs, node.compute, node.line, node.spreads)
-        self.places[made] = place
-        return made
+        return self._put(node.of_others(args, kwargs, len(self.nodes), layout), place)
 
-    def _add(
-        self,
-        kind: Any,
-        op: Any,
-        args: tuple[Any, ...],
-        layout: Layout,
-        name: str,
-        kwargs: dict[str, Any] | None = None,
-        compute: torch.dtype | None = None,
-        line: str = "",
-        spreads: bool = False,
-    ) -> Node:
-        size = math.prod(layout.shape)
-        node = Node(
-            kind, op, args, kwargs or {}, layout, compute or layout.dtype, len(self.nodes), name, line, size, spreads
-        )
-        self.places[node] = None
+    def _add(self, kind: Any, op: Any, args: tuple[Any, ...], layout: Layout, name: str) -> Node:
+        number, size = len(self.nodes), math.prod(layout.shape)
+        return self._put(Node(kind, op, args, {}, layout, layout.dtype, number, name, "", size, False), None)
+
+    def _put(self, node: Node, place: Place | None) -> Node:
+        self.places[node] = place
         self.nodes.append(node)
         return node
 
