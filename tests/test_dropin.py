@@ -617,6 +617,7 @@ def test_differentiable_steps_carry_gradients_to_states_rates_and_parameters():
     )
 
 
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the page counts the table of torch 2.13")
 def test_how_many_inputs_of_torch_run_is_what_the_docs_say():
     page = (Path(__file__).parent.parent / "docs" / "coming-from-torch.md").read_text()
     said = re.search(r"(\d+) configurations and (\d+) refusals", page)
