@@ -15,10 +15,14 @@ import optimfn as of
 def test_every_leaf_of_a_state_is_known(case):
     tx, params = case.tx(), plain_params()
     state, spec = tx.init(params), of.state_spec(tx, params)
+    elsewhere = tx.init(of.tree.map(lambda p: p.to("meta"), params))
+    on_host = {path for path, leaf in of.tree.leaves_with_path(elsewhere) if leaf.is_cpu}  # wherever parameters are
     found = dict(of.tree.leaves_with_path(spec))
     for path, leaf in of.tree.leaves_with_path(state):
         name = next((name for name in reversed(path) if name in params), None)
-        want = "replicated" if name is None else "param" if leaf.shape == params[name].shape else "factor"
+        want = "param" if name is not None and leaf.shape == params[name].shape else "factor"
+        if name is None:
+            want = "host" if path in on_host else "replicated"
         assert found.pop(path) == of.LeafSpec(want, name)
     assert not found
 
