@@ -1,5 +1,7 @@
 """Masks and labels: what counts as a tree of them, and what happens when they change."""
 
+import warnings
+
 import optree
 import pytest
 import torch
@@ -143,3 +145,19 @@ def test_what_fails_for_another_reason_is_not_blamed_on_the_mask():
 def test_what_is_no_bool_is_named_with_its_leaf():
     with pytest.raises(TypeError, match=r"mask must hold Python bools.*got 'yes' at head\.0"):
         of.tree.resolve_mask({"head": ["yes"]}, {"head": [torch.ones(1)]})
+
+
+def test_steps_whose_masks_change_with_their_states_run_kernels():
+    marked = {"a": True, "b": True}
+    tx = of.masked(of.sgd(0.1, 0.9), lambda params: dict(marked))
+    params, grads = ({name: torch.full((3,), x) for name in marked} for x in (1.0, 2.0))
+    step = of.make_step(tx)
+    for marked["b"] in (True, False, True, False):
+        again = of.make_step(tx)  # which shares what the other has traced
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # one that runs eagerly says so
+            for own in (step, again):
+                state = tx.init(params)
+                new, _ = own(params, state, grads)
+                assert_trees_equal(new, of.make_step(tx, backend="eager")(params, state, grads)[0], rtol=1e-6)
+                assert own.explain().startswith("fused")

@@ -87,6 +87,15 @@ class Form:
         return Structure(self.unflatten([*range(self.size)])[:2]).key
 
 
+class OtherStructure(Exception):
+    """Where a leaf was, there is a node."""
+
+
+def are_leaves(found: Iterable[Any]) -> bool:
+    """Whether no node is among what was read for leaves: reading is quick, and looks at nothing where a leaf was."""
+    return all(map(_is_leaf, found))
+
+
 def _is_leaf(node: Any) -> bool:
     return node is None or isinstance(node, Tensor) or tree.is_leaf(node)
 

@@ -7,22 +7,21 @@ from typing import Any
 
 import torch
 
-from ... import tree
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice
 from ..._torch import is_differentiating, is_intercepted
 from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
 from ._explain import explain
-from ._flatten import Form, Structure
+from ._flatten import Form, OtherStructure, Structure, are_leaves
 from ._known import Known, pure
 from ._parts import Parts
 from ._process import Process
 from ._program import Program
-from ._shared import Itself, Keys, itself
+from ._shared import Keys, itself
 from ._traced import Traced
-from ._unread import Held, Opened
-from ._write import is_number, overwrite, settle
+from ._unread import Opened, live_arguments
+from ._write import overwrite, settle
 
 BACKENDS = ("auto", "fused", "eager")
 _MOST_STRUCTURES = 64  # that a step remembers
@@ -103,12 +102,18 @@ class Step:
 
     def _run_with(self, params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> Any:
         """`_run`, with the arguments open into which the rule looks."""
-        own = itself(self._tx)
+        own, exactly = itself(self._tx), False
         while True:
             try:
-                return self._run(*self._known_for(params, state, grads, _live(extra, own)))
+                return self._run(
+                    *self._known_for(
+                        params, state, grads, live_arguments(extra, own.opened, own.is_own), exactly=exactly
+                    )
+                )
             except Opened as found:
                 own.opened |= found.keys
+            except OtherStructure:
+                exactly = True
 
     def _run(self, known: Known, leaves: list[Any], token: object = None) -> Any:
         """The new trees, or `True` if they were written; `None` if the rule itself must run."""
@@ -137,27 +142,31 @@ class Step:
 
     # Programs
 
-    def _known_for(self, *trees: Any) -> tuple[Known, list[Any]]:
+    def _known_for(self, *trees: Any, exactly: bool = False) -> tuple[Known, list[Any]]:
         """What is known about parameters, state, gradients and extra arguments of this structure, and their leaves."""
         own = itself(self._tx)
         for known in self._structures:
             leaves = known.form.flatten(trees) if known.form.opened == own.opened else None
-            if leaves is not None:
+            if leaves is not None and not (exactly and not are_leaves(leaves)):
+                if exactly:  # it comes first from now on
+                    self._structures = [known, *[x for x in self._structures if x is not known]]
                 return known, leaves
         for form in own.forms:
             leaves = form.flatten(trees) if form.opened == own.opened else None
-            if leaves is not None:
+            if leaves is not None and are_leaves(leaves):
                 break
         else:
             form = Form(trees, own.opened)
             leaves = form.flatten(trees) or []
             own.forms = [*own.forms, form][-_MOST_STRUCTURES:]
         known = Known(self._tx, self._donate, form)
-        self._structures = [*self._structures, known][-_MOST_STRUCTURES:]
+        self._structures = [known, *self._structures][:_MOST_STRUCTURES]
         return known, leaves
 
     def _find(self, known: Known, leaves: list[Any], misfit: Traced | None = None) -> Traced:
         """The trace for leaves of this signature: an old one, or a new one."""
+        if not are_leaves(leaves):
+            raise OtherStructure
         with self.lock:
             self._keys = self._keys or Keys(self._tx)
             traced = known.find(leaves, self._keys, misfit)
@@ -191,12 +200,16 @@ class BoundStep:
             return
         flat = None if self._grads is None else self._grads.flatten(grads)
         if flat is None:
-            self._known, leaves = step._known_for(self._params, self._state, grads, {})
+            self._known, leaves = step._known_for(self._params, self._state, grads, {}, exactly=True)
             self._leaves, self._grads = leaves[: self._known.form.fixed_size], self._known.form.structures[2]
             flat = self._grads.flatten(grads)
         assert flat is not None
         assert self._known is not None
-        if step._run(self._known, self._leaves + flat, self._token) is None:
+        try:
+            done = step._run(self._known, self._leaves + flat, self._token)
+        except OtherStructure:  # of the gradients, about which the rule has a word
+            done = None
+        if done is None:
             step._eager(self._params, self._state, grads, {})
 
 
@@ -272,23 +285,3 @@ def _reason_to_step_aside() -> str:
         return "another dispatch mode watches the operators"
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     return "it is under autocast" if autocast else ""
-
-
-def _live(extra: dict[str, Any], own: Itself) -> dict[str, Any]:
-    """The extra arguments with tensors for numbers, such as a loss or a count, which differ from step to step.
-
-    Lists and the like, which may grow, are leaves unless the rule looks into them; for functions of others, which may
-    look in ways that leave no trace, they are what they are.
-    """
-
-    def live(key: str, x: Any) -> Any:
-        if _fits(x):
-            return torch.tensor(float(x), dtype=torch.float64)
-        is_plain = x is None or tree.is_leaf(x) or key in own.opened or not own.is_own
-        return x if is_plain else Held(key, x)
-
-    return {key: live(key, x) for key, x in extra.items()}
-
-
-def _fits(x: Any) -> bool:
-    return is_number(x) and (isinstance(x, float) or abs(x) <= 2**53)

@@ -1,9 +1,14 @@
 """What stands for an argument that is neither a tensor nor a bool, a string or a function, while a rule is traced."""
 
 import reprlib
+from collections.abc import Collection
 from typing import Any, NoReturn
 
+import torch
+
+from ... import tree
 from ..ir._graph import Untraceable
+from ._write import is_number
 
 
 class Unread:
@@ -76,3 +81,28 @@ def _refuse_whatever_is_done(names: str) -> None:
 
 _refuse_whatever_is_done("bool len iter contains getitem int float index complex eq ne lt le gt ge abs neg pos invert")
 _refuse_whatever_is_done("add sub mul truediv floordiv mod pow matmul radd rsub rmul rtruediv rfloordiv rmod rpow")
+
+
+def live_arguments(extra: dict[str, Any], opened: Collection[str], is_own: bool) -> dict[str, Any]:
+    """The extra arguments with tensors for numbers, such as a loss or a count, which differ from step to step.
+
+    Lists and the like, which may grow, are leaves unless the rule looks into them; for functions of others, which may
+    look in ways that leave no trace, they are what they are.
+
+    Args:
+        extra: The arguments.
+        opened: Names of those that the rule looks into.
+        is_own: Whether all functions of the rule are this package's.
+    """
+
+    def live(name: str, x: Any) -> Any:
+        if _fits(x):
+            return torch.tensor(float(x), dtype=torch.float64)
+        is_plain = x is None or tree.is_leaf(x) or name in opened or not is_own
+        return x if is_plain else Held(name, x)
+
+    return {name: live(name, x) for name, x in extra.items()}
+
+
+def _fits(x: Any) -> bool:
+    return is_number(x) and (isinstance(x, float) or abs(x) <= 2**53)
