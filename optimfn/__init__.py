@@ -110,6 +110,9 @@ from ._algorithms.matrix._muon_adamw import MuonState as MuonState
 from ._algorithms.matrix._muon_adamw import muon as muon
 from ._algorithms.matrix._muon_adamw import scale_by_muon as scale_by_muon
 from ._algorithms.matrix._newton_schulz import MuonDimensionNumbers as MuonDimensionNumbers
+from ._algorithms.matrix._normuon import NorMuonState as NorMuonState
+from ._algorithms.matrix._normuon import normuon as normuon
+from ._algorithms.matrix._normuon import scale_by_normuon as scale_by_normuon
 from ._algorithms.momentum._aggmo import AggMoState as AggMoState
 from ._algorithms.momentum._aggmo import aggmo as aggmo
 from ._algorithms.momentum._aggmo import scale_by_aggmo as scale_by_aggmo

@@ -3,6 +3,7 @@
 import torch
 from case import NEGATIVE, Case
 from oracles.blocks import Each, leafwise, torch_optimizer
+from oracles.matrix import NorMuon
 
 import optimfn as of
 
@@ -51,6 +52,21 @@ def muon_oracle(**kwargs):
             yield {**matrix, **rest}
 
     return run
+
+
+@of.factory
+def normuon_on_matrices(learning_rate, beta, b2, weight_decay, nesterov=True):
+    """The whole optimizer in float64, on the matrices."""
+    rule = of.normuon(
+        learning_rate, beta=beta, b2=b2, weight_decay=weight_decay, nesterov=nesterov, dtype=torch.float64
+    )
+    return of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
+def normuon_oracle(*arguments):
+    """NorMuon for `a`, the raw gradients for what is no matrix."""
+
+    return leafwise(lambda name: NorMuon(*arguments) if name == "a" else Each(lambda g, p, t: g))
 
 
 BFLOAT16 = "computed in bfloat16, where difference quotients see only the rounding"
@@ -165,5 +181,35 @@ CASES = (
         needs_params=True,
         layouts=1e-12,  # as above
         skips={"fused": PRODUCTS},
+    ),
+    Case(
+        "normuon",
+        normuon_on_matrices,
+        {"learning_rate": 0.02, "beta": 0.9, "b2": 0.95, "weight_decay": 0.1},
+        oracle=normuon_oracle(0.9, 0.95, 0.02, 0.1, True),
+        rtol=1e-9,  # five products follow each other, and each magnifies what the last one rounded
+        layouts=1e-10,  # as above
+        batched=1e-9,  # as above
+        live=("learning_rate", "beta", "b2", "weight_decay"),
+        covers=("normuon", "scale_by_normuon"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
+        bad=(
+            BAD_RATE,
+            ({"b2": 1.0}, ValueError, r"b2 must be in \[0, 1\), got 1.0"),
+            ({"beta": 1.0}, ValueError, r"beta must be in \[0, 1\), got 1.0"),
+        ),
+    ),
+    Case(
+        "normuon_without_nesterov",
+        normuon_on_matrices,
+        {"learning_rate": 0.02, "beta": 0.8, "b2": 0.9, "weight_decay": 0.0, "nesterov": False},
+        oracle=normuon_oracle(0.8, 0.9, 0.02, 0.0, False),
+        rtol=1e-9,  # as above
+        layouts=1e-10,
+        batched=1e-9,
+        live=("learning_rate",),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
     ),
 )

@@ -3,11 +3,12 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, chain, leafwise, stateless
-from ..._checks import check_choice, check_decay, check_nonnegative, check_number, check_steps
+from ..._checks import check_choice, check_decay, check_dtype, check_nonnegative, check_number, check_steps
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
@@ -18,7 +19,11 @@ from ._newton_schulz import is_turned, polynomials
 
 @factory
 def orthogonalize(
-    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315), ns_steps: int = 5, eps: Scalar = 1e-7
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    ns_steps: int = 5,
+    eps: Scalar = 1e-7,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> GradientTransformation:
     """Replace every matrix by a near orthogonal one with the same singular vectors.
 
@@ -39,9 +44,10 @@ def orthogonalize(
         ns_coeffs: `(a, b, c)`, the coefficients of the polynomial, no unit.
         ns_steps: Number of iterations, >= 1.
         eps: Least norm to divide by, in the unit of `|g|`, >= 0.
+        dtype: Dtype in which it is computed, whatever that of the leaves.
 
     Shapes:
-        updates: real matrices, computed in bfloat16 whatever their dtype. state: empty.
+        updates: real matrices. state: empty.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -58,6 +64,7 @@ def orthogonalize(
     check_number(**{f"ns_coeffs[{i}]": value for i, value in enumerate(ns_coeffs)})
     check_steps(ns_steps=ns_steps, at_least=1)
     check_nonnegative(eps=eps)
+    check_dtype(dtype=dtype)
     a, b, c = ns_coeffs
 
     def check(g: Tensor) -> None:
@@ -66,7 +73,7 @@ def orthogonalize(
             raise ValueError(f"orthogonalize takes real leaves only, got one of {g.dtype}")
 
     def scaled(g: Tensor) -> Any:
-        x = g.bfloat16()
+        x = tree.cast_leaf(g, dtype)
         x = x / tree.clip(tree.cast_leaf(tree.norm(x), x.dtype), min_value=eps)
         return x.mT if is_turned(x) else x
 
