@@ -20,7 +20,7 @@ class NorMuonState(NamedTuple):
     """NorMuon's memory."""
 
     mu: Updates  # running mean of the gradients, like params
-    nu: Updates  # running mean square of the orthogonal updates along each row, (rows, 1) per matrix
+    nu: Updates  # running mean square of the orthogonal updates along each row, (rows,) per matrix
 
 
 @factory
@@ -53,7 +53,7 @@ def scale_by_normuon(
         dtype: Dtype in which it is made orthogonal.
 
     Shapes:
-        updates: real matrices. state: mu like params; nu (rows, 1) per matrix. Memory: 1 x params and a column of each.
+        updates: real matrices. state: mu like params; nu (rows,) per matrix. Memory: 1 x params and a column of each.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -72,7 +72,7 @@ def scale_by_normuon(
     orthogonal = orthogonalize(ns_coeffs, ns_steps, eps, dtype=dtype)
 
     def along_rows(squares: Updates) -> Updates:
-        sums = tree.fold_each("sum", lambda x: (-1,) if x.ndim == 2 else None, squares, keepdim=True)
+        sums = tree.fold_each("sum", lambda x: (-1,) if x.ndim == 2 else None, squares)
         return tree.map(lambda total, x: total / max(x.shape[-1] if x.ndim else 1, 1), sums, squares)
 
     def init(params: Params) -> NorMuonState:
@@ -85,7 +85,7 @@ def scale_by_normuon(
         ahead = tree.update_moment(updates, mu, beta, 1) if nesterov else mu
         o, _ = orthogonal.rule(ahead, EmptyState())
         nu = tree.update_moment(along_rows(tree.map(tree.abs_sq, o)), state.nu, b2, 1)
-        w = tree.div_by_root(o, nu, _FLOOR)
+        w = tree.div_by_root(o, tree.map(lambda x: x.unsqueeze(-1), nu), _FLOOR)
         sizes = tree.norms(o, wide=True), tree.norms(w, wide=True)
         even = tree.map(lambda x, was, now: tree.scale(was / (now + _FLOOR), x), w, *sizes)
         return tree.cast_like(even, updates), NorMuonState(tree.carry(mu, state.mu), tree.carry(nu, state.nu))
