@@ -395,6 +395,7 @@ WHOLE = sorted(
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_optimizer_refuses_a_rate_of_none(name):
     needed = {"seed": 0, "momentum": 0.9, "beta": 0.9, "l2_norm_clip": 1.0, "noise_multiplier": 1.0}
+    needed |= {"weight_decay": 0.1, "peak": 1.0}
     needed |= dict.fromkeys(("rule", "base_optimizer"), of.scale_by_adam())
     known = inspect.signature(getattr(of, name)).parameters
     with pytest.raises(TypeError, match="learning_rate must be a number or a 0-dim tensor, got None"):

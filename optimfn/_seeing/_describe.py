@@ -124,16 +124,18 @@ class _Seen(NamedTuple):
     params: Params | None
 
 
-def _visit(part: _Part, params: Params | None, depth: int) -> Iterator[DescribedTransform]:
-    """The rows of a part and of all that is in it."""
+def _visit(part: _Part, params: Params | None, depth: int, is_kept: bool = True) -> Iterator[DescribedTransform]:
+    """The rows of a part and of all that is in it; what is not kept as it is has no bytes of its own."""
     tx, recipe = part.tx, part.recipe or part.tx.recipe
     inner, state = _look_inside(tx, params)
     own = None
     if params is not None:
-        own = max(_size(state) - sum(_size(seen.part.tx.init(seen.params)) for seen in inner), 0)
+        own = _size(state) - sum(_size(seen.part.tx.init(seen.params)) for seen in inner)
+        # One that keeps the states of its parts in fewer bits has all the bytes itself.
+        is_kept, own = is_kept and own >= 0, (own if own >= 0 else _size(state)) if is_kept else 0
     yield DescribedTransform(depth, _name(part, recipe), _arguments(recipe, defaults=not inner), own)
     for seen in inner:
-        yield from _visit(seen.part, seen.params, depth + 1)
+        yield from _visit(seen.part, seen.params, depth + 1, is_kept)
 
 
 def _look_inside(tx: GradientTransformation, params: Params | None) -> tuple[list[_Seen], State]:

@@ -111,6 +111,7 @@ def projected(
         share = tree.map(shrunk, own, rows, one)
         return tree.cast_like(tree.add_scale(left, weight_decay(), tree.select(mask, share)), direction), state
 
+    update.__qualname__ = "tangential"  # by which it is named where it cannot go
     return GradientTransformation(rule.init, update, leafwise=rule.leafwise and tree.sees_leaves(mask))
 
 
