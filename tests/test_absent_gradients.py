@@ -61,7 +61,7 @@ def patterns(params, number, seed=0):
         yield {name: torch.randn_like(p) if x else None for (name, p), x in zip(params.items(), here, strict=True)}
 
 
-def check(tx, traces, params, most=MOST, number=24, donate=True, **extra):
+def check(tx, traces, params, most=MOST, number=24, donate=True, off=1e-11, **extra):
     """Follow a rule over many patterns, compare it with its eager steps, and count the traces."""
     step, eager = of.make_step(tx, donate=donate), of.make_step(tx, backend="eager")
     want = params, tx.init(params)
@@ -69,7 +69,7 @@ def check(tx, traces, params, most=MOST, number=24, donate=True, **extra):
     for grads in patterns(params, number):
         want = eager(*want, grads, **extra)
         own = step(*own, grads, **extra)
-        assert_trees_equal(own, want, rtol=1e-9, atol=1e-11)
+        assert_trees_equal(own, want, rtol=1e-9, atol=off)
     assert len(traces) <= most
     return step
 
@@ -80,7 +80,12 @@ def test_patterns_of_absent_gradients_are_data(case: Case, donate, traces):
     tx, params = case.plain(), leaves()
     # Where a count on the host chooses what is computed, there are two programs.
     choices = 2 if any(spec.kind == "host" for spec in of.tree.leaves(of.state_spec(tx, params))) else 1
-    check(tx, traces, params, 1000 if case.name in APART else choices * MOST, donate=donate, **case.extra)
+    most = 1000 if case.name in APART else choices * MOST
+    # Eager steps multiply the matrices that are there together, with sums in another order; in bfloat16 an element of an
+    # orthogonal matrix is then a unit off, times the rate, in each of 24 steps.
+    in_half = case.skips.get("differentiable", "").startswith("computed in bfloat16")
+    off = 24 * case.kwargs["learning_rate"] * 2**-8 if in_half else max(1e-11, case.layouts)
+    check(tx, traces, params, most, donate=donate, off=off, **case.extra)
 
 
 def test_every_exemption_is_a_case():

@@ -1,6 +1,8 @@
 """Small matrices of one shape in one product: what a call costs is more than what it computes."""
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +12,30 @@ from ._core import each, leaves, unflatten
 
 _SMALL = 128  # a side up to which a product is too short for its call
 _BOUND = 4 << 20  # bytes that lie in one stack at most; a stack is a copy
+
+
+class _Joining(threading.local):
+    """Whether leaves may go together in this thread, and whether some did."""
+
+    allowed = True
+    happened = False
+
+
+_joining = _Joining()
+
+
+@contextlib.contextmanager
+def joining(allowed: bool) -> Iterator[_Joining]:
+    """Say whether `batched` may take leaves together; what is given says in the end whether it did.
+
+    Where gradients come and go, which leaves are there would be another product each time.
+    """
+    before = _joining.allowed, _joining.happened
+    _joining.allowed, _joining.happened = allowed, False
+    try:
+        yield _joining
+    finally:
+        _joining.allowed, _joining.happened = before
 
 
 def batched(f: Callable[..., Any], tree: Tree, *others: Tree, largest: int = _SMALL, bound: int = _BOUND) -> Any:
@@ -40,7 +66,7 @@ def batched(f: Callable[..., Any], tree: Tree, *others: Tree, largest: int = _SM
     groups: dict[Any, list[list[int]]] = {}
     for i, row in enumerate(rows):
         size = sum([x.numel() * x.element_size() for x in row])
-        small = all(min(x.shape[-2:], default=1) <= largest for x in row) and 2 * size <= bound
+        small = _joining.allowed and all(min(x.shape[-2:], default=1) <= largest for x in row) and 2 * size <= bound
         own = groups.setdefault(tuple([(x.shape, x.dtype, x.device) for x in row]) if small else i, [[]])
         if (len(own[-1]) + 1) * size > bound:
             own.append([])
@@ -51,6 +77,7 @@ def batched(f: Callable[..., Any], tree: Tree, *others: Tree, largest: int = _SM
     for i, result in zip(alone, each(f, [rows[i] for i in alone]), strict=True):
         found[i] = result
     for chunk in [chunk for chunk in chunks if len(chunk) > 1]:
+        _joining.happened = True
         made = f(*[torch.stack([rows[i][k] for i in chunk]) for k in range(len(rows[0]))])
         parts = zip(*[x.unbind() for x in made], strict=True) if isinstance(made, tuple) else made.unbind()
         for i, part in zip(chunk, parts, strict=True):

@@ -49,6 +49,7 @@ class Known:
         self._all: Traced | None = None  # what came of all gradients, once some have been absent
         self._slots: list[int] = []  # where they stand among the leaves
         self._joint: Program | None = None  # and what also knows what is computed for leaves without one
+        self._apart = False  # whether what leaves may share is computed for each alone, since gradients come and go
         self._unlike: dict[int, tuple[Any, ...]] = {}  # kinds of gradients that are not those of their parameters
 
     def find(self, leaves: list[Any], keys: Keys, misfit: Traced | None = None) -> Traced:
@@ -72,7 +73,13 @@ class Known:
         known = self._all
         if known is None or not known.agrees(leaves) or (misfit and misfit.program in (known.program, self._joint)):
             # The same may be absent in every step: the first pattern is planned for itself, unless all is known.
-            known = self._find_signature(self._with_stand_ins(leaves), keys, may_trace=bool(self.traced))
+            programs = [x.program for alike in self.traced.values() for x in alike if x.program is not None]
+            self._apart = self._apart or any(program.code.graph.joins for program in programs)
+            filled = self._with_stand_ins(leaves)
+            known = self._find_signature(filled, keys, may_trace=bool(self.traced))
+            if known is not None and known.program is not None and known.program.code.graph.joins:
+                self._apart = True
+                known = self._find_signature(filled, keys)
             if known is None:
                 return None
             self._all, self._slots = known, [i for i in known.positions if i in self.form.grads]
@@ -135,7 +142,7 @@ class Known:
         if not are_ordinary(tensors, MACHINES):
             return Traced(leaves, aside="kernels are not for tensors of this class, layout or device")
         kinds = tuple([None if isinstance(x, Tensor) else _constant(x) for x in leaves])
-        signature = Signature(tensors), kinds, torch.get_default_dtype(), shards and shards.key
+        signature = Signature(tensors), kinds, torch.get_default_dtype(), shards and shards.key, self._apart
         alike = self.traced.get(signature, [])
         traced = next((old for old in alike if old.holds(leaves)), None)
         if traced is None:
@@ -241,7 +248,7 @@ class Known:
         names = [name for name, x in zip(self.form.names, leaves, strict=True) if isinstance(x, Tensor)]
         device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
-        graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate)
+        graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate, apart=self._apart)
         return graph, results[0], targets
 
 

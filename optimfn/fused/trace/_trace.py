@@ -15,6 +15,7 @@ from torch import Tensor
 from ... import tree
 from ..._torch import DispatchMode, is_differentiating
 from ..._typing import Tree
+from ...tree._batches import joining
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable, is_random
 from ._alike import Call, Example, are_alike, is_steady, open_row
@@ -37,6 +38,7 @@ class Graph(NamedTuple):
     device: torch.device
     opaque: dict[str, str]  # operator -> why it is not generated
     decisions: list[Decision]  # what the rule found out about the leaves, besides shapes and dtypes
+    joins: bool  # whether leaves go together in one product, of which none may be absent
 
 
 def trace(
@@ -48,6 +50,7 @@ def trace(
     olds: Sequence[int | None],
     *,
     in_place: bool,
+    apart: bool = False,
 ) -> Graph:
     """Run `function` on symbols for the tensors among `leaves`.
 
@@ -59,6 +62,7 @@ def trace(
         device: Where the tensors are, but for some 0-dim ones on the CPU.
         olds: For each output the number of the tensor in its place before, `None` where there is none.
         in_place: Whether it is to be overwritten.
+        apart: Whether what leaves may share is computed for each alone.
 
     Raises:
         Untraceable: if it cannot be traced.
@@ -68,12 +72,14 @@ def trace(
     given = zip(layouts, names, strict=True)
     symbols = [tracer.symbol(tracer.input(*next(given)), x) if isinstance(x, Tensor) else x for x in leaves]
     with torch.no_grad(), tracer, tree.mapped_by(tracer.each):
-        outputs = [tracer.value(out) for out in function(symbols)]
+        with joining(not apart) as joined:
+            outputs = [tracer.value(out) for out in function(symbols)]
+            joins = joined.happened
         outputs = [tracer.solid(out) for out in outputs]
         outputs = [tracer.own(out, old, in_place) for out, old in itertools.zip_longest(outputs, olds)][: len(outputs)]
         if in_place:
             outputs = [tracer.fit(out, old) for out, old in zip(outputs, olds, strict=True)]
-    return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque, tracer.decisions)
+    return Graph(tracer.nodes, outputs, tracer.captured, device, tracer.opaque, tracer.decisions, joins)
 
 
 class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch has no types here
