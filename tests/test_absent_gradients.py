@@ -81,8 +81,8 @@ def test_patterns_of_absent_gradients_are_data(case: Case, donate, traces):
     # Where a count on the host chooses what is computed, there are two programs.
     choices = 2 if any(spec.kind == "host" for spec in of.tree.leaves(of.state_spec(tx, params))) else 1
     most = 1000 if case.name in APART else choices * MOST
-    # Eager steps multiply the matrices that are there together, with sums in another order; in bfloat16 an element of an
-    # orthogonal matrix is then a unit off, times the rate, in each of 24 steps.
+    # Eager steps multiply the matrices that are there together, with sums in another order; in bfloat16 an element of
+    # an orthogonal matrix is then a unit off, times the rate, in each of 24 steps.
     in_half = case.skips.get("differentiable", "").startswith("computed in bfloat16")
     off = 24 * case.kwargs["learning_rate"] * 2**-8 if in_half else max(1e-11, case.layouts)
     check(tx, traces, params, most, donate=donate, off=off, **case.extra)

@@ -65,7 +65,7 @@ def scale_by_normuon(
         >>> import torch, optimfn as of
         >>> tx, params = of.scale_by_normuon(), torch.zeros(2, 3)
         >>> update, _ = tx.update(torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), tx.init(params))
-        >>> update[0, 0] / update[1, 1]
+        >>> (update[0, 0] / update[1, 1]).round(decimals=3)
         tensor(1.)
     """
     check_decay(beta=beta, b2=b2)
