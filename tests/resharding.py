@@ -207,7 +207,10 @@ def saved_meanwhile(folder):
     step = of.make_step(tx, donate=True)
     step(params, state, grads)
     want = of.tree.map(torch.clone, (params, state))
-    saving = dcp.async_save({"train": of.distributed.TrainState(params, state)}, checkpoint_id=folder)
+    # Its thread talks to the other processes: in a group of its own, else its words and those of steps get mixed up.
+    apart = dist.new_group(backend="gloo")
+    train = {"train": of.distributed.TrainState(params, state)}
+    saving = dcp.async_save(train, checkpoint_id=folder, process_group=apart)
     step(params, state, grads)
     saving.result()
     empty = sharded("hsdp 2 x 2", start(torch.float64))

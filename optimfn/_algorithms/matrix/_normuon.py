@@ -76,7 +76,7 @@ def scale_by_normuon(
         return tree.map(lambda total, x: total / max(x.shape[-1] if x.ndim else 1, 1), sums, squares)
 
     def init(params: Params) -> NorMuonState:
-        return NorMuonState(tree.init_moment(params), along_rows(tree.init_moment(params, real=True)))
+        return NorMuonState(tree.init_moment(params), tree.outline(along_rows, tree.init_moment(params, real=True)))
 
     def update(
         updates: Updates, state: NorMuonState, params: Params | None = None, **extra: Any
