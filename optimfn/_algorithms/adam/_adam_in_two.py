@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ... import tree
-from ..._base import GradientTransformation
+from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
-from ..._typing import Count, Params, Scalar, Updates
+from ..._transforms._decay_kinds import decay_after_step
+from ..._transforms._rate import descend
+from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 
 
 class Moments(NamedTuple):
@@ -57,3 +59,20 @@ def correct_bias(b1: Scalar, b2: Scalar) -> GradientTransformation:
         return tree.scale(factor, updates), Corrected(count)
 
     return GradientTransformation(init, update, leafwise=True)
+
+
+def corrected_and_decayed_last(
+    directions: GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    b1: Scalar,
+    b2: Scalar,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask | None,
+) -> GradientTransformation:
+    """The whole optimizer around what came of `adam_before_correction`, in the order of Hugging Face's."""
+    return chain(
+        directions,
+        correct_bias(b1, b2),
+        descend(learning_rate),
+        decay_after_step(weight_decay, learning_rate, mask),
+    )

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ..._base import GradientTransformation, chain, identity
+from ..._base import GradientTransformation, identity
 from ..._checks import check_choice, check_nonnegative, check_positive
 from ..._recipe import factory
-from ..._transforms._decay_kinds import decay_after_step
-from ..._transforms._rate import descend
 from ..._typing import Mask, Scalar, ScalarOrSchedule
-from ..adam._adam_in_two import adam_before_correction, correct_bias
+from ..adam._adam_in_two import adam_before_correction, corrected_and_decayed_last
 from ..parts._norm_growth import limit_norm_growth
 from ._space import Answer, Left, Space, down, in_low_rank, up
 
@@ -188,12 +186,8 @@ def fira(
         >>> tx.update(w, tx.init(w), w)[0].round(decimals=4)[0, 0]
         tensor(-0.1000)
     """
-    return chain(
-        scale_by_fira(adam_before_correction(b1, b2, eps), rank, update_proj_gap, alpha, side),
-        correct_bias(b1, b2),
-        descend(learning_rate),
-        decay_after_step(weight_decay, learning_rate, mask),
-    )
+    directions = scale_by_fira(adam_before_correction(b1, b2, eps), rank, update_proj_gap, alpha, side)
+    return corrected_and_decayed_last(directions, learning_rate, b1, b2, weight_decay, mask)
 
 
 @factory
@@ -250,9 +244,7 @@ def apollo(
         >>> tx.update(w, tx.init(w), w)[0].shape
         torch.Size([2, 2])
     """
-    return chain(
-        scale_by_apollo(adam_before_correction(b1, b2, eps), rank, update_proj_gap, scale, side, by, per, seed=seed),
-        correct_bias(b1, b2),
-        descend(learning_rate),
-        decay_after_step(weight_decay, learning_rate, mask),
+    directions = scale_by_apollo(
+        adam_before_correction(b1, b2, eps), rank, update_proj_gap, scale, side, by, per, seed=seed
     )
+    return corrected_and_decayed_last(directions, learning_rate, b1, b2, weight_decay, mask)

@@ -5,11 +5,10 @@ from ..._base import GradientTransformation, chain, identity
 from ..._checks import check_number, check_steps
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
-from ..._transforms._decay_kinds import decay_after_step
 from ..._transforms._rate import descend
 from ..._typing import Mask, Scalar, ScalarOrSchedule
 from ..adam._adam import scale_by_adam
-from ..adam._adam_in_two import adam_before_correction, correct_bias
+from ..adam._adam_in_two import adam_before_correction, corrected_and_decayed_last
 from ..matrix._newton_schulz import DimensionNumbers
 from ._space import Space, in_low_rank, up
 
@@ -208,9 +207,5 @@ def galore_adamw(
         tensor(-0.1000)
     """
     check_steps(update_proj_gap=update_proj_gap, at_least=1)
-    return chain(
-        project(adam_before_correction(b1, b2, eps), rank, update_proj_gap, side, scale=scale),
-        correct_bias(b1, b2),
-        descend(learning_rate),
-        decay_after_step(weight_decay, learning_rate, mask),
-    )
+    directions = project(adam_before_correction(b1, b2, eps), rank, update_proj_gap, side, scale=scale)
+    return corrected_and_decayed_last(directions, learning_rate, b1, b2, weight_decay, mask)

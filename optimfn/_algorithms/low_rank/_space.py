@@ -13,9 +13,7 @@ from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice, check_seed, check_steps
 from ..._state_spec import HostCount
 from ..._typing import Params, State, Updates
-from ..matrix._newton_schulz import DimensionNumbers, MuonDimensionNumbers, resolve_dimensions, sides
-
-Axes = tuple[tuple[int, ...], tuple[int, ...]]
+from ..matrix._newton_schulz import Box, DimensionNumbers, MuonDimensionNumbers, resolve_dimensions, sides
 
 
 class Left(NamedTuple):
@@ -51,13 +49,6 @@ class Answer(NamedTuple):
     basis: Basis
 
 
-class _Box:
-    """Keeps what belongs to a leaf from being walked into."""
-
-    def __init__(self, axes: Axes | None) -> None:
-        self.axes = axes
-
-
 @dataclass(frozen=True)
 class Space:
     """How directions are chosen, and when."""
@@ -80,17 +71,17 @@ class Space:
     def boxes(self, params: Params) -> Any:
         """Which axes of each leaf are rows, and which columns; nothing of a leaf that stays as it is."""
 
-        def axes(p: Tensor, dims: Any) -> _Box:
+        def axes(p: Tensor, dims: Any) -> Box:
             given: MuonDimensionNumbers | None = dims.content
             if given is None or not p.numel():
-                return _Box(None)
+                return Box(None)
             batch, inputs, outputs = sides(p, given)
             if batch:
                 raise ValueError(
                     f"reduction_axis and output_axis must name all axes of a leaf, got {tuple(given)} for the shape "
                     f"{tuple(p.shape)}"
                 )
-            return _Box((outputs, inputs))
+            return Box((outputs, inputs))
 
         return tree.map(axes, params, resolve_dimensions(self.dims, params))
 
@@ -99,7 +90,7 @@ class Space:
         boxes = self.boxes(params)
         bases = tree.map(self._empty, params, boxes)
 
-        def low(p: Tensor, basis: Basis, box: _Box) -> Tensor:
+        def low(p: Tensor, basis: Basis, box: Box) -> Tensor:
             if not basis:
                 return p
             rows, cols = _sizes(p, box)
@@ -122,8 +113,8 @@ class Space:
 
         return tree.map_nodes(change, kept)
 
-    def _empty(self, p: Tensor, box: _Box) -> Basis:
-        if box.axes is None:
+    def _empty(self, p: Tensor, box: Box) -> Basis:
+        if box.content is None:
             return ()
         rows, cols = _sizes(p, box)
         rank = min(self.rank, rows, cols)
@@ -133,26 +124,26 @@ class Space:
         return Left(basis) if is_left else Right(basis)
 
 
-def _sizes(x: Tensor, box: _Box) -> tuple[int, int]:
+def _sizes(x: Tensor, box: Box) -> tuple[int, int]:
     """Rows and columns of the matrix that a leaf stands for."""
-    assert box.axes is not None
-    rows, cols = (math.prod([x.shape[axis] for axis in axes]) for axes in box.axes)
+    assert box.content is not None
+    rows, cols = (math.prod([x.shape[axis] for axis in axes]) for axes in box.content)
     return rows, cols
 
 
-def _matrix(x: Tensor, box: _Box) -> Tensor:
+def _matrix(x: Tensor, box: Box) -> Tensor:
     """A leaf as a matrix, outputs by inputs, whole."""
-    if box.axes is None:
+    if box.content is None:
         return x
     whole: Tensor = tree.whole(x)
-    return whole.permute(box.axes[0] + box.axes[1]).reshape(_sizes(x, box))
+    return whole.permute(box.content[0] + box.content[1]).reshape(_sizes(x, box))
 
 
-def _leaf(x: Tensor, like: Tensor, box: _Box) -> Tensor:
+def _leaf(x: Tensor, like: Tensor, box: Box) -> Tensor:
     """The leaf that a matrix stands for."""
-    if box.axes is None:
+    if box.content is None:
         return x
-    order = box.axes[0] + box.axes[1]
+    order = box.content[0] + box.content[1]
     moved = x.reshape([like.shape[axis] for axis in order])
     return moved.permute([order.index(axis) for axis in range(like.ndim)])
 

@@ -27,22 +27,22 @@ DimensionNumbers = Tree | Callable[[Params], Tree]
 def resolve_dimensions(given: DimensionNumbers | None, params: Params) -> Tree:
     """The dimension numbers of each leaf, `None` where it is no matrix."""
     if given is None:
-        return tree.map(lambda p: _Box(TORCH_LAYOUT if p.ndim == 2 else None), params)
+        return tree.map(lambda p: Box(TORCH_LAYOUT if p.ndim == 2 else None), params)
     found = given(params) if callable(given) and not isinstance(given, MuonDimensionNumbers) else given
     return _spread(found, params)
 
 
-class _Box:
+class Box:
     """Keeps a named tuple from being walked into."""
 
-    def __init__(self, content: MuonDimensionNumbers | None) -> None:
+    def __init__(self, content: Any) -> None:
         self.content = content
 
 
 def _spread(found: Any, params: Params) -> Tree:
     """A prefix of dimension numbers, over all leaves below."""
     if found is None or isinstance(found, MuonDimensionNumbers):
-        return tree.map(lambda _: _Box(found), params)
+        return tree.map(lambda _: Box(found), params)
     if isinstance(found, dict):
         return {key: _spread(found[key], part) for key, part in params.items()}
     parts = [_spread(own, part) for own, part in zip(found, params, strict=True)]
