@@ -81,14 +81,20 @@ def test_vmap_equals_the_separate_runs(case, params, members):
 @given(cases("alone"), trees(FLOATS), trees(FLOATS))
 @settings(max_examples=2 * usual)
 def test_an_empty_part_of_a_tree_changes_nothing(case, params, rest):
-    """Leaves do not see their neighbours, unless the rule says so by a global norm."""
+    """Leaves do not see their neighbours, unless the rule says so by a global norm.
+
+    Matrices of one shape are multiplied in one batch, whose sums ATen takes in another order than those of one matrix:
+    there the bound is that of the case for leaves that lie otherwise in memory, in units of the dtype.
+    """
     if params is None:
         return
     tx, grads = case.tx(), gradients(params)
     alone, _ = tx.update({"x": grads}, tx.init({"x": params}), {"x": params})
     both = {"x": params, "y": rest}
     beside, _ = tx.update({"x": grads, "y": gradients(rest)}, tx.init(both), both)
-    assert_trees_equal(beside["x"], alone["x"])
+    for here, there in zip(of.tree.leaves(beside["x"]), of.tree.leaves(alone["x"]), strict=True):
+        units = torch.finfo(there.dtype).eps / torch.finfo(torch.float64).eps
+        torch.testing.assert_close(here, there, rtol=0.0, atol=case.layouts * units, equal_nan=True)
 
 
 @given(cases("range", "dtype", "ragged"), trees(FLOATS), scales, scales, st.integers(1, 3))
