@@ -4,105 +4,6 @@ from . import cuda as cuda
 from . import distributed as distributed
 from . import optim as optim
 from . import tree as tree
-from ._algorithms.adagrad._adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState
-from ._algorithms.adagrad._adadelta import adadelta as adadelta
-from ._algorithms.adagrad._adadelta import scale_by_adadelta as scale_by_adadelta
-from ._algorithms.adagrad._adafactor import RowColState as RowColState
-from ._algorithms.adagrad._adafactor import scale_by_row_col_rms as scale_by_row_col_rms
-from ._algorithms.adagrad._adagrad import ScaleByRssState as ScaleByRssState
-from ._algorithms.adagrad._adagrad import adagrad as adagrad
-from ._algorithms.adagrad._adagrad import scale_by_rss as scale_by_rss
-from ._algorithms.adagrad._came import CameState as CameState
-from ._algorithms.adagrad._came import came as came
-from ._algorithms.adagrad._came import scale_by_came as scale_by_came
-from ._algorithms.adagrad._factored import FactoredState as FactoredState
-from ._algorithms.adagrad._factored import adafactor as adafactor
-from ._algorithms.adagrad._factored import scale_by_factored_rms as scale_by_factored_rms
-from ._algorithms.adagrad._madgrad import MadgradState as MadgradState
-from ._algorithms.adagrad._madgrad import madgrad as madgrad
-from ._algorithms.adagrad._madgrad import scale_by_madgrad as scale_by_madgrad
-from ._algorithms.adagrad._rmsprop import ScaleByRmsState as ScaleByRmsState
-from ._algorithms.adagrad._rmsprop import ScaleByRStdDevState as ScaleByRStdDevState
-from ._algorithms.adagrad._rmsprop import rmsprop as rmsprop
-from ._algorithms.adagrad._rmsprop import scale_by_rms as scale_by_rms
-from ._algorithms.adagrad._rmsprop import scale_by_stddev as scale_by_stddev
-from ._algorithms.adagrad._sm3 import ScaleBySM3State as ScaleBySM3State
-from ._algorithms.adagrad._sm3 import scale_by_sm3 as scale_by_sm3
-from ._algorithms.adagrad._sm3 import sm3 as sm3
-from ._algorithms.adam._acprop import acprop as acprop
-from ._algorithms.adam._acprop import scale_by_acprop as scale_by_acprop
-from ._algorithms.adam._adabelief import ScaleByBeliefState as ScaleByBeliefState
-from ._algorithms.adam._adabelief import adabelief as adabelief
-from ._algorithms.adam._adabelief import scale_by_belief as scale_by_belief
-from ._algorithms.adam._adahessian import ScaleByAdaHessianState as ScaleByAdaHessianState
-from ._algorithms.adam._adahessian import adahessian as adahessian
-from ._algorithms.adam._adahessian import scale_by_adahessian as scale_by_adahessian
-from ._algorithms.adam._adam import ScaleByAdamState as ScaleByAdamState
-from ._algorithms.adam._adam import adam as adam
-from ._algorithms.adam._adam import adamw as adamw
-from ._algorithms.adam._adam import nadam as nadam
-from ._algorithms.adam._adam import nadamw as nadamw
-from ._algorithms.adam._adam import scale_by_adam as scale_by_adam
-from ._algorithms.adam._adam_atan2 import adam_atan2 as adam_atan2
-from ._algorithms.adam._adam_atan2 import scale_by_adam_atan2 as scale_by_adam_atan2
-from ._algorithms.adam._adam_mini import ScaleByAdamMiniState as ScaleByAdamMiniState
-from ._algorithms.adam._adam_mini import adam_mini as adam_mini
-from ._algorithms.adam._adam_mini import adam_mini_blocks as adam_mini_blocks
-from ._algorithms.adam._adam_mini import scale_by_adam_mini as scale_by_adam_mini
-from ._algorithms.adam._adamax import adamax as adamax
-from ._algorithms.adam._adamax import adamaxw as adamaxw
-from ._algorithms.adam._adamax import scale_by_adamax as scale_by_adamax
-from ._algorithms.adam._adamp import adamp as adamp
-from ._algorithms.adam._adan import ScaleByAdanState as ScaleByAdanState
-from ._algorithms.adam._adan import adan as adan
-from ._algorithms.adam._adan import scale_by_adan as scale_by_adan
-from ._algorithms.adam._ademamix import ScaleByAdemamixState as ScaleByAdemamixState
-from ._algorithms.adam._ademamix import ademamix as ademamix
-from ._algorithms.adam._ademamix import scale_by_ademamix as scale_by_ademamix
-from ._algorithms.adam._adopt import adopt as adopt
-from ._algorithms.adam._adopt import scale_by_adopt as scale_by_adopt
-from ._algorithms.adam._amsgrad import ScaleByAmsgradState as ScaleByAmsgradState
-from ._algorithms.adam._amsgrad import amsgrad as amsgrad
-from ._algorithms.adam._amsgrad import scale_by_amsgrad as scale_by_amsgrad
-from ._algorithms.adam._grams import grams as grams
-from ._algorithms.adam._grams import scale_by_grams as scale_by_grams
-from ._algorithms.adam._lamb import lamb as lamb
-from ._algorithms.adam._laprop import laprop as laprop
-from ._algorithms.adam._laprop import scale_by_laprop as scale_by_laprop
-from ._algorithms.adam._nadam import ScaleByNadamState as ScaleByNadamState
-from ._algorithms.adam._nadam import scale_by_nadam as scale_by_nadam
-from ._algorithms.adam._novograd import ScaleByNovogradState as ScaleByNovogradState
-from ._algorithms.adam._novograd import novograd as novograd
-from ._algorithms.adam._novograd import scale_by_novograd as scale_by_novograd
-from ._algorithms.adam._qhadam import qhadam as qhadam
-from ._algorithms.adam._qhadam import scale_by_qhadam as scale_by_qhadam
-from ._algorithms.adam._radam import radam as radam
-from ._algorithms.adam._radam import scale_by_radam as scale_by_radam
-from ._algorithms.adam._simplified_ademamix import ScaleBySimplifiedAdEMAMixState as ScaleBySimplifiedAdEMAMixState
-from ._algorithms.adam._simplified_ademamix import scale_by_simplified_ademamix as scale_by_simplified_ademamix
-from ._algorithms.adam._simplified_ademamix import simplified_ademamix as simplified_ademamix
-from ._algorithms.adam._sophia import HutchinsonState as HutchinsonState
-from ._algorithms.adam._sophia import SophiaState as SophiaState
-from ._algorithms.adam._sophia import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
-from ._algorithms.adam._sophia import scale_by_sophia as scale_by_sophia
-from ._algorithms.adam._sophia import sophia as sophia
-from ._algorithms.adam._sophia_g import SophiaGState as SophiaGState
-from ._algorithms.adam._sophia_g import scale_by_sophia_g as scale_by_sophia_g
-from ._algorithms.adam._sophia_g import sophia_g as sophia_g
-from ._algorithms.adam._sparse_adam import scale_by_sparse_adam as scale_by_sparse_adam
-from ._algorithms.adam._stable_adamw import scale_by_stable_adam as scale_by_stable_adam
-from ._algorithms.adam._stable_adamw import stable_adamw as stable_adamw
-from ._algorithms.adam._yogi import scale_by_yogi as scale_by_yogi
-from ._algorithms.adam._yogi import yogi as yogi
-from ._algorithms.low_rank._fira import apollo as apollo
-from ._algorithms.low_rank._fira import fira as fira
-from ._algorithms.low_rank._fira import scale_by_apollo as scale_by_apollo
-from ._algorithms.low_rank._fira import scale_by_fira as scale_by_fira
-from ._algorithms.low_rank._galore import galore as galore
-from ._algorithms.low_rank._galore import galore_adamw as galore_adamw
-from ._algorithms.low_rank._galore import project as project
-from ._algorithms.low_rank._galore import scale_by_galore as scale_by_galore
-from ._algorithms.low_rank._space import LowRankState as LowRankState
 from ._algorithms.matrix._muon import orthogonalize as orthogonalize
 from ._algorithms.matrix._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms.matrix._muon import torch_muon as torch_muon
@@ -113,26 +14,6 @@ from ._algorithms.matrix._newton_schulz import MuonDimensionNumbers as MuonDimen
 from ._algorithms.matrix._normuon import NorMuonState as NorMuonState
 from ._algorithms.matrix._normuon import normuon as normuon
 from ._algorithms.matrix._normuon import scale_by_normuon as scale_by_normuon
-from ._algorithms.momentum._aggmo import AggMoState as AggMoState
-from ._algorithms.momentum._aggmo import aggmo as aggmo
-from ._algorithms.momentum._aggmo import scale_by_aggmo as scale_by_aggmo
-from ._algorithms.momentum._asgd import ASGDState as ASGDState
-from ._algorithms.momentum._asgd import asgd as asgd
-from ._algorithms.momentum._dpsgd import DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState
-from ._algorithms.momentum._dpsgd import differentially_private_aggregate as differentially_private_aggregate
-from ._algorithms.momentum._dpsgd import dpsgd as dpsgd
-from ._algorithms.momentum._fromage import fromage as fromage
-from ._algorithms.momentum._lars import lars as lars
-from ._algorithms.momentum._noisy_sgd import noisy_sgd as noisy_sgd
-from ._algorithms.momentum._optimistic import ScaleByOptimisticGradientState as ScaleByOptimisticGradientState
-from ._algorithms.momentum._optimistic import optimistic_adam as optimistic_adam
-from ._algorithms.momentum._optimistic import optimistic_adam_v2 as optimistic_adam_v2
-from ._algorithms.momentum._optimistic import optimistic_gradient_descent as optimistic_gradient_descent
-from ._algorithms.momentum._optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
-from ._algorithms.momentum._qhm import qhm as qhm
-from ._algorithms.momentum._qhm import scale_by_qhm as scale_by_qhm
-from ._algorithms.momentum._sgd import sgd as sgd
-from ._algorithms.momentum._sgdp import sgdp as sgdp
 from ._algorithms.parts._autoclip import AutoClipState as AutoClipState
 from ._algorithms.parts._autoclip import autoclip as autoclip
 from ._algorithms.parts._cautious import add_cautious_decayed_weights as add_cautious_decayed_weights
@@ -149,11 +30,6 @@ from ._algorithms.parts._orthograd import orthograd as orthograd
 from ._algorithms.parts._tangential import tangential as tangential
 from ._algorithms.parts._zclip import ZClipState as ZClipState
 from ._algorithms.parts._zclip import zclip as zclip
-from ._algorithms.quasi_newton._lbfgs import MinimizeByLbfgsState as MinimizeByLbfgsState
-from ._algorithms.quasi_newton._lbfgs import minimize_by_lbfgs as minimize_by_lbfgs
-from ._algorithms.quasi_newton._lbfgs_chain import ScaleByLBFGSState as ScaleByLBFGSState
-from ._algorithms.quasi_newton._lbfgs_chain import lbfgs as lbfgs
-from ._algorithms.quasi_newton._lbfgs_chain import scale_by_lbfgs as scale_by_lbfgs
 from ._algorithms.rate_free._cocob import COCOBState as COCOBState
 from ._algorithms.rate_free._cocob import cocob as cocob
 from ._algorithms.rate_free._cocob import scale_by_cocob as scale_by_cocob
@@ -183,31 +59,6 @@ from ._algorithms.rate_free._schedule_free import schedule_free_adamw as schedul
 from ._algorithms.rate_free._schedule_free import schedule_free_eval_params as schedule_free_eval_params
 from ._algorithms.rate_free._schedule_free import schedule_free_sgd as schedule_free_sgd
 from ._algorithms.rate_free._schedule_free_radam import schedule_free_radam as schedule_free_radam
-from ._algorithms.sign._lion import ScaleByLionState as ScaleByLionState
-from ._algorithms.sign._lion import lion as lion
-from ._algorithms.sign._lion import scale_by_lion as scale_by_lion
-from ._algorithms.sign._rprop import ScaleByRpropState as ScaleByRpropState
-from ._algorithms.sign._rprop import rprop as rprop
-from ._algorithms.sign._rprop import scale_by_rprop as scale_by_rprop
-from ._algorithms.sign._sign_sgd import scale_by_sign as scale_by_sign
-from ._algorithms.sign._sign_sgd import sign_sgd as sign_sgd
-from ._algorithms.sign._sign_sgd import signum as signum
-from ._algorithms.sign._tiger import tiger as tiger
-from ._base import EmptyState as EmptyState
-from ._base import EvalParamsFn as EvalParamsFn
-from ._base import GradientTransformation as GradientTransformation
-from ._base import InitFn as InitFn
-from ._base import UpdateFn as UpdateFn
-from ._base import apply_updates as apply_updates
-from ._base import chain as chain
-from ._base import identity as identity
-from ._base import incremental_update as incremental_update
-from ._base import init_empty_state as init_empty_state
-from ._base import named_chain as named_chain
-from ._base import periodic_update as periodic_update
-from ._base import set_to_zero as set_to_zero
-from ._base import stateless as stateless
-from ._base import stateless_with_tree_map as stateless_with_tree_map
 from ._evaluation import eval_params as eval_params
 from ._numerics._linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
 from ._numerics._linear_algebra import nnls as nnls
@@ -238,116 +89,10 @@ from ._quantize import dequantize as dequantize
 from ._quantize import dequantize_state as dequantize_state
 from ._quantize import quantize as quantize
 from ._recipe import factory as factory
-from ._schedules._annealing import cosine_annealing_lr as cosine_annealing_lr
-from ._schedules._annealing import cosine_annealing_warm_restarts as cosine_annealing_warm_restarts
-from ._schedules._annealing import swa_lr as swa_lr
-from ._schedules._cosine import cosine_decay_schedule as cosine_decay_schedule
-from ._schedules._cosine import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
-from ._schedules._cycles import cyclic_lr as cyclic_lr
-from ._schedules._cycles import one_cycle_lr as one_cycle_lr
-from ._schedules._decay import exponential_lr as exponential_lr
-from ._schedules._decay import linear_lr as linear_lr
-from ._schedules._decay import polynomial_lr as polynomial_lr
-from ._schedules._exponential import exponential_decay as exponential_decay
-from ._schedules._interpolated import cosine_onecycle_schedule as cosine_onecycle_schedule
-from ._schedules._interpolated import linear_onecycle_schedule as linear_onecycle_schedule
-from ._schedules._interpolated import piecewise_interpolate_schedule as piecewise_interpolate_schedule
-from ._schedules._join import join_schedules as join_schedules
-from ._schedules._join import piecewise_constant_schedule as piecewise_constant_schedule
-from ._schedules._polynomial import constant_schedule as constant_schedule
-from ._schedules._polynomial import linear_schedule as linear_schedule
-from ._schedules._polynomial import polynomial_schedule as polynomial_schedule
-from ._schedules._products import chained_schedules as chained_schedules
-from ._schedules._products import lambda_lr as lambda_lr
-from ._schedules._products import multiplicative_lr as multiplicative_lr
-from ._schedules._steps import constant_lr as constant_lr
-from ._schedules._steps import multi_step_lr as multi_step_lr
-from ._schedules._steps import step_lr as step_lr
-from ._schedules._warmup import sgdr_schedule as sgdr_schedule
-from ._schedules._warmup import trapezoidal_schedule as trapezoidal_schedule
-from ._schedules._warmup import warmup_constant_schedule as warmup_constant_schedule
-from ._schedules._warmup import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
-from ._schedules._warmup import warmup_inverse_sqrt_schedule as warmup_inverse_sqrt_schedule
-from ._schedules._warmup import warmup_stable_decay_schedule as warmup_stable_decay_schedule
-from ._seeing._describe import DescribedTransform as DescribedTransform
-from ._seeing._describe import Description as Description
-from ._seeing._describe import describe as describe
-from ._seeing._metrics import metrics as metrics
-from ._seeing._plot import plot_path as plot_path
-from ._seeing._plot import plot_schedule as plot_schedule
 from ._state_dict import load_state_dict as load_state_dict
 from ._state_dict import state_dict as state_dict
 from ._state_spec import LeafSpec as LeafSpec
 from ._state_spec import state_spec as state_spec
-from ._transforms._apply_every import ApplyEvery as ApplyEvery
-from ._transforms._apply_every import apply_every as apply_every
-from ._transforms._averaging import ParamsEmaState as ParamsEmaState
-from ._transforms._averaging import ParamsSwaState as ParamsSwaState
-from ._transforms._averaging import params_ema as params_ema
-from ._transforms._averaging import params_swa as params_swa
-from ._transforms._block import scale_by_param_block_norm as scale_by_param_block_norm
-from ._transforms._block import scale_by_param_block_rms as scale_by_param_block_rms
-from ._transforms._clipping import clip as clip
-from ._transforms._clipping import clip_by_block_rms as clip_by_block_rms
-from ._transforms._clipping import clip_by_global_norm as clip_by_global_norm
-from ._transforms._constraints import ZeroNansState as ZeroNansState
-from ._transforms._constraints import keep_params_nonnegative as keep_params_nonnegative
-from ._transforms._constraints import zero_nans as zero_nans
-from ._transforms._dampening import DampenedTraceState as DampenedTraceState
-from ._transforms._dampening import dampened_trace as dampened_trace
-from ._transforms._decay import WeightDecaySchedule as WeightDecaySchedule
-from ._transforms._decay import add_decayed_weights as add_decayed_weights
-from ._transforms._decay_kinds import DecayTowardStartState as DecayTowardStartState
-from ._transforms._decay_kinds import add_corrected_decayed_weights as add_corrected_decayed_weights
-from ._transforms._decay_kinds import add_decay_toward_start as add_decay_toward_start
-from ._transforms._decay_kinds import add_independent_decayed_weights as add_independent_decayed_weights
-from ._transforms._decay_kinds import decay_after_step as decay_after_step
-from ._transforms._decay_kinds import decay_proximally as decay_proximally
-from ._transforms._linesearch import BacktrackingLinesearchInfo as BacktrackingLinesearchInfo
-from ._transforms._linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
-from ._transforms._linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
-from ._transforms._linesearch import value_and_grad_from_state as value_and_grad_from_state
-from ._transforms._momentum import EmaState as EmaState
-from ._transforms._momentum import TraceState as TraceState
-from ._transforms._momentum import ema as ema
-from ._transforms._momentum import trace as trace
-from ._transforms._monitor import MonitorState as MonitorState
-from ._transforms._monitor import SnapshotState as SnapshotState
-from ._transforms._monitor import measure_with_ema as measure_with_ema
-from ._transforms._monitor import monitor as monitor
-from ._transforms._monitor import snapshot as snapshot
-from ._transforms._noise import AddNoiseState as AddNoiseState
-from ._transforms._noise import add_noise as add_noise
-from ._transforms._normalize import centralize as centralize
-from ._transforms._normalize import normalize as normalize
-from ._transforms._normalize import normalize_by_update_norm as normalize_by_update_norm
-from ._transforms._plateau import DetectPlateauState as DetectPlateauState
-from ._transforms._plateau import PlateauDetector as PlateauDetector
-from ._transforms._plateau import PlateauState as PlateauState
-from ._transforms._plateau import detect_plateau as detect_plateau
-from ._transforms._plateau import plateau as plateau
-from ._transforms._rate import ScaleByScheduleState as ScaleByScheduleState
-from ._transforms._rate import scale as scale
-from ._transforms._rate import scale_by_learning_rate as scale_by_learning_rate
-from ._transforms._rate import scale_by_schedule as scale_by_schedule
-from ._transforms._trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
-from ._transforms._unitwise import adaptive_grad_clip as adaptive_grad_clip
-from ._transforms._unitwise import per_example_global_norm_clip as per_example_global_norm_clip
-from ._transforms._unitwise import per_example_layer_norm_clip as per_example_layer_norm_clip
-from ._transforms._unitwise import unitwise_clip as unitwise_clip
-from ._transforms._unitwise import unitwise_norm as unitwise_norm
-from ._transforms._zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
-from ._transforms._zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
-from ._transforms._zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
-from ._typing import Assign as Assign
-from ._typing import Mask as Mask
-from ._typing import Params as Params
-from ._typing import Scalar as Scalar
-from ._typing import ScalarOrSchedule as ScalarOrSchedule
-from ._typing import Schedule as Schedule
-from ._typing import State as State
-from ._typing import Tree as Tree
-from ._typing import Updates as Updates
 from ._version import __version__ as __version__
 from ._wrappers._complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._wrappers._complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
@@ -398,3 +143,161 @@ from ._wrappers._stacked import stacked as stacked
 from .fused import Step as Step
 from .fused import make_step as make_step
 from .optim import Optimizer as Optimizer
+
+# Several names a line from here on, by room: the index has to stay shorter than 400 lines.
+# fmt: off
+# isort: off
+from ._algorithms.adagrad._adadelta import ScaleByAdaDeltaState as ScaleByAdaDeltaState, adadelta as adadelta
+from ._algorithms.adagrad._adadelta import scale_by_adadelta as scale_by_adadelta
+from ._algorithms.adagrad._adafactor import RowColState as RowColState, scale_by_row_col_rms as scale_by_row_col_rms
+from ._algorithms.adagrad._adagrad import ScaleByRssState as ScaleByRssState, adagrad as adagrad
+from ._algorithms.adagrad._adagrad import scale_by_rss as scale_by_rss
+from ._algorithms.adagrad._came import CameState as CameState, came as came, scale_by_came as scale_by_came
+from ._algorithms.adagrad._factored import FactoredState as FactoredState, adafactor as adafactor
+from ._algorithms.adagrad._factored import scale_by_factored_rms as scale_by_factored_rms
+from ._algorithms.adagrad._madgrad import MadgradState as MadgradState, madgrad as madgrad
+from ._algorithms.adagrad._madgrad import scale_by_madgrad as scale_by_madgrad
+from ._algorithms.adagrad._rmsprop import ScaleByRmsState as ScaleByRmsState, ScaleByRStdDevState as ScaleByRStdDevState
+from ._algorithms.adagrad._rmsprop import rmsprop as rmsprop, scale_by_rms as scale_by_rms
+from ._algorithms.adagrad._rmsprop import scale_by_stddev as scale_by_stddev
+from ._algorithms.adagrad._sm3 import ScaleBySM3State as ScaleBySM3State, scale_by_sm3 as scale_by_sm3, sm3 as sm3
+from ._algorithms.adam._acprop import acprop as acprop, scale_by_acprop as scale_by_acprop
+from ._algorithms.adam._adabelief import ScaleByBeliefState as ScaleByBeliefState, adabelief as adabelief
+from ._algorithms.adam._adabelief import scale_by_belief as scale_by_belief
+from ._algorithms.adam._adahessian import ScaleByAdaHessianState as ScaleByAdaHessianState, adahessian as adahessian
+from ._algorithms.adam._adahessian import scale_by_adahessian as scale_by_adahessian
+from ._algorithms.adam._adam import ScaleByAdamState as ScaleByAdamState, adam as adam, adamw as adamw, nadam as nadam
+from ._algorithms.adam._adam import nadamw as nadamw, scale_by_adam as scale_by_adam
+from ._algorithms.adam._adam_atan2 import adam_atan2 as adam_atan2, scale_by_adam_atan2 as scale_by_adam_atan2
+from ._algorithms.adam._adam_mini import ScaleByAdamMiniState as ScaleByAdamMiniState, adam_mini as adam_mini
+from ._algorithms.adam._adam_mini import adam_mini_blocks as adam_mini_blocks, scale_by_adam_mini as scale_by_adam_mini
+from ._algorithms.adam._adamax import adamax as adamax, adamaxw as adamaxw, scale_by_adamax as scale_by_adamax
+from ._algorithms.adam._adamp import adamp as adamp
+from ._algorithms.adam._adan import ScaleByAdanState as ScaleByAdanState, adan as adan, scale_by_adan as scale_by_adan
+from ._algorithms.adam._ademamix import ScaleByAdemamixState as ScaleByAdemamixState, ademamix as ademamix
+from ._algorithms.adam._ademamix import scale_by_ademamix as scale_by_ademamix
+from ._algorithms.adam._adopt import adopt as adopt, scale_by_adopt as scale_by_adopt
+from ._algorithms.adam._amsgrad import ScaleByAmsgradState as ScaleByAmsgradState, amsgrad as amsgrad
+from ._algorithms.adam._amsgrad import scale_by_amsgrad as scale_by_amsgrad
+from ._algorithms.adam._grams import grams as grams, scale_by_grams as scale_by_grams
+from ._algorithms.adam._lamb import lamb as lamb
+from ._algorithms.adam._laprop import laprop as laprop, scale_by_laprop as scale_by_laprop
+from ._algorithms.adam._nadam import ScaleByNadamState as ScaleByNadamState, scale_by_nadam as scale_by_nadam
+from ._algorithms.adam._novograd import ScaleByNovogradState as ScaleByNovogradState, novograd as novograd
+from ._algorithms.adam._novograd import scale_by_novograd as scale_by_novograd
+from ._algorithms.adam._qhadam import qhadam as qhadam, scale_by_qhadam as scale_by_qhadam
+from ._algorithms.adam._radam import radam as radam, scale_by_radam as scale_by_radam
+from ._algorithms.adam._simplified_ademamix import ScaleBySimplifiedAdEMAMixState as ScaleBySimplifiedAdEMAMixState
+from ._algorithms.adam._simplified_ademamix import scale_by_simplified_ademamix as scale_by_simplified_ademamix
+from ._algorithms.adam._simplified_ademamix import simplified_ademamix as simplified_ademamix
+from ._algorithms.adam._sophia import HutchinsonState as HutchinsonState, SophiaState as SophiaState
+from ._algorithms.adam._sophia import hutchinson_estimator_diag_hessian as hutchinson_estimator_diag_hessian
+from ._algorithms.adam._sophia import scale_by_sophia as scale_by_sophia, sophia as sophia
+from ._algorithms.adam._sophia_g import SophiaGState as SophiaGState, scale_by_sophia_g as scale_by_sophia_g
+from ._algorithms.adam._sophia_g import sophia_g as sophia_g
+from ._algorithms.adam._sparse_adam import scale_by_sparse_adam as scale_by_sparse_adam
+from ._algorithms.adam._stable_adamw import scale_by_stable_adam as scale_by_stable_adam, stable_adamw as stable_adamw
+from ._algorithms.adam._yogi import scale_by_yogi as scale_by_yogi, yogi as yogi
+from ._algorithms.low_rank._fira import apollo as apollo, fira as fira, scale_by_apollo as scale_by_apollo
+from ._algorithms.low_rank._fira import scale_by_fira as scale_by_fira
+from ._algorithms.low_rank._galore import galore as galore, galore_adamw as galore_adamw, project as project
+from ._algorithms.low_rank._galore import scale_by_galore as scale_by_galore
+from ._algorithms.low_rank._space import LowRankState as LowRankState
+from ._algorithms.momentum._aggmo import AggMoState as AggMoState, aggmo as aggmo, scale_by_aggmo as scale_by_aggmo
+from ._algorithms.momentum._asgd import ASGDState as ASGDState, asgd as asgd
+from ._algorithms.momentum._dpsgd import DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState
+from ._algorithms.momentum._dpsgd import differentially_private_aggregate as differentially_private_aggregate
+from ._algorithms.momentum._dpsgd import dpsgd as dpsgd
+from ._algorithms.momentum._fromage import fromage as fromage
+from ._algorithms.momentum._lars import lars as lars
+from ._algorithms.momentum._noisy_sgd import noisy_sgd as noisy_sgd
+from ._algorithms.momentum._optimistic import ScaleByOptimisticGradientState as ScaleByOptimisticGradientState
+from ._algorithms.momentum._optimistic import optimistic_adam as optimistic_adam
+from ._algorithms.momentum._optimistic import optimistic_adam_v2 as optimistic_adam_v2
+from ._algorithms.momentum._optimistic import optimistic_gradient_descent as optimistic_gradient_descent
+from ._algorithms.momentum._optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
+from ._algorithms.momentum._qhm import qhm as qhm, scale_by_qhm as scale_by_qhm
+from ._algorithms.momentum._sgd import sgd as sgd
+from ._algorithms.momentum._sgdp import sgdp as sgdp
+from ._algorithms.quasi_newton._lbfgs import MinimizeByLbfgsState as MinimizeByLbfgsState
+from ._algorithms.quasi_newton._lbfgs import minimize_by_lbfgs as minimize_by_lbfgs
+from ._algorithms.quasi_newton._lbfgs_chain import ScaleByLBFGSState as ScaleByLBFGSState, lbfgs as lbfgs
+from ._algorithms.quasi_newton._lbfgs_chain import scale_by_lbfgs as scale_by_lbfgs
+from ._algorithms.sign._lion import ScaleByLionState as ScaleByLionState, lion as lion, scale_by_lion as scale_by_lion
+from ._algorithms.sign._rprop import ScaleByRpropState as ScaleByRpropState, rprop as rprop
+from ._algorithms.sign._rprop import scale_by_rprop as scale_by_rprop
+from ._algorithms.sign._sign_sgd import scale_by_sign as scale_by_sign, sign_sgd as sign_sgd, signum as signum
+from ._algorithms.sign._tiger import tiger as tiger
+from ._base import EmptyState as EmptyState, EvalParamsFn as EvalParamsFn
+from ._base import GradientTransformation as GradientTransformation, InitFn as InitFn, UpdateFn as UpdateFn
+from ._base import apply_updates as apply_updates, chain as chain, identity as identity
+from ._base import incremental_update as incremental_update, init_empty_state as init_empty_state
+from ._base import named_chain as named_chain, periodic_update as periodic_update, set_to_zero as set_to_zero
+from ._base import stateless as stateless, stateless_with_tree_map as stateless_with_tree_map
+from ._schedules._annealing import cosine_annealing_lr as cosine_annealing_lr
+from ._schedules._annealing import cosine_annealing_warm_restarts as cosine_annealing_warm_restarts, swa_lr as swa_lr
+from ._schedules._cosine import cosine_decay_schedule as cosine_decay_schedule
+from ._schedules._cosine import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
+from ._schedules._cycles import cyclic_lr as cyclic_lr, one_cycle_lr as one_cycle_lr
+from ._schedules._decay import exponential_lr as exponential_lr, linear_lr as linear_lr, polynomial_lr as polynomial_lr
+from ._schedules._exponential import exponential_decay as exponential_decay
+from ._schedules._interpolated import cosine_onecycle_schedule as cosine_onecycle_schedule
+from ._schedules._interpolated import linear_onecycle_schedule as linear_onecycle_schedule
+from ._schedules._interpolated import piecewise_interpolate_schedule as piecewise_interpolate_schedule
+from ._schedules._join import join_schedules as join_schedules
+from ._schedules._join import piecewise_constant_schedule as piecewise_constant_schedule
+from ._schedules._polynomial import constant_schedule as constant_schedule, linear_schedule as linear_schedule
+from ._schedules._polynomial import polynomial_schedule as polynomial_schedule
+from ._schedules._products import chained_schedules as chained_schedules, lambda_lr as lambda_lr
+from ._schedules._products import multiplicative_lr as multiplicative_lr
+from ._schedules._steps import constant_lr as constant_lr, multi_step_lr as multi_step_lr, step_lr as step_lr
+from ._schedules._warmup import sgdr_schedule as sgdr_schedule, trapezoidal_schedule as trapezoidal_schedule
+from ._schedules._warmup import warmup_constant_schedule as warmup_constant_schedule
+from ._schedules._warmup import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
+from ._schedules._warmup import warmup_inverse_sqrt_schedule as warmup_inverse_sqrt_schedule
+from ._schedules._warmup import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from ._seeing._describe import DescribedTransform as DescribedTransform, Description as Description
+from ._seeing._describe import describe as describe
+from ._seeing._metrics import metrics as metrics
+from ._seeing._plot import plot_path as plot_path, plot_schedule as plot_schedule
+from ._transforms._apply_every import ApplyEvery as ApplyEvery, apply_every as apply_every
+from ._transforms._averaging import ParamsEmaState as ParamsEmaState, ParamsSwaState as ParamsSwaState
+from ._transforms._averaging import params_ema as params_ema, params_swa as params_swa
+from ._transforms._block import scale_by_param_block_norm as scale_by_param_block_norm
+from ._transforms._block import scale_by_param_block_rms as scale_by_param_block_rms
+from ._transforms._clipping import clip as clip, clip_by_block_rms as clip_by_block_rms
+from ._transforms._clipping import clip_by_global_norm as clip_by_global_norm
+from ._transforms._constraints import ZeroNansState as ZeroNansState, keep_params_nonnegative as keep_params_nonnegative
+from ._transforms._constraints import zero_nans as zero_nans
+from ._transforms._dampening import DampenedTraceState as DampenedTraceState, dampened_trace as dampened_trace
+from ._transforms._decay import WeightDecaySchedule as WeightDecaySchedule, add_decayed_weights as add_decayed_weights
+from ._transforms._decay_kinds import DecayTowardStartState as DecayTowardStartState
+from ._transforms._decay_kinds import add_corrected_decayed_weights as add_corrected_decayed_weights
+from ._transforms._decay_kinds import add_decay_toward_start as add_decay_toward_start
+from ._transforms._decay_kinds import add_independent_decayed_weights as add_independent_decayed_weights
+from ._transforms._decay_kinds import decay_after_step as decay_after_step, decay_proximally as decay_proximally
+from ._transforms._linesearch import BacktrackingLinesearchInfo as BacktrackingLinesearchInfo
+from ._transforms._linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
+from ._transforms._linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
+from ._transforms._linesearch import value_and_grad_from_state as value_and_grad_from_state
+from ._transforms._momentum import EmaState as EmaState, TraceState as TraceState, ema as ema, trace as trace
+from ._transforms._monitor import MonitorState as MonitorState, SnapshotState as SnapshotState
+from ._transforms._monitor import measure_with_ema as measure_with_ema, monitor as monitor, snapshot as snapshot
+from ._transforms._noise import AddNoiseState as AddNoiseState, add_noise as add_noise
+from ._transforms._normalize import centralize as centralize, normalize as normalize
+from ._transforms._normalize import normalize_by_update_norm as normalize_by_update_norm
+from ._transforms._plateau import DetectPlateauState as DetectPlateauState, PlateauDetector as PlateauDetector
+from ._transforms._plateau import PlateauState as PlateauState, detect_plateau as detect_plateau, plateau as plateau
+from ._transforms._rate import ScaleByScheduleState as ScaleByScheduleState, scale as scale
+from ._transforms._rate import scale_by_learning_rate as scale_by_learning_rate, scale_by_schedule as scale_by_schedule
+from ._transforms._trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+from ._transforms._unitwise import adaptive_grad_clip as adaptive_grad_clip
+from ._transforms._unitwise import per_example_global_norm_clip as per_example_global_norm_clip
+from ._transforms._unitwise import per_example_layer_norm_clip as per_example_layer_norm_clip
+from ._transforms._unitwise import unitwise_clip as unitwise_clip, unitwise_norm as unitwise_norm
+from ._transforms._zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesearchState
+from ._transforms._zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
+from ._transforms._zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
+from ._typing import Assign as Assign, Mask as Mask, Params as Params, Scalar as Scalar
+from ._typing import ScalarOrSchedule as ScalarOrSchedule, Schedule as Schedule, State as State, Tree as Tree
+from ._typing import Updates as Updates
