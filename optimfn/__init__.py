@@ -60,6 +60,10 @@ from ._algorithms.rate_free._schedule_free import schedule_free_eval_params as s
 from ._algorithms.rate_free._schedule_free import schedule_free_sgd as schedule_free_sgd
 from ._algorithms.rate_free._schedule_free_radam import schedule_free_radam as schedule_free_radam
 from ._evaluation import eval_params as eval_params
+from ._numerics._eigenbasis import Refined as Refined
+from ._numerics._eigenbasis import eigenvectors as eigenvectors
+from ._numerics._eigenbasis import refine_eigenvectors as refine_eigenvectors
+from ._numerics._inverse_root import inverse_root as inverse_root
 from ._numerics._linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
 from ._numerics._linear_algebra import nnls as nnls
 from ._numerics._linear_algebra import power_iteration as power_iteration
