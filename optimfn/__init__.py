@@ -35,6 +35,12 @@ from ._algorithms.rate_free._cocob import cocob as cocob
 from ._algorithms.rate_free._cocob import scale_by_cocob as scale_by_cocob
 from ._algorithms.rate_free._dadapt import DAdaptAdamWState as DAdaptAdamWState
 from ._algorithms.rate_free._dadapt import dadapt_adamw as dadapt_adamw
+from ._algorithms.rate_free._dadapt_adagrad import DAdaptAdaGradState as DAdaptAdaGradState
+from ._algorithms.rate_free._dadapt_adagrad import dadapt_adagrad as dadapt_adagrad
+from ._algorithms.rate_free._dadapt_lion import DAdaptLionState as DAdaptLionState
+from ._algorithms.rate_free._dadapt_lion import dadapt_lion as dadapt_lion
+from ._algorithms.rate_free._dadapt_sgd import DAdaptSGDState as DAdaptSGDState
+from ._algorithms.rate_free._dadapt_sgd import dadapt_sgd as dadapt_sgd
 from ._algorithms.rate_free._dog import DoGState as DoGState
 from ._algorithms.rate_free._dog import dog as dog
 from ._algorithms.rate_free._dog import scale_by_dog as scale_by_dog
@@ -199,6 +205,8 @@ from ._algorithms.adam._sophia import hutchinson_estimator_diag_hessian as hutch
 from ._algorithms.adam._sophia import scale_by_sophia as scale_by_sophia, sophia as sophia
 from ._algorithms.adam._sophia_g import SophiaGState as SophiaGState, scale_by_sophia_g as scale_by_sophia_g
 from ._algorithms.adam._sophia_g import sophia_g as sophia_g
+from ._algorithms.adam._spam import ClipSpikesState as ClipSpikesState, clip_spikes as clip_spikes
+from ._algorithms.adam._spam import scale_by_spam as scale_by_spam, spam as spam
 from ._algorithms.adam._sparse_adam import scale_by_sparse_adam as scale_by_sparse_adam
 from ._algorithms.adam._stable_adamw import scale_by_stable_adam as scale_by_stable_adam, stable_adamw as stable_adamw
 from ._algorithms.adam._yogi import scale_by_yogi as scale_by_yogi, yogi as yogi
@@ -280,6 +288,7 @@ from ._transforms._decay_kinds import add_corrected_decayed_weights as add_corre
 from ._transforms._decay_kinds import add_decay_toward_start as add_decay_toward_start
 from ._transforms._decay_kinds import add_independent_decayed_weights as add_independent_decayed_weights
 from ._transforms._decay_kinds import decay_after_step as decay_after_step, decay_proximally as decay_proximally
+from ._transforms._keep_in import keep_params_in as keep_params_in
 from ._transforms._linesearch import BacktrackingLinesearchInfo as BacktrackingLinesearchInfo
 from ._transforms._linesearch import ScaleByBacktrackingLinesearchState as ScaleByBacktrackingLinesearchState
 from ._transforms._linesearch import scale_by_backtracking_linesearch as scale_by_backtracking_linesearch
@@ -292,6 +301,7 @@ from ._transforms._normalize import centralize as centralize, normalize as norma
 from ._transforms._normalize import normalize_by_update_norm as normalize_by_update_norm
 from ._transforms._plateau import DetectPlateauState as DetectPlateauState, PlateauDetector as PlateauDetector
 from ._transforms._plateau import PlateauState as PlateauState, detect_plateau as detect_plateau, plateau as plateau
+from ._transforms._power_ema import PowerEmaState as PowerEmaState, power_ema as power_ema
 from ._transforms._rate import ScaleByScheduleState as ScaleByScheduleState, scale as scale
 from ._transforms._rate import scale_by_learning_rate as scale_by_learning_rate, scale_by_schedule as scale_by_schedule
 from ._transforms._trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio

@@ -101,9 +101,26 @@ def refuse(who: str, updates: Updates) -> NoReturn:
     Raises:
         TypeError: always, naming both and what to do.
     """
-    path = next(path for path, node in tree.walk(updates) if type(node) is Assign)
-    place = f" of {tree.join_path(path)}" if path else ""
     raise TypeError(
-        f"{who} cannot transform the update{place}: it is an Assign, which says what the parameter becomes and is no "
-        f"step to be changed. Put {who} before what assigns, which belongs at the end of the chain"
+        f"{who} cannot transform the update{_place(updates)}: it is an Assign, which says what the parameter becomes "
+        f"and is no step to be changed. Put {who} before what assigns, which belongs at the end of the chain"
     )
+
+
+def need_steps(who: str, updates: Updates) -> Updates:
+    """The updates of what is wrapped, which must be steps, since the wrapper reckons with them.
+
+    Raises:
+        TypeError: if a leaf is assigned, naming the wrapper and what to do.
+    """
+    if not is_assigned(updates):
+        return updates
+    raise TypeError(
+        f"{who} reckons with the steps of what it wraps, and the update{_place(updates)} is an Assign, which says what "
+        f"the parameter becomes. Put what assigns behind {who}: chain({who}(...), ...)"
+    )
+
+
+def _place(updates: Updates) -> str:
+    path = next(path for path, node in tree.walk(updates) if type(node) is Assign)
+    return f" of {tree.join_path(path)}" if path else ""

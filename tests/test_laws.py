@@ -896,11 +896,14 @@ schedule_free_adamw_warmed_up prodigy prodigy_of_the_authors prodigy_safeguarded
 momo_adam momo_adam_adapted scale_by_galore galore_adamw fira scale_by_apollo apollo apollo_of_random_directions
 scale_by_adam_mini scale_by_adam_mini_along_axes adam_mini adamp adamp_one_ahead scale_by_came came
 scale_by_sophia_g sophia_g gpa gpa_at_z
+clip_spikes spam dadapt_adagrad
 """
 # These call a sum of squares of 0 no information, and stand still; for the others eps decides.
 NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})
 # Without an eps, a square that has become 0 leaves the sign alone.
 SIGN_SEEN = frozenset({"scale_by_adam_atan2", "adam_atan2"})
+# Squares that have become 0 clip nothing.
+UNCLIPPED = frozenset({"clip_spikes", "spam"})
 # Their maths needs a loss, and that of the cases has fourth powers.
 NEEDS_A_LOSS = frozenset(case.name for case in CASES if "linesearch" in case.name or "lbfgs" in case.name)
 # Wrappers around Adam, whose squares are infinite there.
@@ -912,7 +915,7 @@ EXEMPT = {
         "minimize_by_lbfgs",
         "minimize_by_lbfgs_with_line_search",
     },
-    1e-25: NOTHING_SEEN | SIGN_SEEN,
+    1e-25: NOTHING_SEEN | SIGN_SEEN | UNCLIPPED,
 }
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._assign import need_steps
 from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
 from .._typing import Params, State, Updates
@@ -58,6 +59,7 @@ def graft(norm_of: GradientTransformation, direction_of: GradientTransformation)
     ) -> tuple[Updates, GraftState]:
         n, norm_state = norm_of.rule(updates, state.norm_state, params, **extra)
         d, direction_state = direction_of.rule(updates, state.direction_state, params, **extra)
+        d, n = need_steps("graft", d), need_steps("graft", n)
         sizes = tree.norms(d, wide=True), tree.norms(n, wide=True)
         return tree.map(leaf, d, *sizes), GraftState(norm_state, direction_state)
 

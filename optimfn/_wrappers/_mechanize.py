@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._assign import need_steps
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative, check_positive, check_steps, need_params
 from .._recipe import factory
@@ -82,6 +83,7 @@ def mechanize(
     ) -> tuple[Updates, MechanicState]:
         need_params("mechanize", params)
         step, base_state = base_optimizer.rule(updates, state.base_optimizer_state, params, **extra)
+        step = need_steps("mechanize", step)
         _, count, r, m, v, s, x0 = state
         rate = s.sum()
         way = tree.map(

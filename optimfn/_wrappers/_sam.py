@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import tree
+from .._assign import need_steps
 from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_steps, need_params
 from .._recipe import factory
@@ -86,6 +87,7 @@ def sam(
         foot = tree.where(first, tree.keep(params, params), state.cache)
         up, adv_state = climb(updates, state.adv_state, params, extra)
         down, opt_state = optimizer.rule(updates, state.opt_state, foot, **extra)
+        down = need_steps("sam", down)
         down = tree.map(lambda u, f, p: tree.cast_leaf(f - p + u, u.dtype), down, foot, params)
         restart = adv_optimizer.init(params) if reset_state else state.adv_state
         return tree.where(last, down, up), SAMState(

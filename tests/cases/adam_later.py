@@ -7,8 +7,10 @@ from oracles.adam_later import (
     AdamMini,
     AheadAdam,
     Came,
+    ClipSpikes,
     Momentum,
     SophiaG,
+    Spam,
     Tangential,
     Tiger,
     elements,
@@ -24,6 +26,19 @@ from .contributed import CURVED, LOSS
 from .parts import SIGN
 
 PROJECTED = {"weight_decay": 0.1, "delta": 1.0, "wd_ratio": 0.3}
+
+
+@of.factory
+def spam_in_short(learning_rate, threshold, weight_decay, reset_steps=9):
+    """SPAM that begins anew often enough to be seen."""
+    return of.spam(
+        learning_rate,
+        threshold=threshold,
+        reset_steps=reset_steps,
+        warmup_steps=5,
+        grace_steps=3,
+        weight_decay=weight_decay,
+    )
 
 
 def halves_or_elements(path, x):
@@ -232,5 +247,27 @@ CASES = (
         needs_params=True,
         skips={"sensitive": SIGN},
         bad=(BAD_RATE, BAD_DECAY, *no_decay("beta")),
+    ),
+    Case(
+        "clip_spikes",
+        of.clip_spikes,
+        {"threshold": 2.0, "b2": 0.9, "grace_steps": 3},
+        oracle=leafwise(lambda _: ClipSpikes(2.0, 0.9, 3)),
+        live=("threshold", "b2"),
+        bad=(
+            *no_decay("b2"),
+            ({"threshold": 0.0}, ValueError, "threshold must be a number > 0, got 0.0"),
+            ({"grace_steps": -1}, ValueError, "grace_steps must be >= 0, got -1"),
+        ),
+    ),
+    Case(
+        "spam",
+        spam_in_short,
+        {"learning_rate": 1e-2, "threshold": 2.0, "weight_decay": 0.1},
+        oracle=leafwise(lambda _: Spam(1e-2, threshold=2.0, gap=9, warmup=5, grace=3).with_decay(0.1)),
+        live=("learning_rate", "threshold", "weight_decay"),
+        covers=("spam", "scale_by_spam"),
+        needs_params=True,
+        bad=(BAD_RATE, BAD_DECAY, ({"reset_steps": 1}, ValueError, "reset_steps must be >= 2, got 1")),
     ),
 )

@@ -76,6 +76,16 @@ CASES = (
         skips={"absent": AVERAGES_ALL},
     ),
     Case(
+        "power_ema",
+        of.power_ema,
+        {"gamma": 6.94},
+        oracle=leafwise(lambda _: Each(lambda g, p, t: g)),
+        live=("gamma",),
+        needs_params=True,
+        skips={"absent": AVERAGES_ALL},
+        bad=(({"gamma": -1.0}, ValueError, f"gamma {NEGATIVE}"),),
+    ),
+    Case(
         "params_swa",
         of.params_swa,
         {"start": 2, "every": 3},

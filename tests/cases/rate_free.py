@@ -13,6 +13,7 @@ from .common import BAD_DECAY, BAD_RATE, GLOBAL, negative, no_decay
 TAKES_VALUE = "a copy does not have the value that the case gives to every update"
 REAL = "the rule is for real leaves; split_real_and_imaginary makes them"
 SHARED = {"alone": "one number is found for all leaves together", "complex": REAL}
+SIGN = "the rule sees nothing but signs, and distances that hang on them"
 INNER = "keeps an inner product of gradient and parameters; where it cancels, its last units hang on the order of sums"
 VALUE = {"extra": {"value": 1.0}, "needs_params": True}
 MODEL = {**SHARED, "recorded": TAKES_VALUE, "fused": INNER, "range": INNER}
@@ -237,6 +238,62 @@ CASES = (
             ({"betas": (1.0, 0.9)}, ValueError, rf"betas\[0\] {NO_DECAY}"),
             ({"estim_lr0": 0.0}, ValueError, "estim_lr0 must be a number > 0, got 0.0"),
             ({"eps": 0.0}, ValueError, "eps must be a number > 0, got 0.0"),
+        ),
+    ),
+    Case(
+        "dadapt_sgd",
+        of.dadapt_sgd,
+        {"learning_rate": 0.9, "momentum": 0.8, "estim_lr0": 1e-2, "weight_decay": 0.1, "growth_rate": 2.0},
+        oracle=oracle.run(lambda: oracle.DAdaptSGD(0.9, 0.8, 1e-2, 0.1, 2.0)),
+        live=("learning_rate", "momentum", "estim_lr0", "weight_decay", "growth_rate"),
+        needs_params=True,
+        skips=SHARED,
+        bad=(
+            BAD_RATE,
+            BAD_DECAY,
+            *no_decay("momentum"),
+            ({"estim_lr0": 0.0}, ValueError, "estim_lr0 must be a number > 0, got 0.0"),
+            ({"growth_rate": 0.9}, ValueError, "growth_rate must be a number >= 1, got 0.9"),
+        ),
+    ),
+    Case(
+        "dadapt_adagrad",
+        of.dadapt_adagrad,
+        {
+            "learning_rate": 0.9,
+            "momentum": 0.8,
+            "estim_lr0": 1e-2,
+            "eps": 1e-6,
+            "weight_decay": 0.1,
+            "growth_rate": 2.0,
+        },
+        oracle=oracle.run(lambda: oracle.DAdaptAdaGrad(0.9, 0.8, 1e-6, 1e-2, 0.1, 2.0)),
+        live=("learning_rate", "momentum", "eps", "estim_lr0", "weight_decay", "growth_rate"),
+        needs_params=True,
+        skips=SHARED,
+        bad=(
+            BAD_RATE,
+            BAD_DECAY,
+            *no_decay("momentum"),
+            *negative("initial_accumulator_value"),
+            ({"eps": 0.0}, ValueError, "eps must be a number > 0, got 0.0"),
+            ({"estim_lr0": 0.0}, ValueError, "estim_lr0 must be a number > 0, got 0.0"),
+            ({"growth_rate": 0.9}, ValueError, "growth_rate must be a number >= 1, got 0.9"),
+        ),
+    ),
+    Case(
+        "dadapt_lion",
+        of.dadapt_lion,
+        {"learning_rate": 0.9, "betas": (0.8, 0.95), "estim_lr0": 1e-2, "weight_decay": 0.1},
+        oracle=oracle.run(lambda: oracle.DAdaptLion(0.9, (0.8, 0.95), 1e-2, 0.1)),
+        live=("learning_rate", "estim_lr0", "weight_decay"),
+        needs_params=True,
+        skips={**SHARED, "sensitive": SIGN},
+        bad=(
+            BAD_RATE,
+            BAD_DECAY,
+            ({"betas": (1.0, 0.9)}, ValueError, rf"betas\[0\] {NO_DECAY}"),
+            ({"estim_lr0": 0.0}, ValueError, "estim_lr0 must be a number > 0, got 0.0"),
         ),
     ),
     Case(

@@ -41,6 +41,17 @@ def centred(g, p, t):
     return g if g.ndim < 2 else g - g.mean(axis=tuple(range(1, g.ndim)), keepdims=True)
 
 
+@of.factory
+def boxed_sgd(learning_rate):
+    """Gradient descent in a box."""
+    return of.chain(of.sgd(learning_rate), of.keep_params_in(into_box))
+
+
+def into_box(params):
+    """The nearest point of a box."""
+    return of.projection_box(params, -0.5, 1.0)
+
+
 CASES = (
     Case(
         "scale",
@@ -293,6 +304,17 @@ CASES = (
         oracle=leafwise(lambda _: Each(lambda g, p, t: np.maximum(g, -p))),
         needs_params=True,
         skips={"complex": "complex numbers are not ordered"},
+    ),
+    Case(
+        "keep_params_in",
+        boxed_sgd,
+        {"learning_rate": 0.3},
+        oracle=leafwise(lambda _: Each(lambda g, p, t: np.clip(p - 0.3 * g, -0.5, 1.0) - p)),
+        live=("learning_rate",),
+        covers=("keep_params_in",),
+        needs_params=True,
+        skips={"complex": "complex numbers are not ordered"},
+        bad=(BAD_RATE,),
     ),
     Case(
         "adaptive_grad_clip",

@@ -59,9 +59,20 @@ class SimplifiedAdEMAMix:
 class Adopt:
     """Taniguchi et al. 2024, Algorithm 2."""
 
-    def __init__(self, beta1=0.9, beta2=0.9999, eps=1e-6, clip=True, nesterov=False, rate=-1.0, l2=0.0, decoupled=0.0):
+    def __init__(
+        self,
+        beta1=0.9,
+        beta2=0.9999,
+        eps=1e-6,
+        clip=True,
+        nesterov=False,
+        rate=-1.0,
+        l2=0.0,
+        decoupled=0.0,
+        power=0.25,
+    ):
         self.beta1, self.beta2, self.eps, self.clip, self.nesterov = beta1, beta2, eps, clip, nesterov
-        self.rate, self.l2, self.decoupled, self.m, self.v = rate, l2, decoupled, 0.0, None
+        self.rate, self.l2, self.decoupled, self.m, self.v, self.power = rate, l2, decoupled, 0.0, None, power
 
     def __call__(self, g, p, t):
         g = g + self.l2 * p
@@ -70,7 +81,7 @@ class Adopt:
             return 0 * g
         n = g / np.maximum(np.sqrt(self.v), self.eps)
         if self.clip:
-            n = np.clip(n, -((t - 1) ** 0.25), (t - 1) ** 0.25)
+            n = np.clip(n, -((t - 1) ** self.power), (t - 1) ** self.power)
         self.m = self.beta1 * self.m + (1 - self.beta1) * n
         self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
         step = self.beta1 * self.m + (1 - self.beta1) * n if self.nesterov else self.m

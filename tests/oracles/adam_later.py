@@ -154,3 +154,52 @@ class Tiger:
     def __call__(self, g, p, t):
         self.m = self.beta * self.m + (1 - self.beta) * g
         return -self.rate * (np.sign(self.m) + self.decay * p)
+
+
+class ClipSpikes:
+    """Huang et al. 2025, equation 1, with the mean of what was let through."""
+
+    def __init__(self, threshold, beta2, grace):
+        self.threshold, self.beta2, self.grace, self.v = threshold, beta2, grace, 0.0
+
+    def __call__(self, g, p, t):
+        g = cut(g, self.v, self.threshold) if t >= self.grace else g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        return g
+
+
+def cut(g, v, threshold):
+    """Elements whose squares are too large, where there is something to compare them with."""
+    v = np.zeros_like(g) + v
+    spike = (g**2 > threshold * v) & (v > 0)
+    return np.where(spike, np.sign(g) * np.sqrt(threshold * v), g)
+
+
+class Spam:
+    """Huang et al. 2025, Algorithm 1, with the counts of their code: two of them, one of which starts anew."""
+
+    def __init__(self, rate=-1.0, beta1=0.9, beta2=0.999, eps=1e-6, threshold=5000.0, gap=500, warmup=150, grace=20):
+        self.rate, self.beta1, self.beta2, self.eps, self.threshold = rate, beta1, beta2, eps, threshold
+        self.gap, self.warmup, self.grace, self.current, self.decay = gap, warmup, grace, warmup + 1, 0.0
+
+    def __call__(self, g, p, t):
+        death = 0.0
+        if self.current < self.warmup:
+            death = 0.99 * (1 + np.cos(np.pi * self.current / (self.warmup + 1))) / 2
+        if t == 1 or t % self.gap == 0:
+            self.m, self.v = np.zeros_like(g), np.zeros_like(g)
+        if t >= self.grace and t % self.gap >= self.grace:
+            g = cut(g, self.v, self.threshold)
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        size = self.rate * np.sqrt(1 - self.beta2**t) / (1 - self.beta1**t) * (1 - death)
+        moved = p - size * self.m / (np.sqrt(self.v) + self.eps)
+        self.current += 1
+        if (t + 1) % self.gap == 0:
+            self.current = 0
+        return moved - self.rate * self.decay * moved - p
+
+    def with_decay(self, decay):
+        """The whole optimizer, whose decay comes last."""
+        self.decay = decay
+        return self

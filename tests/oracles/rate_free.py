@@ -204,3 +204,68 @@ class Mechanic(Rule):
         self.v = self.beta**2 * self.v + h**2
         self.s = (self.s_init / self.n * self.m + np.maximum(self.r, 0)) / (np.sqrt(self.v) + self.eps)
         return {n: self.start[n] - self.s.sum() * (delta[n] + self.trace[n]) - p[n] for n in g}
+
+
+class DAdaptSGD(Rule):
+    """Defazio and Mishchenko 2023, Algorithm 4, with the momentum and the decay of their code."""
+
+    moments = ("s",)
+
+    def __init__(self, gamma=1.0, momentum=0.0, d0=1e-6, decay=0.0, growth=np.inf):
+        self.gamma, self.momentum, self.d, self.decay, self.growth = gamma, momentum, d0, decay, growth
+        self.gain, self.first = 0.0, 0.0
+
+    def step(self, g, p, t):
+        self.first = self.first or np.sqrt(dot(g, g))
+        lam = self.d * self.gamma / self.first if self.first else 0.0
+        g = {n: g[n] + self.decay * p[n] for n in g}
+        self.gain += lam * dot(g, self.s)
+        self.s = {n: self.s[n] + lam * g[n] for n in g}
+        size = np.sqrt(dot(self.s, self.s))
+        if size:
+            self.d = max(self.d, min(2 * self.gain / size, self.d * self.growth))
+        z = {n: self.start[n] - self.s[n] for n in g}
+        return {n: self.momentum * p[n] + (1 - self.momentum) * z[n] - p[n] for n in g}
+
+
+class DAdaptAdaGrad(Rule):
+    """Defazio and Mishchenko 2023, Algorithm 3, with the sums of their code."""
+
+    moments = ("s", "a")
+
+    def __init__(self, gamma=1.0, momentum=0.0, eps=1e-6, d0=1e-6, decay=0.0, growth=np.inf):
+        self.gamma, self.momentum, self.eps, self.d, self.decay, self.growth = gamma, momentum, eps, d0, decay, growth
+        self.alone = 0.0
+
+    def step(self, g, p, t):
+        lam = self.d * self.gamma
+        g = {n: g[n] + self.decay * p[n] for n in g}
+        self.a = {n: (self.a[n] if t > 1 else 1e-6) + g[n] ** 2 for n in g}
+        w = {n: np.sqrt(self.a[n]) + self.eps for n in g}
+        self.s = {n: self.s[n] + lam * g[n] for n in g}
+        self.alone += lam**2 * sum((g[n] ** 2 / w[n]).sum() for n in g)
+        if total(self.s):
+            hat = (sum((self.s[n] ** 2 / w[n]).sum() for n in g) - self.alone) / total(self.s)
+            self.d = max(self.d, min(hat, self.d * self.growth))
+        z = {n: self.start[n] - self.s[n] / w[n] for n in g}
+        return {n: self.momentum * p[n] + (1 - self.momentum) * z[n] - p[n] for n in g}
+
+
+class DAdaptLion(Rule):
+    """Defazio and Mishchenko 2023, in their code."""
+
+    moments = ("m", "s")
+
+    def __init__(self, gamma=1.0, betas=(0.9, 0.99), d0=1e-6, decay=0.0):
+        self.gamma, self.betas, self.d, self.decay, self.gain = gamma, betas, d0, decay, 0.0
+
+    def step(self, g, p, t):
+        beta1, beta2 = self.betas
+        lam, q = self.d * self.gamma, np.sqrt(beta2)
+        u = {n: np.sign(beta1 * self.m[n] + (1 - beta1) * g[n]) for n in g}
+        self.m = {n: beta2 * self.m[n] + (1 - beta2) * lam * g[n] for n in g}
+        self.gain = q * self.gain + (1 - q) * lam * dot(u, self.s)
+        self.s = {n: q * self.s[n] + (1 - q) * lam * u[n] for n in g}
+        if total(self.s):
+            self.d = max(self.d, self.gain / ((1 - q) * total(self.s)))
+        return {n: -self.decay * lam * p[n] - lam * u[n] for n in g}

@@ -9,6 +9,7 @@ from ..._base import GradientTransformation, chain
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
+from ..._transforms._decay_kinds import decay_proximally
 from ..._transforms._rate import descend
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 
@@ -96,6 +97,8 @@ def adan(
     eps_root: Scalar = 1e-8,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
+    *,
+    proximal: bool = False,
 ) -> GradientTransformation:
     """Step by Adan's estimate of the gradient ahead, over its root mean square.
 
@@ -110,6 +113,8 @@ def adan(
         eps_root: Added inside the root, in the unit of `|g|^2`, >= 0.
         weight_decay: Decay per unit of learning rate, >= 0; a number, a 0-dim tensor or a schedule.
         mask: Which leaves decay: a tree of bools, a prefix of one, or a function of the parameters.
+        proximal: Decay as the paper does, by a division of what the step makes of the parameters by
+            `1 + learning_rate * weight_decay`, rather than by decoupled decay.
 
     Shapes:
         params: needed. state: that of `scale_by_adan`. Memory: 4 x params.
@@ -118,8 +123,7 @@ def adan(
         TypeError, ValueError: at construction, naming the argument and its value.
         ValueError: in `update` if no parameters are given.
 
-    Differs from: optax, as `scale_by_adan` says; the paper, which divides the parameters by
-        `1 + learning_rate * weight_decay` where here they are multiplied by `1 - learning_rate * weight_decay`.
+    Differs from: optax, as `scale_by_adan` says; the paper, unless `proximal`.
 
     Source: Xie et al., 2022, arXiv:2208.06677, Algorithm 1.
 
@@ -129,8 +133,11 @@ def adan(
         >>> tx.update(torch.tensor([5.0]), tx.init(torch.ones(1)), torch.ones(1))[0]
         tensor([-0.0010])
     """
+    rule = scale_by_adan(b1, b2, b3, eps, eps_root)
+    if proximal:
+        return chain(rule, descend(learning_rate), decay_proximally(weight_decay, learning_rate, mask))
     return chain(
-        scale_by_adan(b1, b2, b3, eps, eps_root),
+        rule,
         add_decayed_weights(weight_decay, mask),
         descend(learning_rate),
     )

@@ -26,6 +26,7 @@ def scale_by_adopt(
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: Callable[[Tensor], Scalar] | None = None,
+    clip_exponent: Scalar = 0.25,
 ) -> GradientTransformation:
     """Average updates that were divided by the root of the mean square of the earlier ones.
 
@@ -34,7 +35,7 @@ def scale_by_adopt(
 
     Maths:
         at t = 1:  nu = |g|^2, update <- 0
-        n = g / max(sqrt(nu), eps), clipped to +-(t - 1)^(1/4)
+        n = g / max(sqrt(nu), eps), clipped to +-(t - 1)^clip_exponent
         mu <- b1 mu + (1 - b1) n,  update <- mu,  or with `nesterov` b1 mu + (1 - b1) n
         nu <- b2 nu + (1 - b2) |g|^2
 
@@ -46,7 +47,8 @@ def scale_by_adopt(
         nesterov: Look one step ahead with the mean.
         use_clipping: Whether to clip `n`.
         clip_value_fn: Function of the number of steps taken before this one, a 0-dim float64 tensor, to the bound;
-            `None` means its fourth root.
+            `None` means a power of it.
+        clip_exponent: That power, no unit, >= 0; timm's is 0.333.
 
     Shapes:
         updates: real leaves, if clipped.
@@ -65,7 +67,7 @@ def scale_by_adopt(
         (tensor([0.]), tensor([0.0500]))
     """
     check_decay(b1=b1, b2=b2)
-    check_nonnegative(eps=eps)
+    check_nonnegative(eps=eps, clip_exponent=clip_exponent)
     check_dtype(mu_dtype=mu_dtype)
     if clip_value_fn is not None:
         check_callable(clip_value_fn=clip_value_fn)
@@ -84,7 +86,7 @@ def scale_by_adopt(
         scaled = tree.map(lambda g, r: g / torch.where(first, torch.ones_like(r), r), updates, root)
         if use_clipping:
             taken = tree.wide(state.count)
-            bound = taken**0.25 if clip_value_fn is None else clip_value_fn(taken)
+            bound = taken**clip_exponent if clip_value_fn is None else clip_value_fn(taken)
             scaled = tree.clip(scaled, -bound, bound)
         ahead = tree.update_moment(scaled, state.mu, b1, 1)
         mu = tree.map(lambda m, old: torch.where(first, torch.zeros_like(m), m), ahead, state.mu)
@@ -107,6 +109,7 @@ def adopt(
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: Callable[[Tensor], Scalar] | None = None,
+    clip_exponent: Scalar = 0.25,
     weight_decay: ScalarOrSchedule = 0.0,
     mask: Mask | None = None,
     decouple: bool = False,
@@ -123,7 +126,8 @@ def adopt(
         mu_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
         nesterov: Look one step ahead with the mean.
         use_clipping: Whether to clip what is averaged.
-        clip_value_fn: Function of the number of steps taken before this one to the bound; `None` means its fourth root.
+        clip_value_fn: Function of the number of steps taken before this one to the bound; `None` means a power of it.
+        clip_exponent: That power, no unit, >= 0; timm's is 0.333.
         weight_decay: Decay, >= 0: of the gradient, or with `decouple` per unit of learning rate; a number, a 0-dim
             tensor or a schedule.
         mask: Which leaves decay: a tree of bools, a prefix of one, or a function of the parameters.
@@ -146,7 +150,14 @@ def adopt(
         (tensor([-0.]), tensor([-0.0050]))
     """
     rule = scale_by_adopt(
-        b1, b2, eps, mu_dtype, nesterov=nesterov, use_clipping=use_clipping, clip_value_fn=clip_value_fn
+        b1,
+        b2,
+        eps,
+        mu_dtype,
+        nesterov=nesterov,
+        use_clipping=use_clipping,
+        clip_value_fn=clip_value_fn,
+        clip_exponent=clip_exponent,
     )
     check_rate(weight_decay=weight_decay)
     if not callable(weight_decay) and not isinstance(weight_decay, Tensor) and weight_decay == 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ..._assign import need_steps
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice, check_seed, check_steps
 from ..._state_spec import HostCount
@@ -200,6 +201,7 @@ def in_low_rank(
         basis = tree.every(space.period, state.count, space.fresh, state.basis, flat, state.count)
         low = tree.map(lambda g, b: tree.cast_leaf(down(g, b), g.dtype), flat, basis)
         step, opt_state = rule.rule(low, state.opt_state, None, **extra)
+        step = need_steps("project", step)
         # None where a leaf stays as it is, which the limiter passes by.
         answers = tree.map(lambda g, low, u, b: Answer(g, low, u, b) if b else None, flat, low, step, basis)
         part = tree.map(lambda g, a: None if a is None else back(a), flat, answers)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ..._assign import need_steps
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_nonnegative, check_rate, need_params
 from ..._recipe import factory
@@ -83,6 +84,7 @@ def hyperball(
     ) -> tuple[Updates, HyperballState]:
         need_params("hyperball", params)
         direction, inner = rule.rule(updates, state.inner_state, params, **extra)
+        direction = need_steps("hyperball", direction)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         p = tree.map(lambda d, p: tree.cast_leaf(p, torch.promote_types(d.dtype, torch.float32)), direction, params)
         d = tree.map(lambda d, p: tree.add_scale(d.to(p.dtype), weight_decay, p), direction, p)

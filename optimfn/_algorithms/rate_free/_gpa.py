@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ..._assign import need_steps
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice, check_dtype, check_fraction, check_positive, need_params
 from ..._recipe import factory
@@ -81,6 +82,7 @@ def gpa(
         need_params("gpa", params)
         seen = params if decay_at == "y" else tree.cast_like(state.z, params)
         step, inner_state = inner.rule(updates, state.inner_state, seen, **extra)
+        step = need_steps("gpa", step)
         # mu_y x' + (1 - mu_y) z' - y without x, which is a difference of large numbers where mu_y is small.
         turned = tree.map(
             lambda u, z, y: tree.cast_leaf((z - y + u * mu_y) * (1 - mu_x), z.dtype), step, state.z, params

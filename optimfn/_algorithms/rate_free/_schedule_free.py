@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ..._assign import need_steps
 from ..._base import GradientTransformation, chain, check_transformation
 from ..._checks import (
     check_choice,
@@ -113,6 +114,7 @@ def schedule_free(
         largest = torch.maximum(state.max_lr, _now(learning_rate, count, state.max_lr))
         share, total = _share(largest, weight_lr_power, weight_step_power, state)
         step, base_state = base_optimizer.rule(updates, state.base_optimizer_state, seen, **extra)
+        step = need_steps("schedule_free", step)
         # b1 x' + (1 - b1) z' - y without x, which is a difference of large numbers where b1 is small.
         turned = tree.map(lambda u, z, y: tree.cast_leaf((z - y + u * b1) * share, z.dtype), step, state.z, params)
         moved = tree.map(lambda d, u: d + tree.cast_leaf(u * (1 - b1), d.dtype), turned, step)

@@ -1,0 +1,154 @@
+"""Options beside the plain rule, each against its equations in float64, and what belongs to one rule alone."""
+
+import numpy as np
+import pytest
+import torch
+from cases.transforms import into_box
+from helpers import plain_params
+from oracles import rate_free as oracle
+from oracles.adam_kin import Adopt
+from oracles.blocks import leafwise
+from oracles.optax_rules import Adan
+
+import optimfn as of
+
+STEPS = 25
+
+
+def gradients(params, steps=STEPS):
+    """Of any size."""
+    generator = torch.Generator().manual_seed(4)
+    for t in range(steps):
+        yield {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) * 3.0 ** (t % 4) for n, p in params.items()}
+
+
+class Proximal:
+    """The decay of Adan's paper behind a rule."""
+
+    def __init__(self, rule, share):
+        self.rule, self.share = rule, share
+
+    def __call__(self, g, p, t):
+        return (p + self.rule(g, p, t)) / (1 + self.share) - p
+
+
+class Raw(oracle.DAdaptAdam):
+    """D-Adaptation's Adam without bias correction, whose estimate grows slowly."""
+
+    def __init__(self, d0, growth):
+        super().__init__(d0=d0)
+        self.growth = growth
+
+    def step(self, g, p, t):
+        before, (beta1, beta2), gamma = self.d, self.betas, self.gamma
+        self.gamma = gamma * (1 - beta1**t) / np.sqrt(1 - beta2**t)
+        step = super().step(g, p, t)
+        self.gamma, self.d = gamma, min(self.d, max(before, before * self.growth))
+        return step
+
+
+OPTIONS = {
+    "adan_proximal": (
+        of.adan(1e-2, weight_decay=0.3, proximal=True),
+        leafwise(lambda _: Proximal(Adan(1e-2, eps_root=1e-8), 3e-3)),
+    ),
+    "adopt_like_timm": (
+        of.adopt(1e-2, b2=0.99, clip_exponent=0.333),
+        leafwise(lambda _: Adopt(beta2=0.99, rate=1e-2, power=0.333)),
+    ),
+    "dadapt_adamw_like_its_authors": (
+        of.dadapt_adamw(estim_lr0=1e-3, growth_rate=1.1, use_bias_correction=False),
+        oracle.run(lambda: Raw(1e-3, 1.1)),
+    ),
+    "dadapt_sgd_unbounded": (of.dadapt_sgd(estim_lr0=1e-3), oracle.run(lambda: oracle.DAdaptSGD(d0=1e-3))),
+    "dadapt_adagrad_unbounded": (
+        of.dadapt_adagrad(estim_lr0=1e-3),
+        oracle.run(lambda: oracle.DAdaptAdaGrad(d0=1e-3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_follows_its_equations(name):
+    tx, follow = OPTIONS[name]
+    params = plain_params()
+    state, given = tx.init(params), list(gradients(params))
+    for grads, want in zip(given, follow(params, given), strict=True):
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+        for leaf, expected in want.items():
+            assert (params[leaf] - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.5, torch.tensor(6.94, dtype=torch.float64)], ids=str)
+def test_a_power_average_weighs_each_step_by_a_power_of_its_number(gamma):
+    """In the limit of many steps; for gamma = 0 and whole numbers of steps exactly."""
+    tx, path = of.power_ema(gamma), [torch.full((2,), float(t), dtype=torch.float64) for t in (3, 1, 4, 1, 5)]
+    p = torch.zeros(2, dtype=torch.float64)
+    state, mean = tx.init(p), p
+    for t, new in enumerate(path, start=1):
+        _, state = tx.update(new - p, state, p)
+        p, decay = new, (1 - 1 / t) ** (float(gamma) + 1)
+        mean = decay * mean + (1 - decay) * new
+        assert torch.allclose(of.eval_params(tx, state, p), mean, rtol=1e-12)
+    if isinstance(gamma, float) and gamma == 0:
+        assert torch.allclose(mean, torch.stack(path).mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_in_a_set_is_in_it(dtype):
+    """Where `p + (projection - p)` is beside the bound."""
+    tx = of.chain(of.sgd(1.0), of.keep_params_in(into_box))
+    params = {"far": torch.full((3,), 3e7, dtype=dtype), "still": torch.full((2,), 9.0, dtype=dtype)}
+    step, state = of.make_step(tx), tx.init(params)
+    moved, _ = step(params, state, {"far": torch.full((3,), -1.0, dtype=dtype), "still": None})
+    assert moved["far"].equal(torch.ones(3, dtype=dtype))
+    assert moved["still"].equal(params["still"])
+
+
+def test_what_is_assigned_is_kept_in_a_set_too():
+    tx, p = of.keep_params_in(into_box), {"w": torch.zeros(2), "v": torch.zeros(1)}
+    updates, _ = tx.update({"w": of.Assign(torch.tensor([-7.0, 0.25])), "v": of.Assign(None)}, tx.init(p), p)
+    moved = of.apply_updates(p, updates)
+    assert moved["w"].equal(torch.tensor([-0.5, 0.25]))
+    assert moved["v"].equal(p["v"])
+
+
+def around(inner):
+    """Wrappers that reckon with steps."""
+    return {
+        "schedule_free": lambda: of.schedule_free(inner, 0.1),
+        "gpa": lambda: of.gpa(inner),
+        "mechanize": lambda: of.mechanize(inner),
+        "graft": lambda: of.graft(inner, inner),
+        "sam": lambda: of.sam(inner, of.sgd(0.1)),
+    }
+
+
+@pytest.mark.parametrize("who", around(None))
+def test_a_wrapper_that_reckons_with_steps_says_so_where_one_is_assigned(who):
+    p = {"w": torch.ones(2)}
+    tx = around(of.chain(of.sgd(0.1), of.keep_params_in(into_box)))[who]()
+    with pytest.raises(TypeError, match=rf"{who} reckons with.*update of w is an Assign.*chain\({who}\(\.\.\.\)"):
+        tx.update(p, tx.init(p), p)
+
+
+def test_an_element_at_rest_may_begin_to_move_where_spikes_are_clipped():
+    """As an embedding that is met for the first time: there is nothing to compare its gradient with."""
+    for tx in (of.clip_spikes(2.0, grace_steps=1), of.scale_by_spam(threshold=2.0, grace_steps=1)):
+        state = tx.init(torch.ones(2))
+        for g in ([1.0, 0.0], [1.0, 0.0], [1.0, 5.0]):
+            updates, state = tx.update(torch.tensor(g), state)
+        assert (updates > 0).all()
+
+
+def test_d_adaptation_waits_for_a_gradient():
+    p = torch.ones(2)
+    for tx in (of.dadapt_sgd(), of.dadapt_adagrad(), of.dadapt_lion(), of.dadapt_adamw()):
+        state = tx.init(p)
+        for g in (torch.zeros(2), torch.zeros(2)):
+            updates, state = tx.update(g, state, p)
+            assert not updates.any()
+        updates, state = tx.update(torch.tensor([3.0, 4.0]), state, p)
+        assert (updates < 0).all()
+        assert of.tree.get(state, "estim_lr") >= 1e-6
