@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from oracles.daso import Cluster
 from shards import MESHES
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import optimfn as of
 from optimfn.distributed import _flight
@@ -118,6 +119,43 @@ def by_class(name, exact=True, resume_at=None):
         opt.epoch_loss_logic(loss_of(epoch) + (rank - 1.5) * 0.01)
     assert frozen.tolist() == [1.0, 2.0]
     return found, schedule
+
+
+def complex_as_reals(exact):
+    """The parameters after some epochs with a complex leaf, and with its parts as a real one."""
+    rank, found = dist.get_rank(), []
+    for view in (lambda x: x, torch.view_as_real):
+        tx = make("in bfloat16", exact)
+
+        def drawn(seed, view=view):
+            generator = torch.Generator().manual_seed(seed)
+            own = torch.randn(5, generator=generator), torch.randn(3, 3, generator=generator, dtype=torch.complex64)
+            return [own[0], view(own[1])]
+
+        params = drawn(0)
+        state = tx.init(params)
+        for step in range(9 * 11):
+            updates, state = tx.update(drawn(1000 * rank + step), state, params)
+            params = of.apply_updates(params, updates)
+            if step % 11 == 10:
+                state = tx.end_epoch(state, loss_of(step // 11))
+        found.append(params)
+    return found[0][0], torch.view_as_real(found[0][1]), *found[1]
+
+
+def refused():
+    """What is said to leaves in shards, by the rule and by the class."""
+    x = distribute_tensor(torch.ones(4), MESHES["four"], [Shard(0)])
+    said = []
+    for attempt in (
+        lambda: make("in bfloat16").init({"w": x}),
+        lambda: of.optim.DASO(torch.optim.SGD([torch.nn.Parameter(x)]), 10, MESHES["square"]),
+    ):
+        try:
+            attempt()
+        except TypeError as error:
+            said.append(str(error))
+    return said
 
 
 # Data parallel

@@ -27,7 +27,7 @@ def own_tree(rank, dtype=torch.float32):
     return {
         "a": torch.full((3, 2), 1.0 + rank, dtype=dtype),
         "none": None,
-        "b": [torch.tensor(2.0 * rank, dtype=torch.float64), torch.zeros(0)],
+        "b": [torch.tensor(2.0 * rank, dtype=torch.float64), torch.zeros(0), torch.tensor(rank, dtype=dtype)],
         "c": torch.full((4,), 1.0 + 1j * rank),
     }
 
@@ -40,7 +40,7 @@ def verbs():
     sent, found = own_tree(rank), []
     want = {
         "a": torch.full((3, 2), 1.5),
-        "b": [torch.tensor(1.0).double(), torch.zeros(0)],
+        "b": [torch.tensor(1.0).double(), torch.zeros(0), torch.tensor(0.5)],
         "c": torch.full((4,), 1 + 0.5j),
     }
     flights = {
@@ -52,7 +52,7 @@ def verbs():
     for name, got in flights.items():
         if got["none"] is not None or not torch.equal(got["a"], want["a"]) or not torch.equal(got["c"], want["c"]):
             found.append(f"{name}: {got}")
-        if not torch.equal(got["b"][0], want["b"][0]) or got["b"][1].shape != (0,):
+        if not all(map(torch.equal, got["b"], want["b"])):
             found.append(f"{name}: {got}")
     rows = torch.arange(4.0).reshape(2, 2) + 10 * rank
     one_by_one = {

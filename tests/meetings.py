@@ -265,9 +265,8 @@ def beside_torch(name):
         tx = of.distributed.local_sgd(inner, world, 3, warmup=2)
         averager = averagers.PeriodicModelAverager(3, 4, process_group=world)
     elif name == "hierarchical":
-        tx = of.distributed.hierarchical_sgd(inner, [(2, (square, "shard")), (4, square_world())])
-        averager = hierarchical.HierarchicalModelAverager(OrderedDict([(2, 2), (4, 4)]))
-        averager.step = 1
+        tx = of.distributed.hierarchical_sgd(inner, [(2, (square, "shard")), (4, square_world())], warmup=5)
+        averager = hierarchical.HierarchicalModelAverager(OrderedDict([(2, 2), (4, 4)]), warmup_steps=5)
     else:
         tx = of.distributed.post_local_sgd(inner, world, (square, "shard"), start=3, every=2)
         averager = averagers.PeriodicModelAverager(2, 4, process_group=world)

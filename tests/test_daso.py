@@ -37,3 +37,16 @@ def test_a_checkpoint_while_something_is_on_its_way_changes_nothing(tmp_path, ex
     for (one, first), (other, second) in zip(whole, cut, strict=True):
         assert first == second
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_complex_leaves_are_their_parts(exact):
+    for a, b, c, d in on_ranks("clusters.complex_as_reals", exact):
+        # Complex numbers are divided otherwise: 99 times an error of some units of 2^-22, of numbers below 4.
+        torch.testing.assert_close((a, b), (c, d), rtol=0, atol=1e-4)
+
+
+def test_shards_are_refused_when_it_is_made():
+    for said in on_ranks("clusters.refused"):
+        assert "parameter w is a DTensor" in said[0]
+        assert "parameter 0.0 is a DTensor" in said[1]

@@ -212,9 +212,10 @@ def _buckets(leaves: Sequence[Any], dtype: torch.dtype | None, most: int) -> lis
     """The numbers of the leaves that go together: one dtype, one device, and not too many."""
     found: dict[Any, list[list[int]]] = {}
     room: dict[Any, int] = {}
-    for i, x in enumerate(leaves):
-        if x is None:
-            continue
+    present = [i for i, x in enumerate(leaves) if x is not None]
+    # Complex ones first: behind an odd number of reals, what has arrived could not be viewed as complex.
+    for i in sorted(present, key=lambda i: not leaves[i].is_complex()):
+        x = leaves[i]
         real = tree.real_dtype(x.dtype)
         key = real if dtype is None else dtype, x.device
         size = _numel(x) * key[0].itemsize
@@ -226,8 +227,13 @@ def _buckets(leaves: Sequence[Any], dtype: torch.dtype | None, most: int) -> lis
     return [places for own in found.values() for places in own]
 
 
+def complex_again(x: Tensor, like: Tensor) -> Tensor:
+    """The other way round of `tree.as_real`, wherever in a vector `x` lies."""
+    return torch.complex(*x.unbind(-1)) if like.is_complex() else x
+
+
 def _flat(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    own = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    own = tree.as_real(x)
     return own.reshape(-1) if dtype is None else own.reshape(-1).to(dtype)
 
 

@@ -13,7 +13,7 @@ from .._state_spec import HostCount, LeafSpec
 from .._torch import is_dtensor, shard, shard_like, wrapped_like
 from .._typing import Params, State, Updates
 from ..tree._shards import local, wrapped
-from ._comm import Peers, check_whole, mean
+from ._comm import Peers, check_whole, complex_again, mean
 from ._compressors import Compressor
 from ._owners import OwnerState
 
@@ -103,8 +103,8 @@ def compressed_mean(
         for i, c, found, gone in zip(chosen, real, means, sent, strict=True):
             if grads[i] is not None:
                 if error_feedback:
-                    errors[i] = _put(_like(c - gone, whole[i]), errors[i])
-                grads[i] = wrapped(_like(found, whole[i]).to(grads[i].dtype), grads[i])
+                    errors[i] = _put(complex_again(c - gone, whole[i]), errors[i])
+                grads[i] = wrapped(complex_again(found, whole[i]).to(grads[i].dtype), grads[i])
         error = error_form.unflatten(errors) if error_feedback else ()
         return form.unflatten(grads), state._replace(error=error, compressor=kept)
 
@@ -156,9 +156,4 @@ def _sum(g: Any, e: Any, like: Any) -> Tensor | None:
 
 
 def _real(x: Tensor) -> Tensor:
-    own = x.detach()
-    return torch.view_as_real(own.resolve_conj()) if own.is_complex() else own
-
-
-def _like(x: Tensor, like: Tensor) -> Tensor:
-    return torch.view_as_complex(x.contiguous()) if like.is_complex() else x
+    return tree.as_real(x.detach())

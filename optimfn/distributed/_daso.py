@@ -100,6 +100,7 @@ def daso(
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
+        TypeError: in `init`, if a parameter is a DTensor.
         ValueError: in `update` if no parameters are given; with `exact`, if one that is to be sent is NaN.
 
     Source: Coquelin et al., 2022, arXiv:2104.05588; heat.optim.DASO.
@@ -122,6 +123,7 @@ def daso(
     epochs = Epochs(total_epochs, warmup_epochs, cooldown_epochs, *skips, exact)
 
     def init(params: Params) -> DasoState:
+        exchange.check_leaves(params)
         host = tree.host_count(params)
         phase = torch.tensor(Phase(), dtype=torch.int64, device="cpu")
         return DasoState(inner.init(params), phase, detector.init(), tree.init_moment(params), host)

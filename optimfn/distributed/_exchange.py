@@ -7,9 +7,19 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._torch import wait_for
+from .._torch import is_dtensor, wait_for
 from .._typing import Params
-from ._comm import Departure, Peers, all_gather, begin_all_reduce, broadcast_tree, mean, reduce_scatter, start_mean
+from ._comm import (
+    Departure,
+    Peers,
+    all_gather,
+    begin_all_reduce,
+    broadcast_tree,
+    complex_again,
+    mean,
+    reduce_scatter,
+    start_mean,
+)
 from ._flight import land, launch
 from ._phases import MERGE, SEND, SHARE, TAKE, Actions, weight
 
@@ -45,6 +55,21 @@ class Exchange:
         if exact and mesh.size(1) < 2:
             raise ValueError("exact=True needs at least two processes a node, got a mesh with one; use exact=False")
         self.nodes, self.local, self.exact = Peers((mesh, 0)), Peers((mesh, 1)), exact
+
+    @staticmethod
+    def check_leaves(params: Params) -> None:
+        """Refuse what lies in shards.
+
+        Raises:
+            TypeError: naming the leaf.
+        """
+        for path, p in tree.leaves_with_path(params):
+            if is_dtensor(p):
+                name = tree.join_path(path)
+                raise TypeError(
+                    f"DASO sends whole parameters, and parameter {name} is a DTensor, {p.placements} of {tuple(p.shape)}: give "
+                    "every process all of them, or use outer_sync, which exchanges shards among replicas"
+                )
 
     def average_local(self, grads: Any) -> Any:
         """The mean of gradients in the node."""
@@ -95,7 +120,7 @@ class Exchange:
     def _part(self, params: Params) -> Tensor:
         """The mean over the node of the part of this process, of all parameters in a row."""
         leaves = tree.leaves(params)
-        flat = torch.cat([x.reshape(-1).to(self._wide(leaves)) for x in leaves])
+        flat = torch.cat([tree.as_real(x).reshape(-1).to(self._wide(leaves)) for x in leaves])
         rows = torch.nn.functional.pad(flat, (0, -len(flat) % self.local.size)).reshape(self.local.size, -1)
         return reduce_scatter(rows, self.local) / self.local.size
 
@@ -105,15 +130,19 @@ class Exchange:
         own = self._part(params)
         flat = all_gather(rule(own, total.to(own.dtype)), self.local).reshape(-1)
         leaves, form = tree.flatten(params)
-        sizes = [x.numel() for x in leaves if x is not None]
+        reals = [None if x is None else tree.as_real(x) for x in leaves]
+        sizes = [x.numel() for x in reals if x is not None]
         pieces = iter(torch.split(flat[: sum(sizes)], sizes))
-        return form.unflatten([None if x is None else next(pieces).reshape(x.shape).to(x.dtype) for x in leaves])
+        back = [None if x is None else next(pieces).reshape(x.shape).to(x.dtype) for x in reals]
+        return form.unflatten(
+            [x if x is None else complex_again(x, like) for x, like in zip(back, leaves, strict=True)]
+        )
 
     @staticmethod
     def _wide(leaves: list[Tensor]) -> torch.dtype:
         wide = torch.float32
         for x in leaves:
-            wide = torch.promote_types(wide, x.dtype)
+            wide = torch.promote_types(wide, tree.real_dtype(x.dtype))
         return wide
 
 

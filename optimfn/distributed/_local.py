@@ -7,14 +7,13 @@ import torch
 
 from .. import tree
 from .._algorithms.momentum._sgd import sgd
-from .._assign import becomes
 from .._base import GradientTransformation, chain, check_transformation
 from .._checks import check_decay, check_nonnegative, check_rate, check_steps, need_params
 from .._recipe import factory, find_arguments
 from .._state_spec import LeafSpec
 from .._typing import Assign, Count, Params, Scalar, ScalarOrSchedule, State, Updates
 from ._comm import Peers, check_whole, mean
-from ._outer import outer_sync
+from ._outer import count_step, next_params, outer_sync, wide
 
 
 class HierarchicalState(NamedTuple):
@@ -133,10 +132,10 @@ def _mean_gradients(group: Any, subgroup: Any, start: int) -> GradientTransforma
     def update(
         updates: Updates, state: SwitchState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, SwitchState]:
-        steps = int(state.count)
-        if steps < start or subgroup is not None:
-            updates = mean(updates, everyone if steps < start else near)
-        return updates, SwitchState(torch.full_like(state.count, steps + 1))
+        count, steps = count_step(state.count, start)
+        if steps <= 0 or subgroup is not None:
+            updates = mean(updates, everyone if steps <= 0 else near)
+        return updates, SwitchState(count)
 
     return GradientTransformation(init, update)
 
@@ -149,13 +148,13 @@ def hierarchical_sgd(
 
     Maths:
         x_r <- x_r + inner update              on each replica r, every step
-        x_r <- mean of x_r over a group        of the largest period that divides the number of steps, if one does
+        x_r <- mean of x_r over a group        of the largest period that divides the steps after the warm-up
 
     Args:
         inner: The rule of every step; its state stays each replica's own.
         periods: Pairs of a number of steps, >= 1, and the group that meets then, see `outer_sync`; a group of a longer
             period contains those of the shorter ones.
-        warmup: Steps before the first mean, >= 0.
+        warmup: Steps before the first period begins, >= 0, as for `outer_sync`.
 
     Shapes:
         params: needed, all of them on every replica.
@@ -165,7 +164,8 @@ def hierarchical_sgd(
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value; if two periods are the same.
 
-    Differs from: torch's HierarchicalModelAverager, which counts steps from 0 and so averages after the first.
+    Differs from: torch's HierarchicalModelAverager, which counts steps from 0 and so averages after the first; with
+        `warmup_steps=1` it averages when this does with `warmup=1`.
 
     Source: Lin et al., 2018, arXiv:1808.07217, Appendix D; torch.distributed.algorithms.model_averaging.
 
@@ -195,12 +195,11 @@ def hierarchical_sgd(
         need_params("hierarchical_sgd", params)
         check_whole("hierarchical_sgd", updates)
         step, own = inner.rule(updates, state.inner, params, **extra)
-        steps = int(state.count) + 1
-        due = [period for period in groups if steps % period == 0 and steps > warmup]
+        count, steps = count_step(state.count, warmup)
+        due = [period for period in groups if steps > 0 and steps % period == 0]
         if due:
-            met = mean(tree.map(becomes, params, step), groups[max(due)])
-            step = tree.map(Assign, met)
-        return step, HierarchicalState(own, torch.full_like(state.count, steps))
+            step = tree.map(Assign, mean(wide(next_params(step, params)), groups[max(due)]))
+        return step, HierarchicalState(own, count)
 
     return GradientTransformation(init, update, takes_shards=False)
 

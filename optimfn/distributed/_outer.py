@@ -142,12 +142,12 @@ def outer_sync(
         need_params("outer_sync", params)
         check_whole("outer_sync", updates)
         step, own = inner.rule(updates, state.inner, params, **extra)
-        steps = int(state.count) + 1
-        new = state._replace(inner=own, count=torch.full_like(state.count, steps))
-        before, phase = divmod(steps - warmup, per)  # whole periods, and steps since the last of them
-        if outer is not None and steps == warmup:
+        count, steps = count_step(state.count, warmup)
+        new = state._replace(inner=own, count=count)
+        before, phase = divmod(steps, per)  # whole periods, and steps since the last of them
+        if outer is not None and steps == 0:
             return plan.agree(step, new, params)
-        if steps <= warmup or (phase and phase != per - delay):
+        if steps <= 0 or (phase and phase != per - delay):
             return step, new
         if phase:
             return step, plan.send(step, new, params, before)
@@ -192,14 +192,14 @@ class _Plan(NamedTuple):
 
     def agree(self, step: Updates, state: OuterSyncState, params: Params) -> tuple[Updates, OuterSyncState]:
         """Begin anew at the mean of all replicas."""
-        met = mean(_wide(_next(step, params)), self.peers)
+        met = mean(wide(next_params(step, params)), self.peers)
         return tree.map(Assign, met), state._replace(anchor=met)
 
     def _difference(self, step: Updates, state: OuterSyncState, params: Params, number: int) -> Params:
         """What a replica sends: how far it has come since the last meeting, or where it is."""
-        here = self.part(_next(step, params), number)
+        here = self.part(next_params(step, params), number)
         if self.outer is None:
-            return _wide(here)
+            return wide(here)
         return tree.map(lambda a, x: None if x is None else a - x.to(a.dtype), state.anchor, here)
 
     def _begin(self, sent: Params) -> Callable[[], Departure]:
@@ -226,7 +226,7 @@ class _Plan(NamedTuple):
             met = apply_updates(anchor, move)
             outer = (*state.outer[:index], own, *state.outer[index + 1 :])
             state = state._replace(anchor=_changed(state.anchor, met), outer=outer)
-        here = _next(step, params)
+        here = next_params(step, params)
 
         def leaf(x: Tensor, u: Any, m: Tensor | None) -> Any:
             if m is None:
@@ -236,12 +236,19 @@ class _Plan(NamedTuple):
         return tree.map(leaf, here, step, met), state
 
 
-def _next(step: Updates, params: Params) -> Params:
+def count_step(count: Count, warmup: int) -> tuple[Count, int]:
+    """The count after one more step, and the number of that step after the warm-up, from 1 on, by which periods go."""
+    steps = int(count) + 1
+    return torch.full_like(count, steps), steps - warmup
+
+
+def next_params(step: Updates, params: Params) -> Params:
     """The parameters after the own step, as they will be kept."""
     return tree.map(becomes, tree.narrow(params), step)
 
 
-def _wide(params: Params) -> Params:
+def wide(params: Params) -> Params:
+    """A copy in at least float32."""
     return tree.map(lambda p: p.to(torch.promote_types(p.dtype, torch.float32), copy=True), params)
 
 

@@ -27,7 +27,7 @@ def zero(
     """Share a rule out among replicas: each keeps its part of the state, and makes its part of the updates.
 
     For plain replicas, without FSDP2, that have the memory for the parameters and not for the state. Every leaf is cut
-    along its longest axis into DTensors, and the rule steps those: the gradients go to whoever needs them, as their
+    along its longest axis into DTensors, but for single numbers, and the rule steps those: the gradients go to whoever needs them, as their
     mean over the replicas, and the updates come back to all. Checkpoints are those of the inner rule, on any number of
     processes.
 
@@ -115,14 +115,14 @@ class _Shares:
         self.peers, self.most = peers, most
 
     def cut(self, leaves: Tree) -> Tree:
-        """The parts of this replica, as DTensors; nothing is sent."""
+        """The parts of this replica, as DTensors, and numbers as they are; nothing is sent."""
         _refuse_shards(leaves)
         if self.peers.size == 1:
             return leaves
 
         def part(x: Tensor) -> Any:
             span = _Span(x.shape, self.peers)
-            return self._wrapped(span.own(x.detach()), span)
+            return self._wrapped(span.own(x.detach()), span) if span.shape else x.detach()
 
         return tree.map(part, leaves)
 
@@ -136,13 +136,13 @@ class _Shares:
             found = [x for (x,) in rows]
             spans = [_Span(x.shape, self.peers) for x in found]
             for places in _buckets(found, None, self.most):
-                parts = [spans[i].rows(_real(found[i].detach())) for i in places]
+                parts = [spans[i].rows(tree.as_real(found[i].detach())) for i in places]
                 # Each its part, as DDP does it, so that low precision does not overflow.
                 row = reduce_scatter(torch.cat(parts, 1) / self.peers.size, self.peers)
                 pieces = torch.split(row, [part.shape[1] for part in parts])
                 for i, piece in zip(places, pieces, strict=True):
                     own = spans[i].unpadded(piece, found[i].is_complex())
-                    found[i] = self._wrapped(own, spans[i])
+                    found[i] = self._wrapped(own, spans[i]) if spans[i].shape else own
             return found
 
         return map_rows(scatter, leaves)
@@ -158,7 +158,7 @@ class _Shares:
             spans = [_Span(found[i].shape, self.peers) for i in cut]
             owns = [local_shard(self._placed(found[i], span)) for i, span in zip(cut, spans, strict=True)]
             for places in _buckets(owns, None, self.most):
-                parts = [spans[i].padded(_real(owns[i])) for i in places]
+                parts = [spans[i].padded(tree.as_real(owns[i])) for i in places]
                 together = all_gather(torch.cat(parts), self.peers)
                 pieces = torch.split(together, [part.numel() for part in parts], 1)
                 for i, piece in zip(places, pieces, strict=True):
@@ -225,10 +225,6 @@ class _Span:
     def _filled(self, x: Tensor, length: int) -> Tensor:
         missing = length - x.shape[0]
         return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def _back(x: Tensor, is_complex: bool, shape: Sequence[int]) -> Tensor:

@@ -43,6 +43,7 @@ class DASO:
 
     Raises:
         TypeError, ValueError: as Heat's, naming the argument and its value.
+        TypeError: at construction, if a parameter of `local_optimizer` is a DTensor.
         ValueError: in `step`, if `last_batch` has not been set.
     """
 
@@ -88,6 +89,7 @@ class DASO:
         self.downcast_type, self.verbose = downcast_type, verbose
         self.last_batch: int | None = None
         self._exchange = Exchange(_mesh() if comm is None else comm, exact)
+        self._exchange.check_leaves([group["params"] for group in local_optimizer.param_groups])
         factors = max_global_skips, skip_reduction_factor, local_skip_factor
         self._epochs = Epochs(total_epochs, warmup_epochs, cooldown_epochs, *factors, exact)
         self._detector = detect_plateau(patience=2, threshold=stability_level)
