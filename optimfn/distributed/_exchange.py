@@ -67,8 +67,8 @@ class Exchange:
             if is_dtensor(p):
                 name = tree.join_path(path)
                 raise TypeError(
-                    f"DASO sends whole parameters, and parameter {name} is a DTensor, {p.placements} of {tuple(p.shape)}: give "
-                    "every process all of them, or use outer_sync, which exchanges shards among replicas"
+                    f"DASO sends whole parameters, and parameter {name} is a DTensor, {p.placements} of "
+                    f"{tuple(p.shape)}: give every process all of it, or use outer_sync, which takes shards"
                 )
 
     def average_local(self, grads: Any) -> Any:

@@ -27,9 +27,9 @@ def zero(
     """Share a rule out among replicas: each keeps its part of the state, and makes its part of the updates.
 
     For plain replicas, without FSDP2, that have the memory for the parameters and not for the state. Every leaf is cut
-    along its longest axis into DTensors, but for single numbers, and the rule steps those: the gradients go to whoever needs them, as their
-    mean over the replicas, and the updates come back to all. Checkpoints are those of the inner rule, on any number of
-    processes.
+    along its longest axis into DTensors, but for single numbers, and the rule steps those: the gradients go to whoever
+    needs them, as their mean over the replicas, and the updates come back to all. Checkpoints are those of the inner
+    rule, on any number of processes.
 
     Maths:
         g_r <- part r of the mean of the gradients        on each replica r
