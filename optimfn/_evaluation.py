@@ -8,8 +8,8 @@ from ._typing import Params, State, Tree
 def eval_params(tx: GradientTransformation, state: State, params: Params) -> Params:
     """The parameters to evaluate: what a transformation keeps beside those that it trains, else these themselves.
 
-    `params_ema`, `params_swa`, `lookahead`, `schedule_free` and `gpa` keep such, wherever they stand in chains and
-    wrappers. Of several in a chain the last decides. `Optimizer.evaluation` swaps them in and back.
+    `params_ema`, `params_swa`, `power_ema`, `lookahead`, `schedule_free`, `gpa` and `msam` keep such, wherever they
+    stand in chains and wrappers. Of several in a chain the last decides. `Optimizer.evaluation` swaps them in and back.
 
     Args:
         tx: The transformation.

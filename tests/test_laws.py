@@ -532,6 +532,7 @@ NO_DERIVATIVE = {
     ),
     ("scale_by_came", "b3"): "near 1 it divides by differences that count for next to nothing",
     ("scale_by_backtracking_linesearch", "decrease_factor"): "the search tries other steps",
+    ("msam", "learning_rate"): "without a step there is no way ahead",
     ("lbfgs", "learning_rate"): "without a step there is no pair",
     ("adafactor_as_torch", "beta2_decay"): "its range ends at 0 from below",
 }

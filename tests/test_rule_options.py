@@ -9,6 +9,7 @@ from oracles import rate_free as oracle
 from oracles.adam_kin import Adopt
 from oracles.blocks import leafwise
 from oracles.optax_rules import Adan
+from oracles.sharpness import AtOnce, Friendly, LookSAM, Momentum, asam, gap, straight
 
 import optimfn as of
 
@@ -152,3 +153,92 @@ def test_d_adaptation_waits_for_a_gradient():
         updates, state = tx.update(torch.tensor([3.0, 4.0]), state, p)
         assert (updates < 0).all()
         assert of.tree.get(state, "estim_lr") >= 1e-6
+
+
+def slope(p):
+    """The gradient of the loss of `closures`, in numpy: of the sum of p^4 / 4 and of a coupling of two leaves."""
+    return {"w": p["w"] ** 3 + p["b"].sum(), "b": p["b"] ** 3 + p["w"].sum()}
+
+
+def loss(p):
+    """What `slope` is the gradient of."""
+    return (p["w"] ** 4).sum() / 4 + (p["b"] ** 4).sum() / 4 + p["w"].sum() * p["b"].sum()
+
+
+CLIMBS = {
+    "sam": (
+        of.sam(of.sgd(0.02, 0.9), of.chain(of.normalize(), of.sgd(0.05)), opaque_mode=True),
+        lambda: AtOnce(straight(0.05), Momentum(0.02, 0.9), slope),
+    ),
+    "asam": (
+        of.asam(of.sgd(0.02, 0.9), 0.3, mask={"w": True, "b": False}),
+        lambda: AtOnce(asam(0.3, 0.01, lambda n: n == "w"), Momentum(0.02, 0.9), slope),
+    ),
+    "gsam": (
+        of.gsam(of.sgd(0.02, 0.9), 0.1, 0.3),
+        lambda: AtOnce(straight(0.1), Momentum(0.02, 0.9), slope, gap(0.3)),
+    ),
+    "gsam_adaptive": (
+        of.gsam(of.sgd(0.02, 0.9), 0.1, 0.3, adaptive=True),
+        lambda: AtOnce(asam(0.1, 0.0, lambda n: True), Momentum(0.02, 0.9), slope, gap(0.3)),
+    ),
+    "friendly_sam": (
+        of.friendly_sam(of.sgd(0.02, 0.9), 0.2, 0.8, 0.6),
+        lambda: AtOnce(Friendly(straight(0.2), 0.8, 0.6), Momentum(0.02, 0.9), slope),
+    ),
+    "looksam": (
+        of.looksam(of.sgd(0.02, 0.9), 0.1, 0.5, 4),
+        lambda: LookSAM(straight(0.1), Momentum(0.02, 0.9), slope, 0.5, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLIMBS)
+def test_a_climb_follows_its_equations_by_a_function_and_by_a_closure(name):
+    tx, follow = CLIMBS[name]
+    params = {
+        "w": torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3),
+        "b": torch.tensor([1.0, 0.5], dtype=torch.float64),
+    }
+    here, rule = {n: p.numpy() for n, p in params.items()}, follow()
+    model = torch.nn.ParameterDict(params)
+    opt, state, calls = of.Optimizer(model, tx), tx.init(params), []
+
+    def closure():
+        opt.zero_grad()
+        value = loss(model)
+        value.backward()
+        calls.append(value.item())
+        return value
+
+    gradient = torch.func.grad(loss)
+    for t in range(1, STEPS + 1):
+        step = rule(slope(here), here, t)
+        here = {n: p + step[n] for n, p in here.items()}
+        updates, state = tx.update(gradient(params), state, params, grad_fn=lambda p, i: gradient(p))
+        params = of.apply_updates(params, updates)
+        opt.step(closure)
+        for n, want in here.items():
+            assert np.abs(params[n].numpy() - want).max() <= 1e-9 * np.abs(want).max()
+            assert np.abs(model[n].detach().numpy() - want).max() <= 1e-9 * np.abs(want).max()
+    assert len(calls) == (STEPS + len(range(0, STEPS, 4)) if name == "looksam" else 2 * STEPS)
+
+
+def test_a_climb_without_gradients_elsewhere_says_how_to_give_them():
+    p = torch.ones(2)
+    for tx in (CLIMBS["sam"][0], CLIMBS["gsam"][0], CLIMBS["looksam"][0]):
+        with pytest.raises(ValueError, match=r"grad_fn=f.*Optimizer\.step with a closure"):
+            tx.update(p, tx.init(p), p)
+    gapless = of.sam(of.chain(of.add_surrogate_gap(), of.sgd(0.1)), of.sgd(0.1))
+    with pytest.raises(ValueError, match=r"add_surrogate_gap needs.*opaque_mode=True"):
+        gapless.update(p, gapless.init(p), p)
+
+
+def test_a_part_aside_of_nothing_but_rounding_is_none():
+    """A single element has no direction aside of its gradient."""
+    tx, p = of.looksam(of.sgd(1.0), period=3), {"bias": torch.tensor([0.7]), "w": torch.tensor([0.1, -0.3])}
+    state = tx.init(p)
+    for t in range(3):
+        updates, state = tx.update(p, state, p, grad_fn=lambda p, i: of.tree.map(lambda x: x.sin() / 3, p))
+        assert t == 0 or updates["bias"].equal(-p["bias"])
+    assert of.tree.get(state, "aside")["w"].any()

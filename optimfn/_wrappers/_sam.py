@@ -1,6 +1,6 @@
 """Sharpness-aware minimisation: the gradient of a point uphill, for any optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -36,7 +36,8 @@ def sam(
 
     In the transparent mode every call of `update` is a step of the climb or down, and the parameters go along: give the
     gradient wherever they are. Evaluate after a step down. In the opaque mode each call does all, and asks for further
-    gradients: `tx.update(grads, state, params, grad_fn=f)` with `f(params, i)` the gradient for the climb's step `i`.
+    gradients: `tx.update(grads, state, params, grad_fn=f)` with `f(params, i)` the gradient for the climb's step `i`;
+    the closure of an `Optimizer` is enough. The optimizer then gets the gradient at the foot too, as `foot_grads`.
 
     Maths:
         at the steps 0 ... k - 2 of a period of k:  update <- -(update of adv_optimizer)
@@ -54,7 +55,8 @@ def sam(
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
-        ValueError: in `update` if no parameters are given, or no `grad_fn` in the opaque mode.
+        ValueError: in `update` if no parameters are given, or neither `grad_fn` nor `value_and_grad_fn` in the opaque
+            mode.
 
     Differs from: optax, which has a `batch_axis_name`, where here `grad_fn` averages over the batch; whose period of 1
         goes back to where it was; and which takes no other extra arguments.
@@ -106,15 +108,33 @@ def sam(
         **extra: Any,
     ) -> tuple[Updates, SAMState]:
         need_params("sam", params)
-        if grad_fn is None:
-            raise ValueError("sam in opaque mode needs gradients: call tx.update(updates, state, params, grad_fn=f)")
-        at, adv_state = params, state.adv_state
+        gradient = gradient_of("sam in opaque mode", grad_fn, extra)
+        foot, at, adv_state = updates, params, state.adv_state
         for i in range(sync_period - 1):
             up, adv_state = climb(updates, adv_state, at, extra)
             at = apply_updates(at, up)
-            updates = tree.cast_like(grad_fn(at, i), updates)
-        step, opt_state = optimizer.rule(updates, state.opt_state, params, **extra)
+            updates = tree.cast_like(gradient(at, i), updates)
+        step, opt_state = optimizer.rule(updates, state.opt_state, params, **{**extra, "foot_grads": foot})
         adv_state = adv_optimizer.init(params) if reset_state else adv_state
         return step, SAMState(state.steps_since_sync, opt_state, adv_state, ())
 
     return GradientTransformation(init, opaque if opaque_mode else transparent)
+
+
+def gradient_of(
+    who: str, grad_fn: Callable[[Params, int], Updates] | None, extra: Mapping[str, Any]
+) -> Callable[[Params, int], Updates]:
+    """The function that gives gradients at other parameters: `grad_fn`, or half of what a closure was made into.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    if grad_fn is not None:
+        return grad_fn
+    both = extra.get("value_and_grad_fn")
+    if both is None:
+        raise ValueError(
+            f"{who} needs gradients elsewhere: call tx.update(updates, state, params, grad_fn=f), "
+            "or Optimizer.step with a closure"
+        )
+    return lambda at, step: both(at)[1]

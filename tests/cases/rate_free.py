@@ -9,11 +9,11 @@ from oracles.optax_rules import LayerwiseDoG, polyak
 import optimfn as of
 
 from .common import BAD_DECAY, BAD_RATE, GLOBAL, negative, no_decay
+from .parts import SIGN
 
 TAKES_VALUE = "a copy does not have the value that the case gives to every update"
 REAL = "the rule is for real leaves; split_real_and_imaginary makes them"
 SHARED = {"alone": "one number is found for all leaves together", "complex": REAL}
-SIGN = "the rule sees nothing but signs, and distances that hang on them"
 INNER = "keeps an inner product of gradient and parameters; where it cancels, its last units hang on the order of sums"
 VALUE = {"extra": {"value": 1.0}, "needs_params": True}
 MODEL = {**SHARED, "recorded": TAKES_VALUE, "fused": INNER, "range": INNER}
