@@ -27,8 +27,12 @@ APART = {
     "flatten": ONE_VECTOR,
     **dict.fromkeys(["momo", "momo_adapted", "momo_adam", "momo_adam_adapted"], INNER_PRODUCTS),
     **dict.fromkeys(["prodigy", "prodigy_of_the_authors", "prodigy_safeguarded", "dadapt_adamw"], INNER_PRODUCTS),
+    **dict.fromkeys(["dadapt_sgd", "dadapt_adagrad", "dadapt_lion"], INNER_PRODUCTS),
     **dict.fromkeys(["dog", "dowg"], "how far all leaves have come is measured with those that do not move"),
-    **dict.fromkeys(["sam", "sam_of_three"], "the foot of a climb is remembered for leaves without gradient too"),
+    **dict.fromkeys(
+        ["sam", "sam_of_three", "asam", "friendly_sam"],
+        "the foot of a climb is remembered for leaves without gradient too",
+    ),
     **dict.fromkeys(["differentially_private_aggregate", "dpsgd"], "the examples of all leaves are summed by ATen"),
 }
 # The first pattern; all gradients; two to learn from; and one for each kind of pattern: which of vectors and matrices

@@ -33,8 +33,9 @@ NOT_PROMISED = {
     "stochastic_rounding": "draws for a leaf by its path, but only for those of half precision",
     **dict.fromkeys(["schedule_free_at_z", "schedule_free_adamw_warmed_up"], COUNTS),
     **dict.fromkeys(["schedule_free_radam", "schedule_free_radam_aloud"], COUNTS),
-    **dict.fromkeys(["stateless", "monitor"], GIVEN),
+    **dict.fromkeys(["stateless", "monitor", "keep_params_in"], GIVEN),
     **dict.fromkeys(["dog_from_a_rate", "prodigy", "prodigy_of_the_authors", "prodigy_safeguarded", "mechanize"], WAY),
+    "dadapt_adagrad": WAY,
     **dict.fromkeys(["plateau", "plateau_with_cooldown", "scale_by_polyak_below_the_bound"], LOSS),
     **dict.fromkeys(["add_noise", "noisy_sgd"], "draws for a leaf by its place in the tree, or by its path"),
     **dict.fromkeys(

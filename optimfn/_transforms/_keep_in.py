@@ -4,11 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from .. import tree
-from .._assign import becomes
-from .._base import GradientTransformation, stateless
+from .._base import GradientTransformation, apply_updates, stateless
 from .._checks import check_callable, need_params
 from .._recipe import factory
 from .._typing import Assign, Params, Tree, Updates
@@ -51,10 +48,13 @@ def keep_params_in(projection: Callable[[Params], Tree]) -> GradientTransformati
 
     def keep(updates: Updates, params: Params | None) -> Updates:
         need_params("keep_params_in", params)
-        return tree.map(Assign, projection(tree.map(moved, params, updates)))
-
-    def moved(p: Tensor, u: Any) -> Any:
-        absent = u is None or (type(u) is Assign and u.value is None)
-        return None if absent else becomes(p, u)
+        moved = tree.map(
+            lambda p, u, new: None if _is_absent(u) else new, params, updates, apply_updates(params, updates)
+        )
+        return tree.map(Assign, projection(moved))
 
     return replace(stateless(keep), takes_assigned=True)
+
+
+def _is_absent(update: Any) -> bool:
+    return update is None or (type(update) is Assign and update.value is None)

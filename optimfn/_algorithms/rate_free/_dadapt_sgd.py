@@ -86,7 +86,8 @@ def dadapt_sgd(
         rate = state.estim_lr * factor * torch.where(first == 0, 0.0, 1 / torch.where(first == 0, 1.0, first))
         decayed = tree.add_scale(updates, weight_decay, params)
         gain = state.numerator + rate * tree.vdot(decayed, state.grad_sum, wide=True)
-        total = tree.carry(tree.add_scale(state.grad_sum, rate, decayed), state.grad_sum)
+        total = tree.map(lambda g, s: s + tree.cast_leaf(g * rate, s.dtype), decayed, state.grad_sum)
+        total = tree.carry(total, state.grad_sum)
         new = largest(state.estim_lr, 2 * gain, tree.norm(total, wide=True), growth_rate)
         step = tree.map(
             lambda u, p, p0, s: tree.cast_leaf((p0 - s - p) * (1 - momentum), u.dtype),
