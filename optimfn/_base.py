@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from . import tree
+from . import _hints, tree
+from ._arguments import unlike
 from ._assign import becomes, values
 from ._checks import check_callable, check_steps
 from ._gate import Gate, InitGate, UpdateGate
@@ -82,8 +83,10 @@ class GradientTransformation(Recorded):
     eval_params: EvalParamsFn | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.init, Gate):
-            object.__setattr__(self, "init", InitGate(self.init))
+        made: Any = self.init
+        if not isinstance(made, Gate) or (type(made) is InitGate and made.recipe != self.recipe):
+            function = made.function if isinstance(made, Gate) else made
+            object.__setattr__(self, "init", InitGate(function, self.recipe))
         gate, promises = self.update, (self.takes_assigned, self.recipe)
         if not isinstance(gate, UpdateGate) or (gate.takes_assigned, gate.recipe) != promises:
             function = gate.function if isinstance(gate, UpdateGate) else gate
@@ -268,6 +271,8 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
         >>> tx.init(torch.ones(1))["momentum"]
         TraceState(trace=tensor([0.]))
     """
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in transforms):
+        raise TypeError(f"named_chain takes pairs of a name and a member, got {_hints.shown(transforms)}")
     members = dict(transforms)
     if len(members) != len(transforms):
         raise ValueError(f"the names in named_chain must differ, got {[name for name, _ in transforms]}")
@@ -334,6 +339,12 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         tree.check_tensors("params", params)
         tree.check_tensors("updates", updates)
         raise
+    except ValueError as error:
+        tree.check_shapes(values(updates), params)
+        wrong = unlike("updates", updates, "params", params)
+        if wrong is None:
+            raise
+        raise wrong from error
 
 
 def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Scalar) -> Tree:
@@ -380,4 +391,5 @@ def check_transformation(**values: object) -> None:
     """Accept transformations."""
     for name, value in values.items():
         if not isinstance(value, GradientTransformation):
-            raise TypeError(f"{name} must be a GradientTransformation, got {value!r}")
+            advice = _hints.for_transformation(value)
+            raise TypeError(f"{name} must be a GradientTransformation, got {_hints.shown(value)}{advice}")

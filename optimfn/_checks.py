@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _hints
 from ._typing import Params
 
 _PLAIN = (float, int, bool, str, type(None))
@@ -81,7 +82,7 @@ def check_rising(**values: object) -> None:
 
 def check_rate(**values: object) -> None:
     """Accept what a learning rate or a weight decay may be: a number >= 0 or a schedule."""
-    check_nonnegative(**{name: value for name, value in values.items() if not callable(value)})
+    check_nonnegative(**{name: value for name, value in values.items() if not _may_be_schedule(value)})
 
 
 def check_momentum(momentum: object, nesterov: bool) -> None:
@@ -135,7 +136,7 @@ def check_callable(**values: object) -> None:
     """Accept functions."""
     for name, value in values.items():
         if not callable(value):
-            raise TypeError(f"{name} must be callable, got {value!r}")
+            raise TypeError(f"{name} must be callable, got {_hints.shown(value)}")
 
 
 def need_params(rule: str, params: Params | None) -> None:
@@ -151,12 +152,19 @@ def _check(
         value = plain(given)
         if isinstance(value, Tensor):
             if value.ndim:
-                raise ValueError(
-                    f"{name} must be a number or a 0-dim tensor, got a tensor of shape {tuple(value.shape)}"
-                )
+                raise ValueError(_no_number(name, value))
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number or a 0-dim tensor, got {value!r}")
+            raise TypeError(_no_number(name, value))
         inside = low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
         if not inside:
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _no_number(name: str, value: object) -> str:
+    return f"{name} must be a number or a 0-dim tensor, got {_hints.shown(value)}{_hints.for_number(name, value)}"
+
+
+def _may_be_schedule(value: object) -> bool:
+    """Whether it is a function of the count, and not a model or a factory that was not called."""
+    return callable(value) and not isinstance(value, torch.nn.Module | type) and not _hints.is_factory(value)

@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
 
 from . import tree
+from ._arguments import check_kinds, mistake, warn_unmatched
 from ._assign import is_assigned, refuse
 from ._recipe import Recipe
 from ._typing import Params, State, Updates
@@ -29,14 +32,45 @@ class Gate:
 
 
 class InitGate(Gate):
+    def __init__(self, function: Any, recipe: Recipe | None = None) -> None:
+        super().__init__(function)
+        self.recipe = recipe
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.function, self.recipe)
+
     def __call__(self, params: Params) -> State:
         """Make the state for these parameters."""
         tree.check_tensors("params", params)
         wide = tree.widen(params)
-        state: State = self.function(wide)
+        if torch.compiler.is_compiling() or _asked.already:
+            state: State = self.function(wide)
+        else:
+            warn_unmatched(self.recipe, params)
+            with unasked():
+                state = self.function(wide)
         if wide is not params:
             tree.forget(wide)
         return state
+
+
+class _Asked(threading.local):
+    """Whether the parameters are a part of those that a user has, who has been told about all of them."""
+
+    already = False
+
+
+_asked = _Asked()
+
+
+@contextlib.contextmanager
+def unasked() -> Iterator[None]:
+    """Make states of some of the parameters, about which nothing is to be said."""
+    before, _asked.already = _asked.already, True
+    try:
+        yield
+    finally:
+        _asked.already = before
 
 
 class UpdateGate(Gate):
@@ -68,19 +102,35 @@ class UpdateGate(Gate):
             tree.check_shapes(updates, like, examples=True)
         elif params is not None:
             updates = tree.settled(updates, params)
+        if usual and not torch.compiler.is_compiling():
+            self._look_at_dtypes(updates, like)
         try:
             rule = self.function if usual else self.rule
             new = on_wide(rule, updates, state, params, extra)
-        except Exception:
+        except Exception as error:
             if not usual:
                 tree.check_shapes(updates, like)
-            raise
+            wrong = mistake(updates, state, params)
+            if wrong is None:
+                raise
+            raise wrong from error
         if not (usual and params is not None) and not tree.fits(new[0], like):
             if params is None:
                 tree.check_shapes(updates, new[0], "the update that it meets in the state", examples=True)
             else:
                 tree.check_shapes(new[0], params)
         return new
+
+    def _look_at_dtypes(self, updates: Updates, like: Params) -> None:
+        """What goes through a rule without an error, and does not do what was meant."""
+        dtypes = {u.dtype for u in tree.leaves(updates)}
+        if not dtypes and tree.leaves(like):
+            warnings.warn("no gradient: all updates are None; was backward called on these parameters?", stacklevel=3)
+        if not all(dtype in _FLOATING for dtype in dtypes):
+            check_kinds(updates, like)
+
+
+_FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def on_wide(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ._checks import plain
+from ._hints import call_of, misfit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,7 +144,13 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
     def made(*args: P.args, **kwargs: P.kwargs) -> R:
         args = own(args)
         kwargs = own(kwargs)
-        value: Any = make(*args, **kwargs)
+        try:
+            value: Any = make(*args, **kwargs)
+        except TypeError as error:
+            wrong = misfit(make, args, kwargs)
+            if wrong is None:
+                raise
+            raise TypeError(wrong) from error
         recipe = Recipe(made, args, kwargs)
         if isinstance(value, Recorded):
             return replace(value, recipe=recipe)  # type: ignore[return-value]  # R is the class of value
@@ -151,7 +158,12 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
             return RecordedFunction(value, recipe=recipe)  # type: ignore[return-value]  # R is a function type
         raise TypeError(f"{make.__name__} must return a transformation or a function, got {value!r}")
 
+    made.init = made.update = functools.partial(_uncalled, made)  # type: ignore[attr-defined]  # a function has a dict
     return made
+
+
+def _uncalled(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    raise TypeError(f"{make.__name__} is a factory that was not called: call {call_of(make)} first")
 
 
 def own(value: Any) -> Any:

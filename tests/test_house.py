@@ -18,12 +18,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from rooms below its own. Inside a room imports are free, as long as there is no cycle; the rooms
 # of `fused` are in order too. CONTRIBUTING.md lists the same levels.
 LEVELS = [
-    ["_typing", "_version", "_torch"],
+    ["_typing", "_version", "_torch", "_hints"],
     ["_checks"],
     ["_recipe"],
     ["tree"],
     ["_assign", "_codes"],
     ["_quantize"],
+    ["_arguments"],
     ["_gate"],
     ["_schedules", "_base", "_numerics", "_state_dict", "_state_spec"],
     ["_evaluation"],

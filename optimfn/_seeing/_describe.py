@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation, chain, check_transformation, named_chain
+from .._gate import unasked
 from .._recipe import Recipe, show
 from .._typing import Params, State
 from .._wrappers._hyperparams import InjectedFactory
@@ -101,10 +102,11 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
     check_transformation(tx=tx)
     if params is None:
         return Description(tuple(_visit(_Part(tx), None, 0)), None, None)
-    try:
-        rows = tuple(_visit(_Part(tx), tree.map(lambda p: p.detach().to("meta"), params), 0))
-    except RuntimeError:  # what reading a number on the meta device raises
-        rows = tuple(_visit(_Part(tx), params, 0))
+    with unasked():
+        try:
+            rows = tuple(_visit(_Part(tx), tree.map(lambda p: p.detach().to("meta"), params), 0))
+        except RuntimeError:  # what reading a number on the meta device raises
+            rows = tuple(_visit(_Part(tx), params, 0))
     moving = params.fast if isinstance(params, LookaheadParams) else params
     return Description(rows, _size(params), _size(moving))
 

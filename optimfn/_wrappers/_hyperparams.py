@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Protocol, Union, get_args, get_origin, runtime_checkable
+from typing import Annotated, Any, NamedTuple, NoReturn, Protocol, Union, get_args, get_origin, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -52,6 +52,12 @@ class InjectedFactory(RecordedFunction):
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.arguments["inner_factory"])
+
+    def init(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Say that there is no transformation yet."""
+        raise TypeError(f"{self!r} makes transformations: call it first, with the arguments of the factory inside")
+
+    update = init
 
     def __call__(self, *args: Any, **kwargs: Any) -> GradientTransformation:
         """Make a transformation, with the arguments of the inner factory."""

@@ -1,6 +1,7 @@
 """What an `Optimizer` and its groups may be given, and what to do instead."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
+from .._hints import near, shown
 from .._recipe import Recorded
 from ..fused.run._write import share_elements, span
 
@@ -28,6 +30,8 @@ def check_arguments(params: Any, tx: Any) -> None:
     """
     if isinstance(params, GradientTransformation) or (inspect.isfunction(params) and hasattr(params, "__wrapped__")):
         raise TypeError(f"params and tx are swapped: Optimizer(params, tx), got {params!r} first")
+    if isinstance(params, str | bytes):
+        raise TypeError(f"params must be parameters, pairs of names and parameters, or a module, got {shown(params)}")
     if tx is None:
         raise TypeError(
             "Optimizer needs tx, the transformation or its factory: Optimizer(params, of.adamw, learning_rate=1e-3). "
@@ -117,6 +121,10 @@ def check_keys(group: Mapping[str, Any], found: Mapping[str, Any], tx: GradientT
                 f"a group has {key}={group[key]!r}, which is no hyperparameter of groups here; those are {live}. Give "
                 "Optimizer the factory, and its numbers are: Optimizer(params, of.adamw, learning_rate=1e-3)"
             )
+        meant = near(key, {*known, "learning_rate"})
+        meant = "lr" if meant == "learning_rate" else meant
+        if meant is not None:
+            warnings.warn(f"a group has {key}={group[key]!r}, which nothing reads; did you mean {meant}?", stacklevel=4)
 
 
 def _arguments(value: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._hints import shown
 from .._quantize import fitted
 from ._contract import FiresHooksOnce
 from ._layout import Entries, ParamKey
@@ -18,6 +19,21 @@ class LoadReport(NamedTuple):
     matching: list[tuple[str, str]]
     missing: list[tuple[str, str]]
     left_over: list[tuple[str, str]]
+
+
+def check_form(loaded: Any) -> None:
+    """Accept what may be the state dict of an optimizer.
+
+    Raises:
+        TypeError: if it is no dict.
+        KeyError: naming the part that it lacks, and those that it has.
+    """
+    if not isinstance(loaded, Mapping):
+        raise TypeError(f"a state dict must be a dict, as state_dict() returns it, got {shown(loaded)}")
+    for part in ("state", "param_groups"):
+        if part not in loaded:
+            has = ", ".join(map(repr, list(loaded)[:5])) or "nothing"
+            raise KeyError(f"the state dict of an optimizer has {part!r}, this one has {has}")
 
 
 def by_name(groups: Sequence[Mapping[str, Any]], loaded: dict[str, Any]) -> dict[str, Any]:
@@ -185,6 +201,7 @@ class KeepsDtypes(FiresHooksOnce):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, by this class or by torch's, dtypes included."""
+        check_form(state_dict)
         seen: list[dict[str, Any]] = []
         # Registered last, so it sees what the user's own hooks made of the dict.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))

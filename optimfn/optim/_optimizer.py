@@ -1,5 +1,6 @@
 """A `torch.optim.Optimizer` around any transformation."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from inspect import isfunction
@@ -7,14 +8,26 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from .._arguments import warn_unmatched
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
+from .._hints import shown as say
 from .._recipe import fingerprint, is_own
 from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
 from ._hyperparameters import complete_betas, make_members, show
 from ._layout import Entries, ParamKey
-from ._load import LoadReport, by_name, compare, copy_state, fill_in, in_formats, restore_groups, without_reprs
+from ._load import (
+    LoadReport,
+    by_name,
+    check_form,
+    compare,
+    copy_state,
+    fill_in,
+    in_formats,
+    restore_groups,
+    without_reprs,
+)
 from ._members import Route, keep_slow, routes
 
 
@@ -98,6 +111,7 @@ class Optimizer(FactorySource):
         defaults.update(differentiable=differentiable, fused=fused)
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
         self._step_supports_amp_scaling = fused is not False
+        warn_unmatched(self.tx.recipe, self._params())
         # Schedulers look into the defaults for what they may cycle.
         first, *others = self.param_groups
         for key in ("betas", *self._found(first)):
@@ -119,7 +133,12 @@ class Optimizer(FactorySource):
             **extra: What else the transformation takes, such as `value=loss`.
         """
         self._check_training()
-        return self._step(closure, extra)
+        if closure is not None and not callable(closure):
+            raise TypeError(f"closure must be a function, got {say(closure)}: a loss goes in by name, step(value=loss)")
+        loss = self._step(closure, extra)
+        if not self.state and not any(p.grad is not None for group in self.param_groups for p in group["params"]):
+            warnings.warn("no gradient: step did nothing; was backward called on these parameters?", stacklevel=2)
+        return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, a dict with `params` and, if it is to have its own, hyperparameters.
@@ -171,6 +190,7 @@ class Optimizer(FactorySource):
             RuntimeError: between `eval` and `train`, where the parameters are not those that the state belongs to.
         """
         self._check_training("load_state_dict")
+        check_form(state_dict)
         found: list[tuple[LoadReport, dict[ParamKey, Entries], dict[str, Any]]] = []
 
         def check(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
+from .._gate import unasked
 from .._typing import State
 from ._layout import Entries, Layout, Memoryless, ParamKey, Slot
 from ._members import Member
@@ -187,7 +188,7 @@ def _layout(mould: Mould, member: Member, params: Params, book: Book, alone: boo
 @contextlib.contextmanager
 def _memoryless() -> Iterator[None]:
     mode: Any = Memoryless
-    with mode(), torch.no_grad():
+    with mode(), torch.no_grad(), unasked():
         yield
 
 

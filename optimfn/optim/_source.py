@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
+from .._gate import unasked
 from .._typing import State
 from ._bound import Bound, Grads
 from ._contract import FiresHooksOnce, refuse_absent
@@ -67,7 +68,7 @@ class Source(FiresHooksOnce):
 
     def init(self, tx: GradientTransformation, params: Mapping[ParamKey, Tensor]) -> State:
         """A fresh state."""
-        with torch.no_grad():
+        with torch.no_grad(), unasked():
             return tx.init(params)
 
     def kept(

@@ -138,7 +138,10 @@ def resolve_mask(mask: Mask, params: Params) -> Tree:
         path, value = next((path, value) for path, value in leaves_with_path(mask) if not isinstance(value, bool))
         place = f" at {join_path(path)}" if path else ""
         raise TypeError(f"mask must hold Python bools, since it is static; got {value!r}{place}")
-    return broadcast(mask, params)
+    try:
+        return broadcast(mask, params)
+    except ValueError as error:
+        raise ValueError(f"mask is no prefix of the parameters: {error}") from error
 
 
 def select(mask: Mask | None, params: Params) -> Params:

@@ -1,0 +1,145 @@
+"""What was wrong with the arguments of an update that failed, in words that say what to pass instead."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from . import tree
+from ._hints import shown
+from ._recipe import Recipe, Recorded
+
+_CALL = "call tx.update(updates, state, params), or step(params, state, grads)"
+
+
+def mistake(updates: Any, state: Any, params: Any) -> Exception | None:
+    """The mistake in the three arguments of a step, as an exception to raise; `None` if there is none to be seen.
+
+    Args:
+        updates: What was given as gradients.
+        state: What was given as the state.
+        params: What was given as parameters, or `None`.
+    """
+    for name, value in (("updates", updates), ("params", params)):
+        if _is_state(value):
+            return TypeError(f"the arguments are out of order: {name} is a state, {_kind(value)}; {_CALL}")
+    if state is None:
+        return TypeError("state is None: make it with tx.init(params)")
+    if type(state) is tuple and len(state) == 2 and _is_state(state[1]) and _alike(state[0], updates):
+        return TypeError("state is the pair that update returns: unpack it, updates, state = tx.update(...)")
+    if not _is_state(state) and tree.leaves(params) and _alike(state, params):
+        return TypeError(f"the arguments are out of order: state looks like the parameters, {shown(state)}; {_CALL}")
+    for name, value in (("updates", updates), ("params", params)):
+        path = next((path for path, x in tree.leaves_with_path(value) if _is_whole(x)), None)
+        if path is not None:
+            place = tree.join_path((name, *path))
+            return TypeError(
+                f"{place} holds whole numbers or truth values, which have no gradient: leave it out of the tree, "
+                "or wrap the transformation in masked"
+            )
+    return None if params is None else unlike("updates", updates, "params", params)
+
+
+def check_kinds(updates: Any, params: Any) -> None:
+    """Accept updates that are real where their parameter is, and nowhere whole numbers or truth values.
+
+    Raises:
+        TypeError: naming the path of the first other leaf, and both dtypes.
+    """
+    own = dict(tree.leaves_with_path(params))
+    for path, u in tree.leaves_with_path(updates):
+        p = own[path]
+        if (_is_whole(u) and not _is_whole(p)) or (u.is_complex() and not p.is_complex()):
+            place = tree.join_path(("updates", *path))
+            raise TypeError(f"{place} is {u.dtype} and its parameter {p.dtype}: the gradient of a real one is real")
+
+
+def unlike(name: str, one: Any, other_name: str, other: Any) -> Exception | None:
+    """Where two trees differ in structure, as an exception to raise; `None` if they do not."""
+    if _alike(one, other):
+        return None
+    own, others = ({tree.join_path(path) for path, _ in tree.leaves_with_path(x)} for x in (one, other))
+    if isinstance(one, tuple) and not isinstance(other, tuple) and len(one) == 2:
+        return ValueError(f"{name} is a pair, as update returns it: unpack it, updates, state = tx.update(...)")
+    said = []
+    if isinstance(one, Tensor) or isinstance(other, Tensor) or not own & others:
+        said = [f"{name} is {_kind(one)}, {other_name} is {_kind(other)}"]
+    else:
+        said += [f"{name} lacks {_list(others - own)}, which {other_name} has"] if others - own else []
+        said += [f"{name} has {_list(own - others)}, which {other_name} lacks"] if own - others else []
+    if not said:
+        said = [f"{name} is {_kind(one)}, {other_name} is {_kind(other)}"]
+    absent = "; where there is no gradient pass None" if name == "updates" and others - own and own else ""
+    return ValueError(f"trees differ in structure: {' and '.join(said)}{absent}")
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a tree holds a named tuple that some `init` made."""
+    return any(hasattr(node, "_fields") and type(node).__name__.endswith("State") for _, node in _nodes(value))
+
+
+def _nodes(value: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    return [] if value is None or tree.is_leaf(value) else tree.walk(value)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return tree.structure(one) == tree.structure(other)
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict with {_list(value)}"
+    return f"a {type(value).__name__}"
+
+
+def _list(names: Any) -> str:
+    names = sorted(map(str, names))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# What matches nothing
+
+
+def warn_unmatched(recipe: Recipe | None, params: Any) -> None:
+    """Say which patterns of masks and labels match no parameter, and which labels of a partition no parameter has.
+
+    A pattern with a slip in it chooses nothing without a word otherwise.
+    """
+    if recipe is None or isinstance(params, tree.ParamsPlaceholder):
+        return
+    found = list(dict.fromkeys(_unmatched(recipe, params)))
+    if found:
+        names = [tree.join_path(path) for path, _ in tree.leaves_with_path(params)]
+        if names:
+            warnings.warn(f"no parameter {'; no parameter '.join(found)}. There are {_list(names)}", stacklevel=4)
+
+
+def _unmatched(value: Any, params: Any) -> Iterator[str]:
+    recipe = value if isinstance(value, Recipe) else value.recipe if isinstance(value, Recorded) else None
+    if recipe is not None:
+        arguments = recipe.arguments
+        name = recipe.factory.__name__
+        if recipe.factory is tree.mask_by_path and not any(
+            tree.leaves(tree.mask_by_path(arguments["pattern"])(params))
+        ):
+            yield f"matches the pattern {arguments['pattern']!r} of tree.mask_by_path"
+        elif recipe.factory is tree.label_by_path:
+            for pattern in arguments["patterns"]:
+                if not any(tree.leaves(tree.mask_by_path(pattern)(params))):
+                    yield f"matches the pattern {pattern!r} of tree.label_by_path"
+        elif name == "partition" and not callable(arguments["param_labels"]):
+            labels = set(map(str, tree.leaves(arguments["param_labels"])))
+            yield from [f"has the label {x!r} of partition" for x in arguments["transforms"] if str(x) not in labels]
+        value = list(arguments.values())
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for member in value:
+            yield from _unmatched(member, params)
