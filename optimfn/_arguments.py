@@ -126,14 +126,12 @@ def _unmatched(value: Any, params: Any) -> Iterator[str]:
     if recipe is not None:
         arguments = recipe.arguments
         name = recipe.factory.__name__
-        if recipe.factory is tree.mask_by_path and not any(
-            tree.leaves(tree.mask_by_path(arguments["pattern"])(params))
-        ):
-            yield f"matches the pattern {arguments['pattern']!r} of tree.mask_by_path"
-        elif recipe.factory is tree.label_by_path:
-            for pattern in arguments["patterns"]:
-                if not any(tree.leaves(tree.mask_by_path(pattern)(params))):
-                    yield f"matches the pattern {pattern!r} of tree.label_by_path"
+        if recipe.factory in (tree.mask_by_path, tree.label_by_path):
+            given = [arguments["pattern"]] if recipe.factory is tree.mask_by_path else arguments["patterns"]
+            none = [one for one in given if not any(tree.leaves(tree.mask_by_path(one)(params)))]
+            yield from [f"matches the pattern {pattern!r} of tree.{name}" for pattern in none]
+        elif recipe.factory is tree.mask_by and not any(tree.leaves(tree.mask_by(arguments["predicate"])(params))):
+            yield f"is chosen by mask_by({shown(arguments['predicate'])})"
         elif name == "partition" and not callable(arguments["param_labels"]):
             labels = set(map(str, tree.leaves(arguments["param_labels"])))
             yield from [f"has the label {x!r} of partition" for x in arguments["transforms"] if str(x) not in labels]
