@@ -84,6 +84,10 @@ from ._numerics._inverse_root import inverse_root as inverse_root
 from ._numerics._linear_algebra import matrix_inverse_pth_root as matrix_inverse_pth_root
 from ._numerics._linear_algebra import nnls as nnls
 from ._numerics._linear_algebra import power_iteration as power_iteration
+from ._numerics._newton_schulz import newton_schulz as newton_schulz
+from ._numerics._newton_schulz import ns_coefficients as ns_coefficients
+from ._numerics._newton_schulz import polar_express as polar_express
+from ._numerics._power_iteration import spectral_norm as spectral_norm
 from ._numerics._projections import projection_box as projection_box
 from ._numerics._projections import projection_halfspace as projection_halfspace
 from ._numerics._projections import projection_hypercube as projection_hypercube

@@ -9,12 +9,13 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation, chain, leafwise, stateless
 from ..._checks import check_choice, check_decay, check_dtype, check_nonnegative, check_number, check_steps
+from ..._numerics._newton_schulz import polynomials
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._momentum import ema
 from ..._transforms._rate import descend
 from ..._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
-from ._newton_schulz import is_turned, polynomials
+from ._newton_schulz import is_turned
 
 
 @factory

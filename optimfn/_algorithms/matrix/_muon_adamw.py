@@ -12,11 +12,10 @@ from ..._checks import (
     check_decay,
     check_dtype,
     check_nonnegative,
-    check_number,
     check_positive,
     check_rate,
-    check_steps,
 )
+from ..._numerics._newton_schulz import SCALINGS, check_coefficients, iterated
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._rate import descend
@@ -24,7 +23,6 @@ from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
 from ..._wrappers._partition import partition
 from ..adam._adam import adamw
 from ._newton_schulz import (
-    Coefficients,
     DimensionNumbers,
     MuonDimensionNumbers,
     fans,
@@ -32,15 +30,6 @@ from ._newton_schulz import (
     orthogonal,
     resolve_dimensions,
 )
-
-DION = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-)
-PRESETS: dict[str, tuple[Any, ...]] = {"standard": (3.4445, -4.775, 2.0315), "dion": DION}
 
 
 class MuonState(NamedTuple):
@@ -104,11 +93,11 @@ def scale_by_muon(
     check_decay(beta=beta)
     check_nonnegative(eps=eps)
     check_dtype(mu_dtype=mu_dtype)
-    check_choice("preconditioning", preconditioning, ("frobenius", "spectral", "aol", "schatten"))
-    steps = _polynomials(ns_coeffs, ns_steps)
+    check_choice("preconditioning", preconditioning, SCALINGS)
+    steps = check_coefficients(ns_coeffs, ns_steps)
 
     def turn(means: list[Tensor], dims: MuonDimensionNumbers) -> list[Tensor]:
-        turned = orthogonal(means, dims, steps, eps, preconditioning)
+        turned = orthogonal(means, dims, lambda x: iterated(x, steps, eps, preconditioning, gram=False))
         return [*tree.map(lambda m, o: tree.scale(tree.vdot(m, o), o), means, turned)] if adaptive else turned
 
     def init(params: Params) -> MuonState:
@@ -125,16 +114,6 @@ def scale_by_muon(
         return tree.cast_like(turned, updates), MuonState(count, tree.carry(mu, state.mu))
 
     return GradientTransformation(init, update, leafwise=weight_dimension_numbers is None)
-
-
-def _polynomials(ns_coeffs: tuple[Any, ...], ns_steps: int) -> list[Coefficients]:
-    check_steps(ns_steps=ns_steps, at_least=1)
-    if len(ns_coeffs) == 3 and not isinstance(ns_coeffs[0], list | tuple):
-        check_number(**{f"ns_coeffs[{i}]": value for i, value in enumerate(ns_coeffs)})
-        return [(ns_coeffs[0], ns_coeffs[1], ns_coeffs[2])] * ns_steps
-    if not ns_coeffs or any(not isinstance(triple, list | tuple) or len(triple) != 3 for triple in ns_coeffs):
-        raise ValueError(f"ns_coeffs must be three numbers, or such triples for the steps, got {ns_coeffs!r}")
-    return [(a, b, c) for a, b, c in ns_coeffs[-ns_steps:]]
 
 
 @factory
@@ -231,9 +210,6 @@ def muon(
         check_rate(adam_learning_rate=adam_learning_rate)
     if consistent_rms is not None:
         check_positive(consistent_rms=consistent_rms)
-    if isinstance(ns_coeffs, str):
-        check_choice("ns_coeffs", ns_coeffs, tuple(PRESETS))
-        ns_coeffs = PRESETS[ns_coeffs]
     rest = learning_rate if adam_learning_rate is None else adam_learning_rate
 
     def labels(params: Params) -> Any:

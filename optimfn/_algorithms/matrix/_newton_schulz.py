@@ -4,13 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ... import tree
-from ..._typing import Params, Scalar, Tree
-
-Coefficients = tuple[float, float, float]
+from ..._typing import Params, Tree
 
 
 class MuonDimensionNumbers(NamedTuple):
@@ -89,14 +86,8 @@ def on_matrices(f: Callable[[list[Tensor], MuonDimensionNumbers], list[Tensor]],
     return done
 
 
-def orthogonal(
-    xs: list[Tensor], dims: MuonDimensionNumbers, steps: Sequence[Coefficients], eps: Scalar, preconditioning: str
-) -> list[Tensor]:
-    """The matrices of some leaves with their singular values driven to one, in the dtype of each leaf."""
-
-    def iterate(x: Tensor) -> Tensor:
-        x, gram = _preconditioned(x, eps, preconditioning)
-        return polynomials(x, steps, gram)
+def orthogonal(xs: list[Tensor], dims: MuonDimensionNumbers, iterate: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What an iteration makes of the matrices (..., rows, cols) of some leaves, which are not tall."""
 
     def opened(x: Tensor) -> Tensor:
         batch, inputs, outputs = sides(x, dims)
@@ -113,51 +104,6 @@ def orthogonal(
         return y.permute([order.index(axis) for axis in range(x.ndim)])
 
     return [*tree.map(closed, xs, tree.batched(iterate, [opened(x) for x in xs]))]
-
-
-def polynomials(x: Tensor, steps: Sequence[Coefficients], gram: Tensor | None = None) -> Tensor:
-    """Matrices (..., rows, cols) after `x <- a x + (b A + c A A) x`, `A = x x^T`, for each `(a, b, c)`.
-
-    Products of a tall matrix are taken on its right: `x^T x` has the shorter side, and nothing is transposed.
-    """
-    tall = x.shape[-2] > x.shape[-1]
-    for a, b, c in steps:
-        if gram is None:
-            gram = x.mH @ x if tall else x @ x.mH
-        polynomial = _add_product(gram, gram, gram, b, c)
-        x = _add_product(x, x, polynomial, a) if tall else _add_product(x, polynomial, x, a)
-        gram = None
-    return x
-
-
-def _add_product(x: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
-    """`beta x + alpha left right`, rounded once."""
-    if x.ndim == 2:
-        return torch.addmm(x, left, right, beta=beta, alpha=alpha)
-    return torch.baddbmm(x, left, right, beta=beta, alpha=alpha)
-
-
-def _preconditioned(x: Tensor, eps: Scalar, how: str) -> tuple[Tensor, Tensor | None]:
-    """Matrices that are not tall with their singular values below one, and what is known of their products."""
-    if how == "frobenius":
-        return x / (_root_of_squares(x) + eps), None
-    if how == "spectral":
-        return x / (torch.linalg.matrix_norm(x, 2, keepdim=True) + eps), None
-    # The others divide by what grows with the matrix; one that is large is brought down first, and their eps with it.
-    large = torch.clamp(_root_of_squares(x), min=1)
-    x = x / large
-    gram = x @ x.mH
-    if how == "aol":
-        rows = torch.rsqrt(tree.clip(gram.abs().sum(-1, keepdim=True), min_value=eps / large / large))
-        return x * rows, gram * rows * rows.mT
-    size = torch.rsqrt(tree.clip(_root_of_squares(gram), min_value=eps / large / large))
-    return x * size, gram * size * size
-
-
-def _root_of_squares(x: Tensor) -> Tensor:
-    wide = tree.wide_dtype(x.dtype, x.device)  # in which the squares of all float32 have room
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
-    return tree.cast_leaf(norm, tree.real_dtype(x.dtype))
 
 
 def is_turned(x: Tensor) -> bool:
