@@ -43,7 +43,7 @@ def ns_coefficients(name: str, ns_steps: int = 5) -> tuple[Coefficients, ...]:
     A list belongs to its number of steps: the last step of one of five is not the fifth of a longer one.
 
     Args:
-        name: "standard" or "keller", the same in each step: steep at zero, never closer to one than 0.68 to 1.13; "dion"
+        name: "standard" or "keller", the same each step: steep at zero, never closer to one than 0.68 to 1.13; "dion"
             or "you", optax's second set, five steps at most, of which the last are taken; "polar_express", those of
             `polar_express(ns_steps)`; "aol", four steps at most for what was scaled by "aol"; "deepseek", Keller's and
             two of `(2, -1.5, 0.5)` that end close to one, three steps at least; "cubic", of the third degree, which
