@@ -268,9 +268,8 @@ def _add_product(x: Tensor, left: Tensor, right: Tensor, beta: float, alpha: flo
         return torch.addmm(x, left, right, beta=beta, alpha=alpha)
     if x.ndim == 3:
         return torch.baddbmm(x, left, right, beta=beta, alpha=alpha)
-    return torch.baddbmm(x.flatten(0, -3), left.flatten(0, -3), right.flatten(0, -3), beta=beta, alpha=alpha).unflatten(
-        0, x.shape[:-2]
-    )
+    batch = torch.baddbmm(*[y.flatten(0, -3) for y in (x, left, right)], beta=beta, alpha=alpha)
+    return batch.reshape(x.shape)
 
 
 def _scaled(x: Tensor, eps: Scalar, how: str) -> tuple[Tensor, Tensor | None]:

@@ -41,7 +41,7 @@ class MuonState(NamedTuple):
 
 @factory
 def scale_by_muon(
-    ns_coeffs: tuple[Any, ...] = (3.4445, -4.775, 2.0315),
+    ns_coeffs: tuple[Any, ...] | str = (3.4445, -4.775, 2.0315),
     ns_steps: int = 5,
     beta: Scalar = 0.95,
     eps: Scalar = 1e-8,
@@ -61,7 +61,7 @@ def scale_by_muon(
 
     Args:
         ns_coeffs: `(a, b, c)`, or a tuple of such triples for the steps, of which the last `ns_steps`
-            are taken.
+            are taken, or a name of `ns_coefficients`.
         ns_steps: Number of steps of the polynomial, >= 1.
         beta: Decay of the mean, no unit, in [0, 1).
         eps: Added to the norm that is divided by, in the unit of `|g|`, >= 0.
@@ -167,7 +167,7 @@ def muon(
 
     Args:
         learning_rate: Spectral norm of a step, roughly, >= 0; a number, a 0-dim tensor or a schedule.
-        ns_coeffs: As in `scale_by_muon`, or "standard" or "dion".
+        ns_coeffs: As in `scale_by_muon`.
         ns_steps: Number of steps of the polynomial, >= 1.
         beta: Decay of the mean, no unit, in [0, 1).
         eps: Added to the norm that is divided by, and to the root of AdamW, in the unit of `|g|`, >= 0.
