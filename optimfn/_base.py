@@ -11,6 +11,7 @@ from ._arguments import unlike
 from ._assign import becomes, values
 from ._checks import check_callable, check_steps
 from ._gate import Gate, InitGate, UpdateGate
+from ._order import Place, check_order
 from ._recipe import Recorded, factory
 from ._typing import Assign, Params, Scalar, State, Tree, Updates
 
@@ -58,6 +59,7 @@ class GradientTransformation(Recorded):
         takes_shards: Whether it steps DTensors as it steps whole leaves. `distributed.zero` refuses what does not.
         eval_params: For a transformation that keeps other parameters beside the ones that it trains, such as their
             mean: `eval_params(state, params)`, those to evaluate. See `eval_params`.
+        place: What it must be given, where `chain` is to refuse other orders; `None` for what may stand anywhere.
         recipe: How it was made; `factory` fills it in.
 
     Shapes:
@@ -81,6 +83,7 @@ class GradientTransformation(Recorded):
     takes_assigned: bool = field(default=False, kw_only=True)
     takes_shards: bool = field(default=True, kw_only=True)
     eval_params: EvalParamsFn | None = field(default=None, kw_only=True)
+    place: Place | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         made: Any = self.init
@@ -133,7 +136,7 @@ def identity() -> GradientTransformation:
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         return updates, state
 
-    return GradientTransformation(init_empty_state, update, leafwise=True, takes_assigned=True)
+    return GradientTransformation(init_empty_state, update, leafwise=True, takes_assigned=True, place=Place.WATCHES)
 
 
 @factory
@@ -222,7 +225,8 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: at construction if a member is not a `GradientTransformation`, naming its position.
-        ValueError: in `update` if the state has another number of members.
+        ValueError: at construction if a member cannot work where it stands, such as `mars` behind a learning rate; in
+            `update` if the state has another number of members.
 
     Example:
         >>> import torch, optimfn as of
@@ -232,6 +236,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """
     for position, member in enumerate(transforms):
         check_transformation(**{f"member {position} of chain": member})
+    check_order(transforms)
 
     def init(params: Params) -> State:
         return tuple(member.init(params) for member in transforms)
@@ -278,6 +283,7 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
         raise ValueError(f"the names in named_chain must differ, got {[name for name, _ in transforms]}")
     for name, member in members.items():
         check_transformation(**{f"member {name!r} of named_chain": member})
+    check_order(members.values())
 
     def init(params: Params) -> dict[str, State]:
         return {name: member.init(params) for name, member in members.items()}

@@ -324,7 +324,7 @@ def test_every_transformation_passes_it_on_or_refuses_it_by_name(case):
 
 def test_the_message_says_which_member_which_leaf_and_what_to_do():
     params = {"body": [torch.ones(2)], "head": torch.ones(1)}
-    tx = of.chain(goes_to(0.5), of.params_ema(0.9), of.add_decayed_weights(0.1))
+    tx = of.chain(goes_to(0.5), of.identity(), of.add_decayed_weights(0.1))
     with pytest.raises(
         TypeError, match=r"^add_decayed_weights cannot transform the update of body\.0: .*Assign.*end of"
     ):

@@ -25,7 +25,7 @@ LEVELS = [
     ["_assign", "_codes"],
     ["_quantize"],
     ["_arguments"],
-    ["_gate"],
+    ["_gate", "_order"],
     ["_schedules", "_base", "_numerics", "_state_dict", "_state_spec"],
     ["_evaluation"],
     ["_transforms", "_wrappers"],

@@ -9,6 +9,7 @@ from .. import tree
 from .._base import GradientTransformation, apply_updates
 from .._checks import check_decay, check_steps, need_params
 from .._evaluation import kept_beside
+from .._order import Place
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, Updates
 
@@ -90,7 +91,9 @@ def params_ema(decay: Scalar, debias: bool = False) -> GradientTransformation:
     def eval_params(state: ParamsEmaState, params: Params) -> Params:
         return kept_beside(params, state.ema)
 
-    return GradientTransformation(init, update, leafwise=True, takes_assigned=True, eval_params=eval_params)
+    return GradientTransformation(
+        init, update, leafwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
+    )
 
 
 @factory
@@ -153,7 +156,7 @@ def params_swa(start: int = 0, every: int = 1) -> GradientTransformation:
     def eval_params(state: ParamsSwaState, params: Params) -> Params:
         return tree.where(state.n_averaged > 0, kept_beside(params, state.average), params)
 
-    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_params)
+    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_params, place=Place.LAST)
 
 
 def _copy(params: Params) -> Params:

@@ -1,13 +1,15 @@
 """Keep updates and parameters where they make sense."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, leafwise, stateless
+from .._base import GradientTransformation, stateless
 from .._checks import need_params
+from .._order import Place
 from .._recipe import factory
 from .._typing import Params, Updates
 
@@ -75,4 +77,4 @@ def keep_params_nonnegative() -> GradientTransformation:
         need_params("keep_params_nonnegative", params)
         return tree.map(leaf, updates, params)
 
-    return leafwise(stateless(keep))
+    return replace(stateless(keep), leafwise=True, place=Place.LAST)

@@ -1,12 +1,14 @@
 """Pull the parameters towards zero."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, leafwise, stateless
+from .._base import GradientTransformation, stateless
 from .._checks import check_rate, need_params
+from .._order import Place
 from .._recipe import factory
 from .._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Schedule, Updates
 
@@ -56,8 +58,10 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
         need_params("add_decayed_weights", params)
         return updates if idle else decayed(updates, weight_decay, mask, params)
 
-    made = stateless(decay)
-    return leafwise(made) if tree.sees_leaves(mask) else made
+    # Behind a learning rate it would push away from zero, unless it is one to be subtracted there.
+    inward = not isinstance(weight_decay, Tensor) and weight_decay > 0
+    place = Place.DECAY if inward else None
+    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), place=place)
 
 
 def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformation:

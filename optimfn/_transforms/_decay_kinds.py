@@ -1,14 +1,16 @@
 """Weight decay of other kinds than a share of the parameters in the update."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tree
-from .._base import GradientTransformation, leafwise, stateless
+from .._base import GradientTransformation, stateless
 from .._checks import check_positive, check_rate, need_params
+from .._order import Place
 from .._recipe import factory
 from .._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
 from ._decay import WeightDecaySchedule, add_decayed_weights, decayed
@@ -137,13 +139,14 @@ def add_corrected_decayed_weights(
     check_rate(weight_decay=weight_decay, learning_rate=learning_rate)
     check_positive(peak=peak)
     if callable(learning_rate):
-        return add_decayed_weights(lambda count: weight_decay / peak * learning_rate(count), mask)
+        made = add_decayed_weights(lambda count: weight_decay / peak * learning_rate(count), mask)
+        return replace(made, place=Place.DECAY)
 
     def decay(updates: Updates, params: Params | None) -> Updates:
         need_params("add_corrected_decayed_weights", params)
         return decayed(updates, learning_rate / peak * weight_decay, mask, params)
 
-    return leafwise(stateless(decay)) if tree.sees_leaves(mask) else stateless(decay)
+    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), place=Place.DECAY)
 
 
 @factory
@@ -184,7 +187,7 @@ def add_independent_decayed_weights(
         need_params("add_independent_decayed_weights", params)
         return decayed(updates, weight_decay / peak, mask, params)
 
-    return leafwise(stateless(decay)) if tree.sees_leaves(mask) else stateless(decay)
+    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), place=Place.DECAY)
 
 
 @factory
@@ -249,7 +252,7 @@ def _step_decay(
 
     if not callable(weight_decay) and not callable(learning_rate):
         made = stateless(lambda updates, params: shrunk(updates, params, 0))
-        return leafwise(made) if tree.sees_leaves(mask) else made
+        return replace(made, leafwise=tree.sees_leaves(mask), place=Place.LAST)
 
     def init(params: Params) -> WeightDecaySchedule:
         return WeightDecaySchedule(tree.count(params))
@@ -259,4 +262,4 @@ def _step_decay(
     ) -> tuple[Updates, WeightDecaySchedule]:
         return shrunk(updates, params, state.count), WeightDecaySchedule(state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, place=Place.LAST)

@@ -10,6 +10,7 @@ from .. import tree
 from .._assign import steps
 from .._base import GradientTransformation, stateless
 from .._checks import check_callable
+from .._order import Place
 from .._recipe import factory
 from .._typing import Params, Scalar, State, Tree, Updates
 from ._momentum import EmaState, ema
@@ -65,7 +66,7 @@ def snapshot(measure_name: str, measure: Measure) -> GradientTransformation:
     ) -> tuple[Updates, SnapshotState]:
         return updates, SnapshotState(tree.keep({measure_name: measure(steps(updates, params))}, state.measurement))
 
-    return GradientTransformation(init, update, takes_assigned=True)
+    return GradientTransformation(init, update, takes_assigned=True, place=Place.WATCHES)
 
 
 @factory
@@ -125,7 +126,7 @@ def monitor(measures: Mapping[str, Measure | GradientTransformation]) -> Gradien
         found, states = look(steps(updates, params), state.measure_states, params, extra)
         return updates, MonitorState(tree.keep(found, state.measurements), states)
 
-    return GradientTransformation(init, update, takes_assigned=True)
+    return GradientTransformation(init, update, takes_assigned=True, place=Place.WATCHES)
 
 
 @factory

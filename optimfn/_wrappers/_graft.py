@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import tree
 from .._assign import need_steps
 from .._base import GradientTransformation, check_transformation
+from .._order import Place, check_directions
 from .._recipe import factory
 from .._typing import Params, State, Updates
 
@@ -37,6 +38,7 @@ def graft(norm_of: GradientTransformation, direction_of: GradientTransformation)
 
     Raises:
         TypeError: at construction if an argument is not a `GradientTransformation`.
+        ValueError: at construction if one of them has decay behind its rule, or only one has a learning rate.
 
     Source: Agarwal et al., 2020, arXiv:2002.11803.
 
@@ -47,6 +49,7 @@ def graft(norm_of: GradientTransformation, direction_of: GradientTransformation)
         tensor([3.5355, 3.5355])
     """
     check_transformation(norm_of=norm_of, direction_of=direction_of)
+    check_directions(norm_of=norm_of, direction_of=direction_of)
 
     def init(params: Params) -> GraftState:
         return GraftState(norm_of.init(params), direction_of.init(params))
@@ -63,4 +66,4 @@ def graft(norm_of: GradientTransformation, direction_of: GradientTransformation)
         sizes = tree.norms(d, wide=True), tree.norms(n, wide=True)
         return tree.map(leaf, d, *sizes), GraftState(norm_state, direction_state)
 
-    return GradientTransformation(init, update, leafwise=norm_of.leafwise and direction_of.leafwise)
+    return GradientTransformation(init, update, leafwise=norm_of.leafwise and direction_of.leafwise, place=Place.RULE)

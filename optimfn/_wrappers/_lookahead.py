@@ -9,6 +9,7 @@ from .. import tree
 from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_nonnegative, check_steps, need_params
 from .._evaluation import kept_beside
+from .._order import Place
 from .._recipe import factory
 from .._typing import Assign, Params, Scalar, State, Updates
 
@@ -135,7 +136,7 @@ def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformatio
     def eval_params(state: LookaheadState, params: Params) -> Params:
         return kept_beside(params, state.slow)
 
-    return GradientTransformation(init, update, leafwise=leafwise, eval_params=eval_params)
+    return GradientTransformation(init, update, leafwise=leafwise, eval_params=eval_params, place=Place.WHOLE)
 
 
 def _check_single(params: Any) -> None:

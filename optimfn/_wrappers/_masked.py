@@ -93,7 +93,9 @@ def masked(
 
     alone = inner.leafwise and tree.sees_leaves(mask)
     said = None if inner.eval_params is None else eval_params
-    return GradientTransformation(init, update, leafwise=alone, takes_assigned=True, eval_params=said)
+    return GradientTransformation(
+        init, update, leafwise=alone, takes_assigned=True, eval_params=said, place=inner.place
+    )
 
 
 def _hide(leaves: Tree, chosen: Tree) -> Tree:

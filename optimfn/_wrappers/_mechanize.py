@@ -9,6 +9,7 @@ from .. import tree
 from .._assign import need_steps
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative, check_positive, check_steps, need_params
+from .._order import Place, check_descends, check_keeps_none
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, State, Updates
 
@@ -68,6 +69,8 @@ def mechanize(
         tensor([-0.2000])
     """
     check_transformation(base_optimizer=base_optimizer)
+    check_descends(base_optimizer=base_optimizer)
+    check_keeps_none(base_optimizer=base_optimizer)
     check_nonnegative(weight_decay=weight_decay)
     check_positive(eps=eps, s_init=s_init)
     check_steps(num_betas=num_betas, at_least=1)
@@ -101,4 +104,4 @@ def mechanize(
         moved = tree.map(lambda d, u: tree.cast_leaf((d - u) * s.sum(), d.dtype), delta, step)
         return tree.cast_like(tree.sub(way, moved), updates), MechanicState(base_state, count + 1, r, m, v, s, x0)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, place=Place.WHOLE)

@@ -9,6 +9,8 @@ from .. import tree
 from .._assign import need_steps
 from .._base import GradientTransformation, apply_updates, check_transformation
 from .._checks import check_steps, need_params
+from .._evaluation import eval_params as _eval_params
+from .._order import Place, check_descends
 from .._recipe import factory
 from .._typing import Params, State, Updates
 
@@ -71,6 +73,7 @@ def sam(
         tensor([-3.])
     """
     check_transformation(optimizer=optimizer, adv_optimizer=adv_optimizer)
+    check_descends(optimizer=optimizer, adv_optimizer=adv_optimizer)
     check_steps(sync_period=sync_period, at_least=1)
 
     def init(params: Params) -> SAMState:
@@ -118,7 +121,13 @@ def sam(
         adv_state = adv_optimizer.init(params) if reset_state else adv_state
         return step, SAMState(state.steps_since_sync, opt_state, adv_state, ())
 
-    return GradientTransformation(init, opaque if opaque_mode else transparent)
+    def eval_params(state: SAMState, params: Params) -> Params:
+        if not opaque_mode:  # they may be up the climb
+            params = tree.cast_like(tree.where(state.steps_since_sync == 0, params, state.cache), params)
+        return _eval_params(optimizer, state.opt_state, params)
+
+    step, said = (opaque, optimizer.eval_params and eval_params) if opaque_mode else (transparent, eval_params)
+    return GradientTransformation(init, step, eval_params=said, place=Place.WHOLE)
 
 
 def gradient_of(

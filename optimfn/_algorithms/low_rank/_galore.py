@@ -1,7 +1,7 @@
 """GaLore: a rule whose memory is that of a few directions of each matrix."""
 
 from ... import tree
-from ..._base import GradientTransformation, chain, identity
+from ..._base import GradientTransformation, chain, check_transformation, identity
 from ..._checks import check_number, check_steps
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
@@ -10,6 +10,7 @@ from ..._typing import Mask, Scalar, ScalarOrSchedule
 from ..adam._adam import scale_by_adam
 from ..adam._adam_in_two import adam_before_correction, corrected_and_decayed_last
 from ..matrix._newton_schulz import DimensionNumbers
+from ..parts._cautious import rule_and_decay
 from ._space import Space, in_low_rank, up
 
 
@@ -63,7 +64,14 @@ def project(
                 [0., 0., 0.]])
     """
     check_number(scale=scale)
+    check_transformation(rule=rule)
     space = Space(rank, period, side, by, seed, weight_dimension_numbers)
+    rule, rest = rule_and_decay("project", rule)
+    if rest:
+        whole = project(
+            rule, rank, period, side, by, scale, seed=seed, weight_dimension_numbers=weight_dimension_numbers
+        )
+        return chain(whole, *rest)
     return in_low_rank(rule, space, lambda a: tree.scale(scale, up(a.step, a.basis)), identity(), lambda a, back: back)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation
 from ..._checks import check_number, check_steps
+from ..._order import Place
 from ..._recipe import factory
 from ..._typing import Count, Params, Updates
 
@@ -75,4 +76,4 @@ def autoclip(percentile: float = 10.0, window: int = 1000) -> GradientTransforma
         level = at[0] + (place - low) * between
         return tree.shrink(updates, norm, level), AutoClipState(state.count + 1, norms)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, place=Place.FRONT)

@@ -6,18 +6,20 @@ import torch
 from torch import Tensor
 
 from ... import tree
-from ..._base import GradientTransformation, chain, check_transformation, identity
+from ..._base import GradientTransformation, chain, check_transformation
 from ..._checks import check_choice, check_positive, need_params
+from ..._order import Place, flat
 from ..._recipe import factory, find_arguments, uses_factory
-from ..._transforms._averaging import params_ema, params_swa
 from ..._transforms._decay import add_decayed_weights
+from ..._transforms._decay_kinds import add_decay_toward_start
 from ..._transforms._rate import scale, scale_by_learning_rate, scale_by_schedule
 from ..._transforms._trust_ratio import scale_by_trust_ratio
 from ..._typing import Params, Scalar, State, Updates
+from ..._wrappers._masked import masked
 
 RATES = (scale_by_learning_rate, scale_by_schedule, scale)
 RATE = "learning_rate"  # what rules that take whole steps call theirs
-BEHIND = (*RATES, add_decayed_weights, scale_by_trust_ratio, identity, params_ema, params_swa)
+BEHIND = (*RATES, add_decayed_weights, add_decay_toward_start, scale_by_trust_ratio)
 
 
 def rule_and_rest(name: str, tx: GradientTransformation) -> tuple[GradientTransformation, list[GradientTransformation]]:
@@ -26,9 +28,9 @@ def rule_and_rest(name: str, tx: GradientTransformation) -> tuple[GradientTransf
     Raises:
         ValueError: if there is a learning rate inside the rule, so that nobody knows which way its result points.
     """
-    members = _flat(tx)
+    members = list(flat([tx]))
     end = len(members)
-    while end and _is_made_by(members[end - 1], BEHIND):
+    while end and _follows(members[end - 1]):
         end -= 1
     for member in members[:end]:
         if any(uses_factory(member, rate) for rate in RATES) or any(True for _ in find_arguments(member, RATE)):
@@ -40,12 +42,39 @@ def rule_and_rest(name: str, tx: GradientTransformation) -> tuple[GradientTransf
     return rule, members[end:]
 
 
-def _flat(tx: GradientTransformation) -> list[GradientTransformation]:
-    return [part for member in tx.members.values() for part in _flat(member)] if tx.members else [tx]
+def rule_and_decay(
+    name: str, tx: GradientTransformation
+) -> tuple[GradientTransformation, list[GradientTransformation]]:
+    """The same where a rate inside does no harm, and only what needs the parameters must follow.
+
+    Raises:
+        ValueError: if a part makes whole steps from the parameters, or decays them inside the rule.
+    """
+    members = list(flat([tx]))
+    if whole := next((member for member in members if member.place is Place.WHOLE), None):
+        raise ValueError(f"{name} shows a rule no parameters, and {whole!r} needs them: put it around")
+    end = len(members)
+    while end and _follows(members[end - 1]):
+        end -= 1
+    if not any(map(_needs_params, members[end:])):
+        return tx, []
+    return (members[0] if end == 1 else chain(*members[:end])), members[end:]
 
 
-def _is_made_by(tx: GradientTransformation, factories: tuple[Any, ...]) -> bool:
-    return tx.recipe is not None and any(tx.recipe.factory is make for make in factories)
+def _needs_params(tx: GradientTransformation) -> bool:
+    if tx.recipe is not None and tx.recipe.factory is masked:
+        return _needs_params(tx.arguments["inner"])
+    rates = tx.recipe is not None and any(tx.recipe.factory is make for make in RATES)
+    return not rates and tx.place is not Place.WATCHES
+
+
+def _follows(tx: GradientTransformation) -> bool:
+    """Whether it belongs behind a rule: decay, rate, averages; for some of the leaves or for all."""
+    if tx.recipe is None or tx.place is not None:
+        return tx.place in (Place.DECAY, Place.LAST, Place.WATCHES)
+    if tx.recipe.factory is masked:
+        return _follows(tx.arguments["inner"])
+    return any(tx.recipe.factory is make for make in BEHIND)
 
 
 @factory
@@ -102,7 +131,7 @@ def _agreeing(rule: GradientTransformation, floor: Scalar, scaling: str) -> Grad
         kept = tree.reduce_each(lambda k: k.sum(dtype=tree.wide_dtype(torch.float32, k.device)), "sum", keep)
         return tree.map(leaf, direction, keep, kept), state
 
-    return GradientTransformation(rule.init, update, leafwise=rule.leafwise)
+    return GradientTransformation(rule.init, update, leafwise=rule.leafwise, place=Place.RULE)
 
 
 def against(d: Tensor, g: Tensor) -> Tensor:
@@ -147,7 +176,7 @@ def add_cautious_decayed_weights(weight_decay: Scalar = 0.0, mask: Any = None) -
         inward = tree.map(lambda d, p: torch.where(_outward(d, p), torch.zeros_like(p), p), updates, params)
         return decay.rule(updates, state, inward, **extra)
 
-    return GradientTransformation(decay.init, update, leafwise=decay.leafwise)
+    return GradientTransformation(decay.init, update, leafwise=decay.leafwise, place=Place.DECAY)
 
 
 def _outward(d: Tensor, p: Tensor) -> Tensor:

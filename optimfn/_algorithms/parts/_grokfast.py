@@ -7,6 +7,7 @@ import torch
 from ... import tree
 from ..._base import GradientTransformation
 from ..._checks import check_decay, check_nonnegative
+from ..._order import Place
 from ..._recipe import factory
 from ..._typing import Count, Params, Scalar, Updates
 
@@ -60,4 +61,4 @@ def grokfast(alpha: Scalar = 0.98, lamb: Scalar = 2.0) -> GradientTransformation
         loud = tree.add_scale(updates, lamb, mean)
         return tree.cast_like(loud, updates), GrokfastState(state.count + 1, tree.carry(mean, state.mean))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, place=Place.FRONT)

@@ -9,6 +9,7 @@ from ... import tree
 from ..._assign import need_steps
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_nonnegative, check_rate, need_params
+from ..._order import Place
 from ..._recipe import factory
 from ..._typing import Count, Params, Scalar, ScalarOrSchedule, State, Updates
 from ._cautious import rule_and_rest
@@ -98,4 +99,6 @@ def hyperball(
         state = HyperballState(inner, state.count + 1, tree.carry(radius, state.radius))
         return tree.cast_like(moved, updates), state
 
-    return GradientTransformation(init, update, leafwise=rule.leafwise and not callable(learning_rate))
+    return GradientTransformation(
+        init, update, leafwise=rule.leafwise and not callable(learning_rate), place=Place.WHOLE
+    )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from ... import tree
 from ..._base import GradientTransformation
 from ..._checks import check_decay, check_nonnegative, check_positive
+from ..._order import Place
 from ..._recipe import factory
 from ..._typing import Params, Scalar, Updates
 
@@ -65,4 +66,4 @@ def mars(gamma: Scalar = 0.025, b1: Scalar = 0.95, max_norm: Scalar | None = 1.0
             corrected = tree.map(lambda c, size: tree.shrink(c, size, max_norm), corrected, sizes)
         return tree.cast_like(corrected, updates), MarsState(tree.keep(updates, state.last_grad))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, place=Place.FRONT)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_nonnegative, check_positive, need_params
+from ..._order import Place
 from ..._recipe import factory
 from ..._typing import Mask, Params, Scalar, State, Tree, Updates
 from ._cautious import rule_and_rest
@@ -112,7 +113,9 @@ def projected(
         return tree.cast_like(tree.add_scale(left, weight_decay(), tree.select(mask, share)), direction), state
 
     update.__qualname__ = "tangential"  # by which it is named where it cannot go
-    return GradientTransformation(rule.init, update, leafwise=rule.leafwise and tree.sees_leaves(mask))
+    return GradientTransformation(
+        rule.init, update, leafwise=rule.leafwise and tree.sees_leaves(mask), place=Place.RULE
+    )
 
 
 def _row_axes(x: Tensor) -> Axes | None:

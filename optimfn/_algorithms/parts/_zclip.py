@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation
 from ..._checks import check_choice, check_decay, check_nonnegative, check_positive, check_steps
+from ..._order import Place
 from ..._recipe import factory
 from ..._typing import Count, Params, Scalar, Updates
 
@@ -110,4 +111,4 @@ def zclip(
         var = torch.where(stay, state.var, state.var + share * (off - state.var))
         return clipped, ZClipState(state.count + 1, mean, var)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, place=Place.FRONT)

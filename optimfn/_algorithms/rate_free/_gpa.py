@@ -9,6 +9,7 @@ from ... import tree
 from ..._assign import need_steps
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice, check_dtype, check_fraction, check_positive, need_params
+from ..._order import Place, check_descends, check_keeps_none
 from ..._recipe import factory
 from ..._typing import Params, Scalar, State, Updates
 
@@ -66,6 +67,8 @@ def gpa(
         (tensor([2.5000]), tensor([3.]))
     """
     check_transformation(inner=inner)
+    check_descends(inner=inner)
+    check_keeps_none(inner=inner)
     check_fraction(mu_y=mu_y, mu_x=mu_x)
     check_positive(mu_y=mu_y)
     check_dtype(state_dtype=state_dtype)
@@ -97,4 +100,4 @@ def gpa(
             lambda y, z: tree.cast_leaf(y + tree.cast_leaf((z - y) * back, z.dtype), y.dtype), params, state.z
         )
 
-    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=mean)
+    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=mean, place=Place.WHOLE)

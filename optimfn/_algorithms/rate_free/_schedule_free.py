@@ -19,6 +19,7 @@ from ..._checks import (
     check_steps,
     need_params,
 )
+from ..._order import Place, check_descends, check_keeps_none
 from ..._recipe import factory
 from ..._schedules._warmup import warmup_constant_schedule
 from ..._transforms._decay import add_decayed_weights
@@ -98,6 +99,8 @@ def schedule_free(
     check_nonnegative(weight_lr_power=weight_lr_power, weight_step_power=weight_step_power)
     check_dtype(state_dtype=state_dtype)
     check_choice("decay_at", decay_at, ("y", "z"))
+    check_descends(base_optimizer=base_optimizer)
+    check_keeps_none(base_optimizer=base_optimizer)
 
     def init(params: Params) -> ScheduleFreeState:
         zero = tree.wide(tree.count(params))
@@ -123,7 +126,8 @@ def schedule_free(
         return tree.cast_like(moved, updates), state
 
     alone = base_optimizer.leafwise and not callable(learning_rate)
-    return GradientTransformation(init, update, leafwise=alone, eval_params=schedule_free_eval_params)
+    said = schedule_free_eval_params
+    return GradientTransformation(init, update, leafwise=alone, eval_params=said, place=Place.WHOLE)
 
 
 def _now(learning_rate: ScalarOrSchedule, count: Tensor, like: Tensor) -> Tensor:
