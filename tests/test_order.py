@@ -35,6 +35,7 @@ WHOLE = {
     "mechanize": lambda: of.mechanize(of.lion(1.0)),
     "hyperball": lambda: of.hyperball(RULE, 0.1),
     "sam": lambda: of.sam(of.sgd(0.1), of.chain(of.normalize(), of.sgd(0.05))),
+    "msam": lambda: of.msam(of.sgd(0.1)),
     "lookahead": lambda: of.lookahead(of.sgd(0.1), 2, 0.5, slow_in_state=True),
 }
 CHANGES = {
@@ -96,6 +97,8 @@ LAST = {
     "params_swa": of.params_swa,
     "decay_after_step": lambda: of.decay_after_step(0.1, 0.1),
     "decay_proximally": lambda: of.decay_proximally(0.1, lambda count: 0.1),
+    "power_ema": of.power_ema,
+    "keep_params_in": lambda: of.keep_params_in(of.projection_non_negative),
     "keep_params_nonnegative": of.keep_params_nonnegative,
 }
 
@@ -115,11 +118,13 @@ def inside(name):
         "gpa": of.gpa,
         "mechanize": of.mechanize,
         "sam": lambda tx: of.sam(tx, of.sgd(0.1)),
+        "msam": of.msam,
+        "looksam": of.looksam,
         "sam's climb": lambda tx: of.sam(of.sgd(0.1), tx),
     }[name]
 
 
-@pytest.mark.parametrize("name", ["schedule_free", "gpa", "mechanize", "sam", "sam's climb"])
+@pytest.mark.parametrize("name", ["schedule_free", "gpa", "mechanize", "sam", "sam's climb", "msam", "looksam"])
 def test_what_steps_goes_downhill(name):
     wrap = inside(name)
     for rule in (RULE, of.chain(of.mars(), of.scale_by_lion(), DECAY), of.cautious(RULE), of.graft(RULE, RULE)):
@@ -129,7 +134,7 @@ def test_what_steps_goes_downhill(name):
     wrap(of.stateless(lambda updates, params: updates))  # which nobody knows
 
 
-@pytest.mark.parametrize("name", ["schedule_free", "gpa", "mechanize"])
+@pytest.mark.parametrize("name", ["schedule_free", "gpa", "mechanize", "msam"])
 def test_one_average_owns_the_iterates(name):
     for tx in (of.schedule_free_sgd(0.1), of.chain(of.sgd(0.1), of.params_ema(0.9)), of.gpa(of.sgd(0.1))):
         with pytest.raises(ValueError, match="must not keep parameters to evaluate of its own, got"):

@@ -7,6 +7,7 @@ from typing import Any
 from .. import tree
 from .._base import GradientTransformation, apply_updates, stateless
 from .._checks import check_callable, need_params
+from .._order import Place
 from .._recipe import factory
 from .._typing import Assign, Params, Tree, Updates
 
@@ -53,7 +54,7 @@ def keep_params_in(projection: Callable[[Params], Tree]) -> GradientTransformati
         )
         return tree.map(Assign, projection(moved))
 
-    return replace(stateless(keep), takes_assigned=True)
+    return replace(stateless(keep), takes_assigned=True, place=Place.LAST)
 
 
 def _is_absent(update: Any) -> bool:

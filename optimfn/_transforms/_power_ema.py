@@ -8,6 +8,7 @@ from .. import tree
 from .._base import GradientTransformation, apply_updates
 from .._checks import check_nonnegative, need_params
 from .._evaluation import kept_beside
+from .._order import Place
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, Updates
 
@@ -72,4 +73,6 @@ def power_ema(gamma: Scalar = 6.94) -> GradientTransformation:
     def eval_params(state: PowerEmaState, params: Params) -> Params:
         return kept_beside(params, state.ema)
 
-    return GradientTransformation(init, update, leafwise=True, takes_assigned=True, eval_params=eval_params)
+    return GradientTransformation(
+        init, update, leafwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
+    )

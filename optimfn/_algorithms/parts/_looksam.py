@@ -9,6 +9,8 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_nonnegative, check_steps, need_params
+from ..._evaluation import eval_within
+from ..._order import check_descends
 from ..._recipe import factory
 from ..._state_spec import HostCount
 from ..._typing import Params, Scalar, State, Updates
@@ -62,6 +64,7 @@ def looksam(
         tensor([-3.])
     """
     check_transformation(optimizer=optimizer)
+    check_descends(optimizer=optimizer)
     check_nonnegative(rho=rho, alpha=alpha, eps=eps)
     check_steps(period=period, at_least=1)
 
@@ -107,7 +110,7 @@ def looksam(
         step, opt_state = optimizer.rule(seen, state.opt_state, params, **{**extra, "foot_grads": updates})
         return step, LookSAMState(state.count + 1, tree.carry(aside, state.aside), opt_state)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, eval_params=eval_within(optimizer, "opt_state"))
 
 
 def _quotient(x: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from ..._assign import need_steps
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_nonnegative, need_params
 from ..._evaluation import kept_beside
+from ..._order import Place, check_descends, check_keeps_none
 from ..._recipe import factory
 from ..._typing import Params, Scalar, State, Updates
 
@@ -56,6 +57,8 @@ def msam(optimizer: GradientTransformation, rho: Scalar = 0.3) -> GradientTransf
         (tensor([-1.2500]), tensor([3.]))
     """
     check_transformation(optimizer=optimizer)
+    check_descends(optimizer=optimizer)
+    check_keeps_none(optimizer=optimizer)
     check_nonnegative(rho=rho)
 
     def init(params: Params) -> MSAMState:
@@ -80,4 +83,4 @@ def msam(optimizer: GradientTransformation, rho: Scalar = 0.3) -> GradientTransf
     def iterate(state: MSAMState, params: Params) -> Params:
         return kept_beside(params, state.z)
 
-    return GradientTransformation(init, update, eval_params=iterate)
+    return GradientTransformation(init, update, eval_params=iterate, place=Place.WHOLE)
