@@ -225,8 +225,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: at construction if a member is not a `GradientTransformation`, naming its position.
-        ValueError: at construction if a member cannot work where it stands, such as `mars` behind a learning rate; in
-            `update` if the state has another number of members.
+        ValueError: at construction for a member that cannot work where it stands; in `update` for another chain's state.
 
     Example:
         >>> import torch, optimfn as of
