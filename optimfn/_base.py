@@ -225,7 +225,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: at construction if a member is not a `GradientTransformation`, naming its position.
-        ValueError: at construction for a member that cannot work where it stands; in `update` for another chain's state.
+        ValueError: at construction if a member that cannot work where it stands; in `update` for another chain's state.
 
     Example:
         >>> import torch, optimfn as of
