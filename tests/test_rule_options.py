@@ -48,6 +48,25 @@ class Raw(oracle.DAdaptAdam):
         return step
 
 
+class FreeAdam:
+    """Defazio et al. 2024, Algorithm 1, in x, y and z; Adam's numerator is a corrected mean."""
+
+    def __init__(self, gamma, beta1, beta2, decay, inner):
+        self.gamma, self.beta1, self.beta2, self.decay, self.inner = gamma, beta1, beta2, decay, inner
+        self.m, self.v, self.total, self.x = 0.0, 0.0, 0.0, None
+
+    def __call__(self, g, y, t):
+        if self.x is None:
+            self.x = self.z = y
+        self.m = self.inner * self.m + (1 - self.inner) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        root = np.sqrt(self.v / (1 - self.beta2**t)) + 1e-8
+        self.z = self.z - self.gamma * (self.m / (1 - self.inner**t) / root + self.decay * y)
+        self.total += self.gamma**2
+        self.x = self.x + self.gamma**2 / self.total * (self.z - self.x)
+        return self.beta1 * self.x + (1 - self.beta1) * self.z - y
+
+
 OPTIONS = {
     "adan_proximal": (
         of.adan(1e-2, weight_decay=0.3, proximal=True),
@@ -60,6 +79,10 @@ OPTIONS = {
     "dadapt_adamw_like_its_authors": (
         of.dadapt_adamw(estim_lr0=1e-3, growth_rate=1.1, use_bias_correction=False),
         oracle.run(lambda: Raw(1e-3, 1.1)),
+    ),
+    "schedule_free_adamw_with_momentum_inside": (
+        of.schedule_free_adamw(0.05, b1=0.8, b2=0.95, weight_decay=0.1, inner_momentum=0.6),
+        leafwise(lambda _: FreeAdam(0.05, 0.8, 0.95, 0.1, 0.6)),
     ),
     "dadapt_sgd_unbounded": (of.dadapt_sgd(estim_lr0=1e-3), oracle.run(lambda: oracle.DAdaptSGD(d0=1e-3))),
     "dadapt_adagrad_unbounded": (

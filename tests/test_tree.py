@@ -233,6 +233,22 @@ def test_masks_and_labels():
         tree.mask_by("x")
 
 
+def test_layers_are_numbered_from_the_input():
+    labels = tree.label_by_layer(r"layer\.(\d+)\.", layers=12)
+    params = {"embeddings": {"w": torch.ones(1)}, "layer": {str(i): {"w": torch.ones(1)} for i in (0, 3, 11)}}
+    found = labels({**params, "norm": torch.ones(1)})
+    assert found == {
+        "embeddings": {"w": "0"},
+        "layer": {"0": {"w": "1"}, "3": {"w": "4"}, "11": {"w": "12"}},
+        "norm": "13",
+    }
+    with pytest.raises(ValueError, match=r"layers must be above.*got 3 and layer\.3\.w"):
+        tree.label_by_layer(r"layer\.(\d+)\.", layers=3)(params)
+    with pytest.raises(ValueError, match=r"pattern must have a group"):
+        tree.label_by_layer(r"layer\.\d+", layers=3)
+    assert labels == tree.label_by_layer(r"layer\.(\d+)\.", layers=12)
+
+
 def test_labels_compile():
     params, label = {"a": torch.ones(2), "b": torch.ones(2)}, tree.label_by_path({"a": "x"}, "y")
 

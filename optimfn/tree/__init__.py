@@ -80,6 +80,7 @@ from ._moments import update_moment as update_moment
 from ._moments import update_moment_per_elem_norm as update_moment_per_elem_norm
 from ._paths import is_matrix as is_matrix
 from ._paths import label_by as label_by
+from ._paths import label_by_layer as label_by_layer
 from ._paths import label_by_path as label_by_path
 from ._paths import looks_at_shapes_only as looks_at_shapes_only
 from ._paths import mask_by as mask_by

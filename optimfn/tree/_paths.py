@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from .._checks import check_callable
+from .._checks import check_callable, check_steps
 from .._recipe import Recorded, factory
 from .._typing import Mask, Params, Tree
 from ._core import ParamsPlaceholder, broadcast, join_path, leaves, leaves_with_path, map, paths
@@ -106,10 +106,55 @@ def label_by_path(patterns: Mapping[str, str], default: str) -> Callable[[Params
     return lambda params: map(label, paths(params))
 
 
+@factory
+def label_by_layer(pattern: str, layers: int, first: str = r"embed|stem|cls_token") -> Callable[[Params], Tree]:
+    r"""Make labels of the number of a layer, for learning rates that fall toward the input: layer-wise rate decay.
+
+    The labels are "0" for what is `first`, "1" to `layers` for the layers, and `layers + 1` for all else, the head. The
+    usual rate of a layer is that of the head times a decay to the power of its distance from it, as below.
+
+    Args:
+        pattern: Regular expression on the path with one group, the number of the layer, counted from 0.
+        layers: How many there are, >= 1.
+        first: Regular expression on the paths of what comes before the layers.
+
+    Raises:
+        TypeError, ValueError: at construction for `layers`, or if the pattern has no group; with parameters, if it
+            finds a layer that is not below `layers`.
+        re.error: if a pattern is not a regular expression.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> labels = of.tree.label_by_layer(r"blocks\.(\d+)", layers=2)
+        >>> params = {"embed": torch.ones(1), "blocks": [torch.ones(1), torch.ones(1)], "head": torch.ones(1)}
+        >>> tx = of.partition({str(i): of.sgd(0.5 ** (3 - i)) for i in range(4)}, labels)
+        >>> tx.update(params, tx.init(params))[0]["blocks"]
+        [tensor([-0.2500]), tensor([-0.5000])]
+    """
+    check_steps(layers=layers, at_least=1)
+    found, before = re.compile(pattern), re.compile(first)
+    if found.groups < 1:
+        raise ValueError(
+            f"pattern must have a group for the number of the layer, as in r'blocks\\.(\\d+)', got {pattern!r}"
+        )
+
+    def label(path: str) -> str:
+        match = found.search(path)
+        if match is None:
+            return "0" if before.search(path) else str(layers + 1)
+        if int(match[1]) >= layers:
+            raise ValueError(f"layers must be above the number of every layer, got {layers} and {path}")
+        return str(int(match[1]) + 1)
+
+    return lambda params: map(label, paths(params))
+
+
 def looks_at_shapes_only(function: Callable[[Params], Tree]) -> bool:
     """Whether a mask or labels are known to depend on the shapes and paths of leaves alone."""
     recipe = getattr(function, "recipe", None)
-    return function is is_matrix or (recipe is not None and recipe.factory in (mask_by_path, label_by_path))
+    return function is is_matrix or (
+        recipe is not None and recipe.factory in (mask_by_path, label_by_path, label_by_layer)
+    )
 
 
 def sees_leaves(marks: object) -> bool:

@@ -26,6 +26,7 @@ from ..._transforms._decay import add_decayed_weights
 from ..._transforms._rate import descend
 from ..._typing import Count, Params, Scalar, ScalarOrSchedule, State, Updates
 from ..adagrad._rmsprop import scale_by_rms
+from ..adam._adam import scale_by_adam
 from ..momentum._sgd import sgd
 
 
@@ -224,6 +225,8 @@ def schedule_free_adamw(
     weight_decay: ScalarOrSchedule = 0.0,
     weight_lr_power: Scalar = 2.0,
     state_dtype: torch.dtype | None = None,
+    *,
+    inner_momentum: Scalar = 0.0,
 ) -> GradientTransformation:
     """AdamW without momentum whose result is the average of its iterates: `schedule_free` around `scale_by_rms`.
 
@@ -236,9 +239,11 @@ def schedule_free_adamw(
         weight_decay: Decay per unit of learning rate, >= 0, at the parameters; a number, a 0-dim tensor or a schedule.
         weight_lr_power: Power of the largest learning rate in the weight of an iterate, no unit, >= 0.
         state_dtype: Dtype of the iterate; `None` means that of the leaf, float32 for float16 and bfloat16.
+        inner_momentum: Decay of a mean of the gradients, corrected, in the place of the gradient, no unit, in [0, 1).
 
     Shapes:
-        params: needed. state: that of `schedule_free` around `scale_by_rms`. Memory: 2 x params.
+        params: needed. state: that of `schedule_free` around `scale_by_rms`. Memory: 2 x params; with an
+            `inner_momentum` around `scale_by_adam`, 3 x params.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -252,9 +257,12 @@ def schedule_free_adamw(
         >>> tx.update(torch.tensor([2.0]), tx.init(params), params)[0]
         tensor([-0.5000])
     """
-    check_decay(b2=b2)
+    check_decay(b2=b2, inner_momentum=inner_momentum)
     check_nonnegative(eps=eps)
     rate = _warmed(learning_rate, warmup_steps)
+    plain = not isinstance(inner_momentum, Tensor) and inner_momentum == 0
     rms = scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
-    base = chain(rms, add_decayed_weights(weight_decay), descend(rate))
+    base = chain(
+        rms if plain else scale_by_adam(inner_momentum, b2, eps), add_decayed_weights(weight_decay), descend(rate)
+    )
     return schedule_free(base, rate, b1, weight_lr_power, state_dtype)
