@@ -4,7 +4,7 @@ import functools
 import importlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,11 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 def is_dtensor(x: Any) -> bool:
     """Whether a tensor is a shard of one that lies on several processes."""
     return type(x) not in _ORDINARY and hasattr(type(x), "_local_tensor")
+
+
+def are_cut(leaves: Iterable[Any]) -> bool:
+    """Whether some leaves are such shards."""
+    return any(kind not in _ORDINARY and hasattr(kind, "_local_tensor") for kind in set(map(type, leaves)))
 
 
 def local_shard(x: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._base import GradientTransformation
 from .._torch import disable_dynamo
+from ..fused.run._process import without_collecting
 from ._amp import unscale
 from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
@@ -116,7 +117,8 @@ class Engine(Source):
         if not fits or (is_step and grads is None):
             if capturing:
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-            bound = self._join(said)
+            with without_collecting():
+                bound = self._join(said)
             grads = [p.grad for p in bound.params.values()]
         elif not (capturing and is_watched()):
             numbers.write(values, capturing)

@@ -48,21 +48,21 @@ class Section(NamedTuple):
     elements: int
 
 
-class _Part(NamedTuple):
-    """What one row has in the tables."""
+class _Group(NamedTuple):
+    """What rows of one kernel that follow each other have in the tables; the lists are parallel."""
 
-    owner: Owner
     kernel: Kernel
-    chunks: "array[int]"
-    combines: "array[int]"
-    numel: int
+    owners: int  # the number of those of the rows, among all lists of owners
+    chunks: list[bytes]
+    combines: list[bytes]
+    sizes: list[int]
 
 
 class _Operation(NamedTuple):
     """What one call has in the tables; where some of it may be left out, also its rows."""
 
     fields: tuple[int, int, int]
-    owners: Sequence[Owner] = ()
+    owners: int = 0  # as above
     rows: Sequence[bytes] = ()  # of a reduction its result and its operands
     reduces: bool = False
 
@@ -73,13 +73,15 @@ class Selection:
     Args:
         rows: Slots and buffers of 0-dim arithmetic, of the whole plan.
         stages: For each stage what its calls and its rows have.
+        owners: The lists of owners of both.
         present: The owners that are present; all if it is `None`.
     """
 
     def __init__(
         self,
         rows: "array[int]",
-        stages: Iterable[tuple[list[_Operation], list[_Part]]],
+        stages: Iterable[tuple[list[_Operation], list[_Group]]],
+        owners: Iterable[Sequence[Owner]],
         present: Set[Owner] | None,
     ) -> None:
         self.rows = rows if present is None else rows[:]
@@ -87,39 +89,41 @@ class Selection:
         self.calls = array("q")  # form, position of its rows, their number
         self.combines = array("q")  # slot, first partial result, their number, how, dtype
         self.sections: list[Section] = []
-        pending: list[_Part] = []  # reductions of a stage are combined when the next begins
-        for operations, parts in stages:
-            first = len(self.combines)
-            for part in pending:
-                self.combines += part.combines
-            combines = Extent(first // COMBINE_FIELDS, (len(self.combines) - first) // COMBINE_FIELDS)
+        # Whole lists at a time: a step whose gradients come and go does this anew.
+        here = [[True] * len(own) if present is None else list(map(present.__contains__, own)) for own in owners]
+        position, taken = len(rows), list[bytes]()
+        pending: list[bytes] = []  # reductions of a stage are combined when the next begins
+        for operations, groups in stages:
+            combines = _append(self.combines, pending, COMBINE_FIELDS)
             calls = Extent(len(self.calls) // CALL_FIELDS, len(operations))
-            for operation in operations:
-                whole = present is None or not operation.rows
-                self.calls.extend(operation.fields if whole else self._some(operation, present or set()))
-            pending = parts if present is None else [part for part in parts if part.owner in present]
-            chunks, kernels = len(self.chunks) // CHUNK_FIELDS, []
-            for kernel, members in groupby(pending, key=lambda part: part.kernel):
-                start = len(self.chunks)
-                for part in members:
-                    self.chunks += part.chunks
-                extent = Extent(start // CHUNK_FIELDS, (len(self.chunks) - start) // CHUNK_FIELDS)
-                kernels.append((kernel, extent))
-            size = len(self.chunks) // CHUNK_FIELDS - chunks
-            elements = sum([part.numel for part in pending])
-            self.sections.append(Section(combines, calls, Extent(chunks, size), kernels, elements))
+            for fields, number, own_rows, reduces in operations:
+                if present is None or not own_rows:
+                    self.calls.extend(fields)
+                    continue
+                some: Sequence[bytes] = list(compress(own_rows, here[number]))
+                if reduces and len(some) == 1:
+                    some = own_rows  # one of nothing, which nothing that is present needs; old operands will do
+                self.calls.extend((fields[0], position, len(some)))
+                taken += some
+                position += len(some) * len(own_rows[0]) // self.rows.itemsize
+            first, kernels, elements = len(self.chunks) // CHUNK_FIELDS, [], 0
+            pending = []
+            for kernel, number, chunks, combined, sizes in groups:
+                own = here[number]
+                kernels.append((kernel, _append(self.chunks, compress(chunks, own), CHUNK_FIELDS)))
+                pending += compress(combined, own)
+                elements += sum(compress(sizes, own))
+            size = len(self.chunks) // CHUNK_FIELDS - first
+            kernels = [(kernel, extent) for kernel, extent in kernels if extent.size]
+            self.sections.append(Section(combines, calls, Extent(first, size), kernels, elements))
+        self.rows.frombytes(b"".join(taken))
 
-    def _some(self, operation: _Operation, present: Set[Owner]) -> tuple[int, int, int]:
-        """The rows of a call that are present; of a reduction, the operands."""
-        position, rows = len(self.rows), operation.rows
-        here = map(present.__contains__, operation.owners)
-        if operation.reduces:
-            # One of nothing is not needed by anything that is present; the old values of its operands will do.
-            some = [rows[0], *(list(compress(rows[1:], here)) or rows[1:])]
-        else:
-            some = list(compress(rows, here))
-        self.rows.frombytes(b"".join(some))
-        return operation.fields[0], position, len(some)
+
+def _append(table: "array[int]", entries: Iterable[bytes], fields: int) -> Extent:
+    """Put entries at the end of a table; where they are."""
+    first = len(table)
+    table.frombytes(b"".join(entries))
+    return Extent(first // fields, (len(table) - first) // fields)
 
 
 class Tables:
@@ -145,12 +149,13 @@ class Tables:
         self.places = array("q")  # numbers of buffers and slots, and extents, row after row
         self.partials = 0
         self._rows = array("q")
-        self._stages = [(list(map(self._operation, s.calls)), list(map(self._part, s.rows))) for s in stages]
+        self._owners: dict[tuple[Owner, ...], int] = {}  # each list once
+        self._stages = [(list(map(self._operation, s.calls)), self._groups(s.rows)) for s in stages]
         self.whole = self.select(None)
 
     def select(self, present: Set[Owner] | None) -> Selection:
         """What is needed when some gradients are absent."""
-        return Selection(self._rows, self._stages, present)
+        return Selection(self._rows, self._stages, self._owners, present)
 
     def _operation(self, call: Call) -> _Operation:
         position = len(self._rows)
@@ -160,11 +165,26 @@ class Tables:
         fields = self._forms[call.form], position, count
         if all(owner is None for owner in call.owners):
             return _Operation(fields)
-        rows = [[one] for one in call.rows[0]] if call.reduces else call.rows
-        return _Operation(fields, call.owners, [array("q", row).tobytes() for row in rows], call.reduces)
+        rows, owners = call.rows, call.owners
+        if call.reduces:
+            rows, owners = [[one] for one in call.rows[0]], [None, *owners]
+        return _Operation(fields, self._number(owners), [array("q", row).tobytes() for row in rows], call.reduces)
 
-    def _part(self, row: Row) -> _Part:
-        """Cut a leaf into chunks, and say how to combine what they reduce."""
+    def _groups(self, rows: Iterable[Row]) -> list[_Group]:
+        """Rows by their kernels."""
+        found = []
+        for kernel, own in groupby(rows, key=lambda row: row.kernel):
+            members = list(own)
+            chunks, combines = zip(*map(self._cut_up, members), strict=True)
+            sizes = [row.numel for row in members]
+            found.append(_Group(kernel, self._number([row.owner for row in members]), [*chunks], [*combines], sizes))
+        return found
+
+    def _number(self, owners: Iterable[Owner]) -> int:
+        return self._owners.setdefault(tuple(owners), len(self._owners))
+
+    def _cut_up(self, row: Row) -> tuple[bytes, bytes]:
+        """The chunks of a leaf, and how to combine what they reduce."""
         positions = len(self.places), len(self.places) + len(row.buffers)
         self.places.extend(row.buffers)
         self.places.extend(row.slots)
@@ -177,4 +197,4 @@ class Tables:
         for node in row.reductions:
             combines.extend((self._slot[node], self.partials, parts, _HOW[node.op], _KIND.get(node.dtype, 2)))
             self.partials += parts
-        return _Part(row.owner, row.kernel, chunks, combines, row.numel)
+        return chunks.tobytes(), combines.tobytes()

@@ -117,7 +117,7 @@ class Code:
 
     def present(self, pattern: tuple[bool, ...]) -> frozenset[Owner]:
         """The owners that are present; one of several leaves is with any of them."""
-        leaves = frozenset([None, *(leaf if here else ~leaf for leaf, here in enumerate(pattern))])
+        leaves = frozenset([None, *[leaf if here else ~leaf for leaf, here in enumerate(pattern)]])
         return leaves.union(own for own in self._joint if not own.isdisjoint(leaves))
 
     def are_given(self, pattern: tuple[bool, ...]) -> list[bool]:

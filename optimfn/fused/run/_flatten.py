@@ -91,9 +91,9 @@ class OtherStructure(Exception):
     """Where a leaf was, there is a node."""
 
 
-def are_leaves(found: Iterable[Any]) -> bool:
+def are_leaves(found: Collection[Any]) -> bool:
     """Whether no node is among what was read for leaves: reading is quick, and looks at nothing where a leaf was."""
-    return all(map(_is_leaf, found))
+    return all(map(_is_leaf, dict(zip(map(type, found), found, strict=True)).values()))  # the class tells
 
 
 def _is_leaf(node: Any) -> bool:

@@ -1,9 +1,8 @@
 """What a step knows about arguments of one structure: the programs for their signatures, or why there are none."""
 
-import contextlib
-import gc
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,18 +10,20 @@ from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, apply_updates
+from ..._torch import are_cut
 from ..._typing import Params, State, Updates
 from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, SeveralProcesses, Untraceable
 from ..plan._owners import Absence
 from ..plan._planner import make_plan
-from ..trace._lower import InShards, Shards, is_cut, local, lowered
+from ..trace._lower import InShards, Shards, local, lowered
 from ..trace._trace import Graph, trace
 from . import _build
 from ._absent import Instead, code_for
 from ._cache import CannotBuild
 from ._code import MACHINES, Code
-from ._flatten import Form, Structure
+from ._flatten import Form, OtherStructure, Structure, are_leaves
 from ._paths import belongings
+from ._process import without_collecting
 from ._program import Program
 from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
@@ -59,8 +60,14 @@ class Known:
             leaves: The leaves.
             keys: Under what the transformation finds code.
             misfit: The trace that was tried, if the leaves are of another kind.
+
+        Raises:
+            OtherStructure: if there is a node among the leaves.
         """
-        if any(leaves[i] is None for i in self.form.grads) and not is_cut(leaves):
+        grads = leaves[self.form.grads.start : self.form.grads.stop]
+        # Once a program for all is known, shards and nodes are a misfit to it.
+        is_whole = (self._all is not None and misfit is None) or not are_cut(leaves)
+        if is_whole and any(map(operator.is_, grads, itertools.repeat(None))):
             found = self._find_pattern(leaves, keys, misfit)
             if found is not None:
                 self.last = found
@@ -136,8 +143,10 @@ class Known:
         return filled
 
     def _find_signature(self, leaves: list[Any], keys: Keys, *, may_trace: bool = True) -> Traced | None:
+        if not are_leaves(leaves):
+            raise OtherStructure
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        shards = Shards(tensors) if is_cut(tensors) else None
+        shards = Shards(tensors) if are_cut(tensors) else None
         tensors = (shards.opened(tensors) if shards else None) or tensors
         if not are_ordinary(tensors, MACHINES):
             return Traced(leaves, aside="kernels are not for tensors of this class, layout or device")
@@ -152,7 +161,7 @@ class Known:
             if found is None and not may_trace:
                 return None
             if found is None:
-                with _without_collecting():
+                with without_collecting():
                     found = self._trace(leaves, shards)
                 # Patterns that need their own come and go, and would push out all else.
                 passing = self._all is not None and any(leaves[i] is None for i in self.form.grads)
@@ -258,18 +267,6 @@ def pure(
     """What a step computes."""
     updates, new_state = tx.update(grads, state, params, **extra)
     return apply_updates(params, updates), new_state
-
-
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Nothing that a trace makes is garbage yet, and it makes so much that a collection would come again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def device_of(tensors: list[Tensor], fixed: int) -> torch.device:

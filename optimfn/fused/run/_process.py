@@ -1,8 +1,11 @@
-"""What a fork changes, where there are forks."""
+"""What concerns the process as a whole: forks, and the collection of garbage."""
 
+import contextlib
+import gc
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 
@@ -28,3 +31,15 @@ class Process:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=Process.after_fork)
+
+
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """For what makes many objects, none of them garbage yet: a collection would come again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -165,8 +165,6 @@ class Step:
 
     def _find(self, known: Known, leaves: list[Any], misfit: Traced | None = None) -> Traced:
         """The trace for leaves of this signature: an old one, or a new one."""
-        if not are_leaves(leaves):
-            raise OtherStructure
         with self.lock:
             self._keys = self._keys or Keys(self._tx)
             traced = known.find(leaves, self._keys, misfit)

@@ -228,8 +228,3 @@ def wrap(outputs: Sequence[Any], places: Sequence[Place | None], like: Mapping[P
 def local(x: Any) -> Any:
     """What of a leaf is here."""
     return x._local_tensor if is_dtensor(x) else x
-
-
-def is_cut(leaves: Sequence[Any]) -> bool:
-    """Whether some leaves lie in shards."""
-    return any(map(is_dtensor, leaves))
