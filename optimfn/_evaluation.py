@@ -1,23 +1,26 @@
 """The parameters to evaluate, where they are others than those that are trained."""
 
+from typing import Any
+
 from . import tree
 from ._base import EvalParamsFn, GradientTransformation
 from ._typing import Params, State, Tree
 
 
-def eval_params(tx: GradientTransformation, state: State, params: Params) -> Params:
+def eval_params(tx: Any, state: State = None, params: Params | None = None) -> Params:
     """The parameters to evaluate: what a transformation keeps beside those that it trains, else these themselves.
 
     `params_ema`, `params_swa`, `power_ema`, `lookahead`, `schedule_free`, `gpa` and `msam` keep such, wherever they
     stand in chains and wrappers. Of several in a chain the last decides. `Optimizer.evaluation` swaps them in and back.
 
     Args:
-        tx: The transformation.
+        tx: The transformation; or an `Optimizer`, alone.
         state: Its state.
         params: The parameters that it trains.
 
     Returns:
-        A tree like `params`, in its dtypes; of a `lookahead` without `slow_in_state` the slow ones.
+        A tree like `params`, in its dtypes; of a `lookahead` without `slow_in_state` the slow ones. Of an `Optimizer` a
+        dict by the names of the parameters, which are untouched: copies where they are others.
 
     Example:
         >>> import torch, optimfn as of
@@ -28,6 +31,8 @@ def eval_params(tx: GradientTransformation, state: State, params: Params) -> Par
         >>> params, of.eval_params(tx, state, params)
         (tensor([2.]), tensor([2.5000]))
     """
+    if hasattr(tx, "params_to_evaluate"):
+        return tx.params_to_evaluate()
     return params if tx.eval_params is None else tx.eval_params(state, params)
 
 

@@ -63,10 +63,10 @@ def call_of(make: Callable[..., Any]) -> str:
     return f"{make.__name__}({', '.join(needed)})"
 
 
-def for_transformation(value: object) -> str:
+def for_transformation(value: Any) -> str:
     """What to give where a transformation belongs, in the place of a value; begins with a colon, or is empty."""
     if is_factory(value):
-        return f": it was not called, call {call_of(value)}"  # type: ignore[arg-type]  # it is a function
+        return f": it was not called, call {call_of(value)}"
     if isinstance(value, list | tuple):
         return ": give the members one by one, chain(*members)"
     if isinstance(value, torch.optim.Optimizer) or _is_optimizer_class(value):
@@ -83,7 +83,7 @@ def for_transformation(value: object) -> str:
     return ""
 
 
-def for_number(name: str, value: object) -> str:
+def for_number(name: str, value: Any) -> str:
     """What to give where a number belongs, in the place of a value; begins with a colon, or is empty."""
     if isinstance(value, str):
         try:
@@ -97,7 +97,7 @@ def for_number(name: str, value: object) -> str:
             ": it drives the groups of an Optimizer; in its place give a schedule, such as cosine_decay_schedule(...)"
         )
     if is_factory(value):
-        return f": it was not called, call {call_of(value)}"  # type: ignore[arg-type]  # it is a function
+        return f": it was not called, call {call_of(value)}"
     if callable(value):
         return f": to have it follow a schedule, call inject_hyperparams(factory)({name}=schedule)"
     if isinstance(value, list | tuple | Tensor):
@@ -210,4 +210,4 @@ def _say_what_is_missing(name: str) -> NoReturn:
 
 # Set from here, since type checkers take a `__getattr__` that they see for a promise that every name exists.
 _PACKAGE = sys.modules[__name__.rpartition(".")[0]]
-setattr(_PACKAGE, "__getattr__", _say_what_is_missing)  # noqa: B010 - an assignment is what checkers would see
+vars(_PACKAGE)["__getattr__"] = _say_what_is_missing

@@ -158,7 +158,7 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
             return RecordedFunction(value, recipe=recipe)  # type: ignore[return-value]  # R is a function type
         raise TypeError(f"{make.__name__} must return a transformation or a function, got {value!r}")
 
-    made.init = made.update = functools.partial(_uncalled, made)  # type: ignore[attr-defined]  # a function has a dict
+    vars(made).update(dict.fromkeys(("init", "update"), functools.partial(_uncalled, made)))
     return made
 
 
@@ -314,6 +314,9 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _call(recipe: Recipe) -> str:
+    shown_as = getattr(recipe.factory, "shown_as", None)
+    if shown_as is not None:
+        return str(shown_as(*recipe.args, **recipe.kwargs))
     bound = recipe.bind()
     parts: list[str] = []
     for name, value in bound.arguments.items():

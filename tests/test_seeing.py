@@ -375,3 +375,43 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
         of.plot_schedule(0.1, 3)
     with pytest.raises(ModuleNotFoundError, match="plot_path needs matplotlib: pip install matplotlib"):
         of.plot_path(of.sgd(0.1), "booth", (0.0, 0.0), 3)
+
+
+def test_what_an_optimizer_holds_is_found_as_in_a_state():
+    """`metrics`, `tree.get` and `eval_params` take an optimizer, before its first step and after."""
+    model = torch.nn.Linear(3, 2)
+    tx = of.chain(of.snapshot("norm", of.tree.norm), of.adamw(0.1), of.params_ema(0.5))
+    opt = of.Optimizer(model, tx)
+    assert of.metrics(opt) == {}
+    assert of.tree.get(opt, "mu") is None
+    assert {name: x.data_ptr() for name, x in of.eval_params(opt).items()} == {
+        name: p.data_ptr() for name, p in model.named_parameters()
+    }
+    params, state = {k: p.detach().clone() for k, p in model.named_parameters()}, None
+    state = tx.init(params)
+    for _ in range(3):
+        opt.zero_grad()
+        model(torch.ones(4, 3)).square().sum().backward()
+        updates, state = tx.update({k: p.grad for k, p in model.named_parameters()}, state, params)
+        params = of.apply_updates(params, updates)
+        opt.step()
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(of.metrics(opt)["norm"], of.metrics(state)["norm"], **close)
+    torch.testing.assert_close(dict(of.tree.get(opt, "mu")), of.tree.get(state, "mu"), **close)
+    torch.testing.assert_close(of.eval_params(opt), of.eval_params(tx, state, params), **close)
+    torch.testing.assert_close(dict(model.named_parameters()), params, **close)
+    with opt.evaluation():
+        torch.testing.assert_close(of.eval_params(opt), dict(model.named_parameters()))
+
+
+def test_optimizers_and_steps_print_what_they_run():
+    tx = of.sgd(0.1)
+    assert repr(of.make_step(tx, donate=True)) == f"make_step({tx!r}, donate=True, backend='auto')"
+    assert repr(tx) in repr(of.Optimizer([torch.ones(1, requires_grad=True)], tx))
+    assert repr(of.optim.Adam.transform(lr=0.1)) == "Adam.transform(lr=0.1)"
+
+
+def test_describe_notes_a_second_learning_rate():
+    assert of.describe(of.chain(of.clip(1.0), of.adam(1e-3))).note == ""
+    twice = of.describe(of.chain(of.adam(1e-3), of.scale_by_learning_rate(0.1)))
+    assert "adam and scale_by_learning_rate each multiply" in repr(twice)

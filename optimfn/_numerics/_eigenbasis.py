@@ -81,7 +81,7 @@ def refine_eigenvectors(matrix: Tensor, basis: Tensor, num_iters: int = 1) -> Re
 
     Example:
         >>> import torch, optimfn as of
-        >>> of.refine_eigenvectors(torch.diag(torch.tensor([1.0, 4.0])), torch.eye(2)).vectors
+        >>> of.refine_eigenvectors(torch.diag(torch.tensor([1.0, 4.0])), torch.eye(2)).vectors.abs()
         tensor([[0., 1.],
                 [1., 0.]])
     """

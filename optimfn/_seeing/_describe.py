@@ -12,6 +12,7 @@ from .. import tree
 from .._base import GradientTransformation, chain, check_transformation, named_chain
 from .._gate import unasked
 from .._recipe import Recipe, show
+from .._transforms._rate import scale_by_learning_rate
 from .._typing import Params, State
 from .._wrappers._hyperparams import InjectedFactory
 from .._wrappers._lookahead import LookaheadParams
@@ -37,11 +38,13 @@ class Description:
         rows: The transformations, each before what it consists of or wraps.
         params: Bytes of the parameters; `None` if none were given.
         gradients: Bytes of the gradients: of a `LookaheadParams` only the fast parameters have some.
+        note: What is likely a mistake, such as a second learning rate.
     """
 
     rows: tuple[DescribedTransform, ...]
     params: int | None
     gradients: int | None
+    note: str = ""  # about what is likely a mistake
 
     @property
     def state(self) -> int:
@@ -62,10 +65,13 @@ class Description:
         lines = [line for row in self.rows for line in _lines(row)]
         table = [("transform", "arguments", "state", "read", "written"), *lines]
         if self.params is None:
-            return _table([line[:2] for line in table])
+            return _table([line[:2] for line in table]) + self._remark()
         size, total = _bytes(self.params), (self.state, self.read, self.written)
         table += [("gradients", "", "", _bytes(self.gradients), ""), ("parameters", "", "", size, size)]
-        return _table([*table, ("total", "", *map(_bytes, total))])
+        return _table([*table, ("total", "", *map(_bytes, total))]) + self._remark()
+
+    def _remark(self) -> str:
+        return f"\nnote: {self.note}" if self.note else ""
 
 
 def describe(tx: GradientTransformation, params: Params | None = None) -> Description:
@@ -101,14 +107,30 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
     """
     check_transformation(tx=tx)
     if params is None:
-        return Description(tuple(_visit(_Part(tx), None, 0)), None, None)
+        return Description(tuple(_visit(_Part(tx), None, 0)), None, None, _note(tx))
     with unasked():
         try:
             rows = tuple(_visit(_Part(tx), tree.map(lambda p: p.detach().to("meta"), params), 0))
         except RuntimeError:  # what reading a number on the meta device raises
             rows = tuple(_visit(_Part(tx), params, 0))
     moving = params.fast if isinstance(params, LookaheadParams) else params
-    return Description(rows, _size(params), _size(moving))
+    return Description(rows, _size(params), _size(moving), _note(tx))
+
+
+def _note(tx: GradientTransformation) -> str:
+    """A word about a chain that multiplies the updates by two learning rates."""
+    rated = [one for one in tx.members.values() if _has_rate(one)]
+    if len(rated) < 2:
+        return ""
+    names = [one.recipe.factory.__name__ for one in rated if one.recipe is not None]
+    return f"{', '.join(names[:-1])} and {names[-1]} each multiply the updates by a learning rate of their own"
+
+
+def _has_rate(tx: GradientTransformation) -> bool:
+    """Whether it ends by multiplying with a learning rate."""
+    if tx.members:
+        return any(map(_has_rate, tx.members.values()))
+    return tx.recipe is not None and (tx.recipe.factory is scale_by_learning_rate or "learning_rate" in tx.arguments)
 
 
 class _Part(NamedTuple):

@@ -17,6 +17,7 @@ from .._typing import State
 from .._wrappers._finite import ApplyIfFiniteState
 from .._wrappers._hyperparams import InjectHyperparamsState
 from .._wrappers._multi_steps import MultiStepsState
+from ..tree._query import as_tree
 
 
 class _Fields(NamedTuple):
@@ -54,7 +55,7 @@ def metrics(state: State) -> dict[str, Any]:
     such as `"0.measurements.norm"`.
 
     Args:
-        state: The state of any transformation.
+        state: The state of any transformation, or an `Optimizer`.
 
     Returns:
         0-dim tensors by name, in the order of `tree.leaves`. They are copies, so a step that works in place does not
@@ -68,7 +69,9 @@ def metrics(state: State) -> dict[str, Any]:
         {'norm': 5.0, 'learning_rate': 0.1}
     """
     found = [
-        (short, path, leaf) for short, path, leaf in _collect(state) if not isinstance(leaf, Tensor) or not leaf.ndim
+        (short, path, leaf)
+        for short, path, leaf in _collect(as_tree(state))
+        if not isinstance(leaf, Tensor) or not leaf.ndim
     ]
     often = collections.Counter(short for short, _, _ in found)
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
-from .._recipe import factory
+from .._recipe import factory, show
 from .._wrappers._complex import through_pairs
 from ._bound import Bound, Grads, same
 from ._counts import count_beside
@@ -267,6 +267,14 @@ def rule_of(optimizer: type[DropIn], **options: Any) -> GradientTransformation:
     """The pure rule of a drop-in class, recorded as such, so that it prints, compares and pickles."""
     probe: Any = optimizer([torch.zeros(1, 1, requires_grad=True)], **options)
     return through_pairs(directed(optimizer.rule, probe.param_groups[0]))
+
+
+def _as_transform(optimizer: type[DropIn], **options: Any) -> str:
+    """The call by which users make it."""
+    return f"{optimizer.__name__}.transform({', '.join(f'{key}={show(value)}' for key, value in options.items())})"
+
+
+vars(rule_of)["shown_as"] = _as_transform
 
 
 def _as_reals(entries: Entries) -> Entries:

@@ -73,6 +73,25 @@ class Evaluation(Engine):
         """Whether the parameters are those to evaluate."""
         return self._evaluates
 
+    def params_to_evaluate(self) -> dict[str, Tensor]:
+        """What `eval_params` says of this optimizer."""
+        if self.is_evaluating:
+            return {str(name): p.detach() for name, p in self._params().items()}
+        with torch.no_grad():
+            bound, _ = self._current(False)
+            found = {} if bound is None else bound.eval_params()
+            return {str(name): found.get(name, p).detach() for name, p in self._params().items()}
+
+    def state_tree(self) -> Any:
+        """The state as the transformation has it, for `tree.get`, `metrics` and the like; read it, and do not write.
+
+        Where parameters have pasts of their own, or groups numbers, it is a tuple with the state of each kind.
+        """
+        with torch.no_grad():
+            bound, _ = self._current(False)
+        runs = () if bound is None else bound.state.runs
+        return runs[0] if len(runs) == 1 else tuple(runs)
+
     def _check_training(self, what: str = "a step") -> None:
         if self._evaluates:
             raise RuntimeError(

@@ -4,6 +4,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from inspect import isfunction
+from textwrap import indent
 from typing import Any, overload
 
 from torch import Tensor, nn
@@ -214,6 +215,9 @@ class Optimizer(FactorySource):
         self._begin()
         self._set_aside(aside)
         return report
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("(", f"(\n{indent(repr(self.tx), '    ')}", 1)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("tx", "_whole", "_routes", "_step_supports_amp_scaling", "_trained", "_evaluates")

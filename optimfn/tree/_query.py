@@ -13,11 +13,16 @@ Path = tuple[Any, ...]
 Filter = Callable[[Path, Any], bool]
 
 
+def as_tree(state: Any) -> Tree:
+    """The tree in which an optimizer keeps its state; a tree is one already."""
+    return state.state_tree() if hasattr(state, "state_tree") else state
+
+
 def get_all_with_path(tree: Tree, key: str, filtering: Filter | None = None) -> list[tuple[Path, Any]]:
     """Every value in a tree under a name, each with its path.
 
     Args:
-        tree: Usually a state.
+        tree: Usually a state, or an `Optimizer`.
         key: A field of a named tuple, the class name of a named tuple, or a dict key.
         filtering: Keep only the matches for which `filtering(path, value)` holds.
 
@@ -27,14 +32,14 @@ def get_all_with_path(tree: Tree, key: str, filtering: Filter | None = None) -> 
         >>> of.tree.get_all_with_path(state, "count")
         [((0, 'count'), tensor(0))]
     """
-    return [(path, node) for path, node in walk(tree) if _matches(path, node, key, filtering)]
+    return [(path, node) for path, node in walk(as_tree(tree)) if _matches(path, node, key, filtering)]
 
 
 def get(tree: Tree, key: str, default: Any = None, filtering: Filter | None = None) -> Any:
     """The one value in a tree under a name, or `default` if there is none.
 
     Args:
-        tree: Usually a state.
+        tree: Usually a state, or an `Optimizer`.
         key: A field of a named tuple, the class name of a named tuple, or a dict key.
         default: What to return if the name does not occur.
         filtering: Keep only the matches for which `filtering(path, value)` holds.

@@ -53,6 +53,9 @@ class Step:
     def __reduce__(self) -> Any:
         return _remake, (self._tx, self._donate, self._backend)
 
+    def __repr__(self) -> str:
+        return f"make_step({self._tx!r}, donate={self._donate}, backend={self._backend!r})"
+
     def __call__(self, params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:
         """Take one optimizer step."""
         if not self._steps_aside():
