@@ -1,5 +1,6 @@
 """Jobs of replicas that step by themselves and meet now and then, and the same in one process; see `ranks`."""
 
+import math
 from collections import OrderedDict
 
 import pytest
@@ -41,6 +42,9 @@ RULES = {
     "mean later": lambda group: of.distributed.outer_sync(of.sgd(0.1), None, group, 4, delay=1, alpha=0.25),
     "slowmo": lambda group: of.distributed.slowmo(of.sgd(0.1), group, 4, beta=0.6, slow_lr=0.9),
     "warmup": lambda group: of.distributed.diloco(of.adamw(0.05), group, 4, warmup=3),
+    "top-k": lambda group: of.distributed.diloco(
+        of.sgd(0.05), group, 4, fragments=2, delay=1, compress=of.distributed.topk(0.25)
+    ),
 }
 STEPS = 17
 EVERY = {"delay": 8, "sequential": 6}  # else 4
@@ -78,17 +82,24 @@ def run(name, size, dtype=torch.float32):
     return params, equal, {"anchor": state.anchor, "count": int(state.count)}
 
 
-def simulated(size, inner, outer, every, fragments=1, part=None, delay=0, alpha=0.0, warmup=0, steps=STEPS):
+def simulated(size, inner, outer, every, fragments=1, part=None, delay=0, alpha=0.0, warmup=0, ratio=None):
     """What `outer_sync` is to do, with all replicas in one process. The outer rule is a function of its own."""
     everyone = [start() for _ in range(size)]
     states = [inner.init(params) for params in everyone]
-    anchor, memory, sent = start(), {}, {}
+    anchor, memory, sent, kept = start(), {}, {}, {}
     per = every // fragments
 
     def mean(values):
         return torch.stack(values).sum(0) / size
 
-    for step in range(steps):
+    def largest(r, name, d):
+        """The largest elements of a difference and what was kept of those before; the rest is kept."""
+        whole = d + kept.get((r, name), 0.0)
+        end = whole.abs().flatten().sort(descending=True)[0][math.ceil(ratio * whole.numel()) - 1]
+        kept[r, name] = torch.where(whole.abs() < end, whole, 0.0)
+        return whole - kept[r, name]
+
+    for step in range(STEPS):
         for r, params in enumerate(everyone):
             updates, states[r] = inner.update(gradient(params, r, step), states[r], params)
             everyone[r] = of.apply_updates(params, updates)
@@ -104,6 +115,8 @@ def simulated(size, inner, outer, every, fragments=1, part=None, delay=0, alpha=
             since = (now - turn - per) % every
             if now >= turn + per - delay and (since + delay) % every == 0:
                 sent[name] = [p[name] if outer is None else anchor[name] - p[name] for p in everyone]
+                if ratio is not None:
+                    sent[name] = [largest(r, name, d) for r, d in enumerate(sent[name])]
             if now >= turn + per and since == 0:
                 if outer is None:
                     new = mean(sent[name])
@@ -173,6 +186,15 @@ SIMULATED = {
     "mean later": {"inner": of.sgd(0.1), "outer": None, "every": 4, "delay": 1, "alpha": 0.25},
     "slowmo": {"inner": of.sgd(0.1), "outer": slow, "every": 4},
     "warmup": {"inner": of.adamw(0.05), "outer": nesterov, "every": 4, "warmup": 3},
+    "top-k": {
+        "inner": of.sgd(0.05),  # of Adam's first steps many are as long, to the last bit
+        "outer": nesterov,
+        "every": 4,
+        "fragments": 2,
+        "delay": 1,
+        "part": lambda name: IN_TURN[name] % 2,
+        "ratio": 0.25,
+    },
 }
 
 

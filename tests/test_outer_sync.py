@@ -29,10 +29,11 @@ def test_replicas_are_equal_after_every_meeting_and_at_no_other_time(name):
 @pytest.mark.parametrize("at", [5, 11], ids=["between meetings", "while one is on its way"])
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 def test_what_is_saved_between_meetings_goes_on_exactly(tmp_path, at, donate):
-    whole = on_ranks("meetings.run", "late and mixed", 2)
-    on_ranks("meetings.cut_off", "late and mixed", str(tmp_path), at, 2)
+    name = "top-k" if donate else "late and mixed"
+    whole = on_ranks("meetings.run", name, 2)
+    on_ranks("meetings.cut_off", name, str(tmp_path), at, 2)
     for (wanted, *_), (got, _) in zip(
-        whole[:2], on_ranks("meetings.go_on", "late and mixed", str(tmp_path), at, 2, donate)[:2], strict=True
+        whole[:2], on_ranks("meetings.go_on", name, str(tmp_path), at, 2, donate)[:2], strict=True
     ):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 

@@ -13,6 +13,7 @@ from .._recipe import factory, find_arguments
 from .._state_spec import LeafSpec
 from .._typing import Assign, Count, Params, Scalar, ScalarOrSchedule, State, Updates
 from ._comm import Peers, check_whole, mean
+from ._compressors import Compressor
 from ._outer import count_step, next_params, outer_sync, wide
 
 
@@ -291,7 +292,7 @@ def diloco(
     split: str | Callable[[str], int] = "strided",
     delay: int = 0,
     alpha: float = 0.0,
-    compress: torch.dtype | None = None,
+    compress: torch.dtype | Compressor | None = None,
     warmup: int = 0,
 ) -> GradientTransformation:
     """Train replicas that hardly communicate: hundreds of own steps, then one step of Nesterov momentum for all.
@@ -314,7 +315,7 @@ def diloco(
     Shapes:
         params: needed, all of them on every replica.
         state: that of `outer_sync`.
-        Memory: 2 x params beside the state of `inner`, 3 with a delay.
+        Memory: 2 x params beside the state of `inner`, 1 more with a delay, and 1 with a compressor.
         Sends: 1 all-reduce of a fragment every `every / fragments` steps.
 
     Raises:

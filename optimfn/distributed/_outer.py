@@ -15,6 +15,8 @@ from .._recipe import factory
 from .._state_spec import LeafSpec
 from .._typing import Assign, Count, Params, State, Tree, Updates
 from ._comm import Departure, Peers, check_whole, mean, start_mean
+from ._compressed import compressed_mean
+from ._compressors import Compressor
 from ._flight import land, launch
 
 
@@ -27,6 +29,7 @@ class OuterSyncState(NamedTuple):
     outer: State = ()  # of the outer rule, one for each fragment
     sent: Annotated[Params, LeafSpec("per_replica")] = ()  # what this replica has sent; with a delay
     ticket: Annotated[Any, LeafSpec("host")] = ()  # () int64 on the CPU, finds the collective; with a delay
+    compressed: Any = ()  # of the compressor, a `CompressedMeanState` for each fragment; with one
 
     @property
     def params_are_own(self) -> bool:
@@ -45,7 +48,7 @@ def outer_sync(
     split: str | Callable[[str], int] = "strided",
     delay: int = 0,
     alpha: float = 0.0,
-    compress: torch.dtype | None = None,
+    compress: torch.dtype | Compressor | None = None,
     warmup: int = 0,
 ) -> GradientTransformation:
     """Let every replica step by itself; every so many steps the mean of what they did is a step of an outer rule.
@@ -76,16 +79,19 @@ def outer_sync(
             every / fragments.
         alpha: How much of its own steps a replica keeps at a meeting, no unit, in [0, 1]: at 0 it takes what all have
             agreed on, and the replicas are equal then.
-        compress: The dtype in which `d` is sent, such as `torch.bfloat16`; it needs an outer rule. `None` sends it as
-            it is.
+        compress: The dtype in which `d` is sent, such as `torch.bfloat16`; or a compressor such as `int8_block(512)`
+            or `powersgd(4)`, which keeps what it has not sent of `d` for the next meeting, as in `compressed_mean`.
+            Either needs an outer rule. What a compressor sends is waited for at once, so that a `delay` hides nothing
+            of it. `None` sends it as it is.
         warmup: Steps before the first period begins, in which DDP averages the gradients, say: the replicas only meet
             at its end, >= 0.
 
     Shapes:
         params: needed, all of them on every replica.
         state: that of `inner`; count () int64 on the CPU; anchor like params, and the state of `outer` for each
-            fragment, with an outer rule; sent like params and ticket () int64 on the CPU with a delay.
-        Memory: 1 x params for the anchor, 1 x for what is sent.
+            fragment, with an outer rule; sent like params and ticket () int64 on the CPU with a delay; compressed, that
+            of `compressed_mean` for each fragment, with a compressor.
+        Memory: 1 x params for the anchor, 1 x for what is sent, 1 x for what a compressor has not sent.
         Sends: 1 all-reduce of a fragment, of its size, every `every / fragments` steps.
 
     Raises:
@@ -118,11 +124,14 @@ def outer_sync(
     if not callable(split):
         check_choice("split", split, ("strided", "sequential"))
     if compress is not None:
-        check_dtype(compress=compress)
+        if not isinstance(compress, Compressor):
+            check_dtype(compress=compress)
         if outer is None:
             raise ValueError(f"compress={compress} would round the parameters: give an outer rule, such as sgd(1.0)")
 
-    plan = _Plan(outer, peers, fragments, split, alpha, compress)
+    dtype = None if isinstance(compress, Compressor) else compress
+    less = compressed_mean(group, compress) if isinstance(compress, Compressor) else None
+    plan = _Plan(outer, peers, fragments, split, alpha, dtype, less)
 
     def init(params: Params) -> OuterSyncState:
         host = tree.host_count(params)
@@ -132,6 +141,10 @@ def outer_sync(
             state = state._replace(
                 anchor=anchor, outer=tuple(outer.init(plan.part(anchor, i)) for i in range(fragments))
             )
+            if less is not None:
+                state = state._replace(
+                    compressed=tuple(less.init(plan.part(wide(anchor), i)) for i in range(fragments))
+                )
         if delay:
             state = state._replace(sent=tree.init_moment(params), ticket=host.clone())
         return state
@@ -165,7 +178,8 @@ class _Plan(NamedTuple):
     fragments: int
     split: str | Callable[[str], int]
     alpha: float
-    compress: torch.dtype | None
+    dtype: torch.dtype | None
+    less: GradientTransformation | None  # the mean of what a compressor sends
 
     def part(self, params: Params, number: int) -> Params:
         """The leaves of a fragment, and `None` in the place of the others."""
@@ -203,23 +217,37 @@ class _Plan(NamedTuple):
         return tree.map(lambda a, x: None if x is None else a - x.to(a.dtype), state.anchor, here)
 
     def _begin(self, sent: Params) -> Callable[[], Departure]:
-        return lambda: start_mean(sent, self.peers, self.compress)
+        return lambda: start_mean(sent, self.peers, self.dtype)
 
     def send(self, step: Updates, state: OuterSyncState, params: Params, number: int) -> OuterSyncState:
         """Set a collective going."""
         sent = self._difference(step, state, params, number)
+        if self.less is not None:
+            met, state = self._compressed(sent, state, number)
+            return state._replace(sent=_changed(state.sent, met))
         device = next((x.device for x in tree.leaves(sent) if x is not None), torch.device("cpu"))
         ticket = launch(self._begin(sent), self.peers, device)
         return state._replace(sent=_changed(state.sent, sent), ticket=torch.full_like(state.ticket, ticket))
+
+    def _compressed(self, sent: Params, state: OuterSyncState, number: int) -> tuple[Params, OuterSyncState]:
+        """The mean of what a compressor sends, and what it keeps."""
+        assert self.less is not None
+        index = number % self.fragments
+        met, own = self.less.rule(sent, state.compressed[index])
+        return met, state._replace(compressed=(*state.compressed[:index], own, *state.compressed[index + 1 :]))
 
     def meet(
         self, step: Updates, state: OuterSyncState, params: Params, number: int, is_on_its_way: bool
     ) -> tuple[Updates, OuterSyncState]:
         """Move to where all have agreed to go."""
-        if is_on_its_way:
+        if is_on_its_way and self.less is not None:
+            met = self.part(state.sent, number)
+        elif self.less is not None:
+            met, state = self._compressed(self._difference(step, state, params, number), state, number)
+        elif is_on_its_way:
             met = land(int(state.ticket), self._begin(self.part(state.sent, number)), self.peers)
         else:
-            met = mean(self._difference(step, state, params, number), self.peers, self.compress)
+            met = mean(self._difference(step, state, params, number), self.peers, self.dtype)
         if self.outer is not None:
             index, anchor = number % self.fragments, self.part(state.anchor, number)
             move, own = self.outer.rule(met, state.outer[index], anchor)
