@@ -97,9 +97,18 @@ def check_whole(who: str, updates: Tree) -> None:
         RuntimeError: under `vmap`, saying what to do.
         SeveralProcesses: while a step is traced for kernels, which then runs by the rule itself, without a word.
     """
+    check_unbatched(who, updates)
+    if any(isinstance(x, Symbol) for x in tree.leaves(updates)):
+        raise SeveralProcesses(f"{who} communicates")
+
+
+def check_unbatched(who: str, updates: Tree) -> None:
+    """Refuse the members of a `vmap`, also where a process is alone, so that nobody finds out among several.
+
+    Raises:
+        RuntimeError: saying what to do.
+    """
     for x in tree.leaves(updates):
-        if isinstance(x, Symbol):
-            raise SeveralProcesses(f"{who} communicates")
         if not torch.compiler.is_compiling() and is_batched(x):
             raise RuntimeError(
                 f"{who} communicates, which vmap cannot do for the members of a batch: map over the members by a "

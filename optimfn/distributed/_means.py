@@ -14,7 +14,7 @@ from .._torch import is_in_flight
 from .._typing import Params, State, Updates
 from ..tree._core import cast_leaf
 from ..tree._shards import local
-from ._comm import BUCKET_BYTES, Peers, check_whole, start_mean, waited
+from ._comm import BUCKET_BYTES, Peers, check_unbatched, check_whole, start_mean, waited
 
 
 @factory
@@ -58,6 +58,7 @@ def all_reduce_mean(
     def update(
         updates: Updates, state: State, params: Params | None = None, in_flight: bool = False, **extra: Any
     ) -> tuple[Updates, State]:
+        check_unbatched("all_reduce_mean", updates)
         if peers.size == 1:
             return updates, state
         check_whole("all_reduce_mean", updates)
@@ -149,6 +150,7 @@ def deferred(tx: GradientTransformation) -> GradientTransformation:
     def update(
         updates: Updates, state: DeferredState, params: Params | None = None, drain: bool = False, **extra: Any
     ) -> tuple[Updates, DeferredState]:
+        check_whole("deferred", updates)
         sent, inner = (state.mean, state.inner) if drain else head(updates, state.inner, params, extra)
         # A read on the host, so that nothing is computed twice; a compiler makes it a choice of elements.
         pending = state.pending if torch.compiler.is_compiling() else bool(state.pending)

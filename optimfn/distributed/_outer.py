@@ -123,28 +123,13 @@ def outer_sync(
         raise ValueError(f"delay must be below every / fragments = {per}, got {delay}")
     if not callable(split):
         check_choice("split", split, ("strided", "sequential"))
-    if compress is not None:
-        if not isinstance(compress, Compressor):
-            check_dtype(compress=compress)
-        if outer is None:
-            raise ValueError(f"compress={compress} would round the parameters: give an outer rule, such as sgd(1.0)")
-
-    dtype = None if isinstance(compress, Compressor) else compress
-    less = compressed_mean(group, compress) if isinstance(compress, Compressor) else None
-    plan = _Plan(outer, peers, fragments, split, alpha, dtype, less)
+    plan = _Plan(outer, peers, fragments, split, alpha, *_fewer_bytes(compress, outer, group))
 
     def init(params: Params) -> OuterSyncState:
         host = tree.host_count(params)
         state = OuterSyncState(inner.init(params), host)
         if outer is not None:
-            anchor = tree.map(lambda p: p.clone(), params)
-            state = state._replace(
-                anchor=anchor, outer=tuple(outer.init(plan.part(anchor, i)) for i in range(fragments))
-            )
-            if less is not None:
-                state = state._replace(
-                    compressed=tuple(less.init(plan.part(wide(anchor), i)) for i in range(fragments))
-                )
+            state = plan.first(state, params)
         if delay:
             state = state._replace(sent=tree.init_moment(params), ticket=host.clone())
         return state
@@ -170,6 +155,18 @@ def outer_sync(
     return GradientTransformation(init, update, takes_shards=False)
 
 
+def _fewer_bytes(
+    compress: torch.dtype | Compressor | None, outer: GradientTransformation | None, group: Any
+) -> tuple[torch.dtype | None, GradientTransformation | None]:
+    """The dtype in which differences are sent, or the mean of what a compressor sends of them."""
+    if compress is not None and outer is None:
+        raise ValueError(f"compress={compress} would round the parameters: give an outer rule, such as sgd(1.0)")
+    if isinstance(compress, Compressor):
+        return None, compressed_mean(group, compress)
+    check_dtype(compress=compress)
+    return compress, None
+
+
 class _Plan(NamedTuple):
     """What is done in the steps in which replicas communicate."""
 
@@ -180,6 +177,16 @@ class _Plan(NamedTuple):
     alpha: float
     dtype: torch.dtype | None
     less: GradientTransformation | None  # the mean of what a compressor sends
+
+    def first(self, state: OuterSyncState, params: Params) -> OuterSyncState:
+        """The state where all begin at the same parameters."""
+        assert self.outer is not None
+        anchor = tree.map(lambda p: p.clone(), params)
+        parts = [self.part(anchor, i) for i in range(self.fragments)]
+        state = state._replace(anchor=anchor, outer=tuple(self.outer.init(part) for part in parts))
+        if self.less is None:
+            return state
+        return state._replace(compressed=tuple(self.less.init(wide(part)) for part in parts))
 
     def part(self, params: Params, number: int) -> Params:
         """The leaves of a fragment, and `None` in the place of the others."""
@@ -225,6 +232,8 @@ class _Plan(NamedTuple):
         if self.less is not None:
             met, state = self._compressed(sent, state, number)
             return state._replace(sent=_changed(state.sent, met))
+        if self.peers.size == 1:  # nothing goes anywhere
+            return state._replace(sent=_changed(state.sent, sent), ticket=torch.zeros_like(state.ticket))
         device = next((x.device for x in tree.leaves(sent) if x is not None), torch.device("cpu"))
         ticket = launch(self._begin(sent), self.peers, device)
         return state._replace(sent=_changed(state.sent, sent), ticket=torch.full_like(state.ticket, ticket))
