@@ -1,6 +1,7 @@
 """Settings every test runs under: one thread, float32 by default, a seed of its own, warnings as errors."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -34,6 +35,12 @@ hypothesis.settings.register_profile("suite", deadline=None, max_examples=25, de
 # Other examples in every run, and more of them: what fails prints the line that draws it again.
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=100, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_collection_finish():
+    """Tests by the ten thousand, and torch, stay to the end: no garbage collection need look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

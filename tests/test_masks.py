@@ -1,6 +1,7 @@
 """Masks and labels: what counts as a tree of them, and what happens when they change."""
 
 import warnings
+from typing import NamedTuple
 
 import optree
 import pytest
@@ -161,3 +162,35 @@ def test_steps_whose_masks_change_with_their_states_run_kernels():
                 new, _ = own(params, state, grads)
                 assert_trees_equal(new, of.make_step(tx, backend="eager")(params, state, grads)[0], rtol=1e-6)
                 assert own.explain().startswith("fused")
+
+
+class Scaled(NamedTuple):
+    """A named tuple with a field that is no child."""
+
+    weight: torch.Tensor
+    factor: float
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that named tuples have children anyway
+    optree.register_pytree_node(
+        Scaled,
+        lambda x: ((x.weight,), x.factor, ("weight",)),
+        lambda factor, children: Scaled(children[0], factor),
+        namespace=optree.registry.__GLOBAL_NAMESPACE,
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_named_tuples_that_are_registered_have_the_children_that_were_registered(compiled):
+    tree = {"b": Scaled(torch.ones(2), 3.0), "a": [torch.zeros(1), (None, torch.ones(1))]}
+
+    def use(tree):
+        doubled = of.tree.scale(2.0, tree)
+        return doubled, of.tree.leaves(doubled), of.tree.unflatten(tree, of.tree.leaves(doubled))
+
+    doubled, leaves, again = torch.compile(use, fullgraph=True, backend="eager")(tree) if compiled else use(tree)
+    assert doubled["b"].factor == again["b"].factor == 3.0
+    assert [x.tolist() for x in leaves] == [[0.0], [2.0], [2.0, 2.0]]
+    assert torch.equal(again["b"].weight, doubled["b"].weight)
+    assert again["a"][1][0] is None

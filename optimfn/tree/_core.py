@@ -91,12 +91,21 @@ def _map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     if isinstance(tree, Tensor) or is_leaf(tree):
         return None if tree is None else f(tree, *rest)
     _, children, rebuild = _open(tree)
-    return rebuild(_map_rows(f, children, [_open(other)[1] for other in _alike(tree, rest)]))
+    return rebuild(_map_rows(f, children, [_children(other) for other in _alike(tree, rest)]))
 
 
 def leaves(tree: Tree) -> list[Any]:
     """The leaves from left to right, dict keys in sorted order; `None` is not among them."""
-    return optree.tree_leaves(tree)
+    return _leaves(tree) if torch.compiler.is_compiling() else optree.tree_leaves(tree)
+
+
+def _leaves(node: Tree) -> list[Any]:
+    if isinstance(node, Tensor) or is_leaf(node):
+        return [] if node is None else [node]
+    found = []
+    for child in _children(node):
+        found += [child] if isinstance(child, Tensor) else _leaves(child)
+    return found
 
 
 def structure(tree: Tree) -> Hashable:
@@ -112,7 +121,16 @@ def flatten(tree: Tree) -> tuple[list[Any], Any]:
 
 def unflatten(like: Tree, new_leaves: list[Any]) -> Tree:
     """A tree of the structure of `like` with other leaves, given in the order of `leaves`."""
+    if torch.compiler.is_compiling():
+        return _refilled(like, iter(new_leaves))
     return optree.tree_unflatten(optree.tree_structure(like), new_leaves)
+
+
+def _refilled(node: Tree, new_leaves: Iterator[Any]) -> Tree:
+    if isinstance(node, Tensor) or is_leaf(node):
+        return None if node is None else next(new_leaves)
+    _, children, rebuild = _open(node)
+    return rebuild([_refilled(child, new_leaves) for child in children])
 
 
 def broadcast(prefix: Tree, tree: Tree) -> Tree:
@@ -141,7 +159,7 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
         return map(lambda _: prefix, tree)
     _, children, rebuild = _open(prefix)
     (other,) = _alike(prefix, [tree])
-    return rebuild([broadcast(*row) for row in zip(children, _open(other)[1], strict=True)])
+    return rebuild([broadcast(*row) for row in zip(children, _children(other), strict=True)])
 
 
 def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
@@ -177,7 +195,10 @@ def join_path(path: tuple[Any, ...]) -> str:
 
 def is_leaf(node: Any) -> bool:
     """Whether a node is a leaf, `None` included."""
-    return bool(optree.tree_is_leaf(node, none_is_leaf=True))
+    kind = type(node)
+    if kind is dict or kind is list or kind is tuple or optree.is_namedtuple_instance(node):
+        return False  # so much in advance: of optree's own answer dynamo would trace the source
+    return node is None or isinstance(node, Tensor) or bool(optree.tree_is_leaf(node, none_is_leaf=True))
 
 
 def cast_leaf(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -254,7 +275,7 @@ def _map_nodes(change: Callable[..., tuple[bool, Any]], path: tuple[Any, ...], n
     names, children, rebuild = _open(node)
     if not children:
         return node
-    rows = zip(names, children, *[_open(other)[1] for other in _alike(node, others)], strict=True)
+    rows = zip(names, children, *[_children(other) for other in _alike(node, others)], strict=True)
     return rebuild([_map_nodes(change, (*path, name), *nodes) for name, *nodes in rows])
 
 
@@ -265,7 +286,7 @@ def map_parts(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     _, children, rebuild = _open(tree)
     if not children:
         return tree
-    columns = [[o] * len(children) if o is None or is_leaf(o) else _open(*_alike(tree, [o]))[1] for o in rest]
+    columns = [[o] * len(children) if o is None or is_leaf(o) else _children(*_alike(tree, [o])) for o in rest]
     return rebuild([map_parts(f, *row) for row in zip(children, *columns, strict=True)])
 
 
@@ -296,10 +317,29 @@ def _walk(path: tuple[Any, ...], node: Any) -> list[tuple[tuple[Any, ...], Any]]
 
 def _open(node: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[list[Any]], Any]]:
     """The names and children of a node, and a function from new children to a node like it."""
-    if type(node) is dict:
-        # By hand, since dynamo folds optree's own functions for dicts wrongly where all children are constants.
+    # The usual nodes by hand: dynamo traces optree's own functions instruction by instruction, which was half the time
+    # of compiling a step, and folds them wrongly for dicts whose children are all constants.
+    kind = type(node)
+    if kind is dict:
         keys = optree.utils.total_order_sorted(node)
         return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
+    if kind is list or kind is tuple:
+        return range(len(node)), node, kind
+    if _is_plain_named_tuple(node):
+        return kind._fields, node, lambda new: kind(*new)
     children, metadata, entries, unflatten_node = optree.tree_flatten_one_level(node, none_is_leaf=True)
-    names = optree.namedtuple_fields(type(node)) if optree.is_namedtuple_instance(node) else entries
+    names = optree.namedtuple_fields(kind) if optree.is_namedtuple_instance(node) else entries
     return names, children, lambda new: unflatten_node(metadata, new)
+
+
+def _children(node: Any) -> Sequence[Any]:
+    """The children of a node of a kind that `_open` has opened."""
+    kind = type(node)
+    if kind is list or kind is tuple:
+        return node  # type: ignore[no-any-return]
+    return _open(node)[1]
+
+
+def _is_plain_named_tuple(node: Any) -> bool:
+    """Whether a node is a named tuple whose children are its fields: nobody has registered another way to open it."""
+    return optree.is_namedtuple_instance(node) and optree.register_pytree_node.get(type(node)).type is not type(node)
