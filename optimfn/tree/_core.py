@@ -102,7 +102,7 @@ def leaves(tree: Tree) -> list[Any]:
 def _leaves(node: Tree) -> list[Any]:
     if isinstance(node, Tensor) or is_leaf(node):
         return [] if node is None else [node]
-    found = []
+    found: list[Any] = []
     for child in _children(node):
         found += [child] if isinstance(child, Tensor) else _leaves(child)
     return found
@@ -342,4 +342,7 @@ def _children(node: Any) -> Sequence[Any]:
 
 def _is_plain_named_tuple(node: Any) -> bool:
     """Whether a node is a named tuple whose children are its fields: nobody has registered another way to open it."""
-    return optree.is_namedtuple_instance(node) and optree.register_pytree_node.get(type(node)).type is not type(node)
+    if not optree.is_namedtuple_instance(node):
+        return False
+    entry = optree.register_pytree_node.get(type(node))
+    return entry is not None and entry.type is not type(node)
