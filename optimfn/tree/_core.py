@@ -335,9 +335,8 @@ def _open(node: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[list[Any]]
 def _children(node: Any) -> Sequence[Any]:
     """The children of a node of a kind that `_open` has opened."""
     kind = type(node)
-    if kind is list or kind is tuple:
-        return node  # type: ignore[no-any-return]
-    return _open(node)[1]
+    children: Sequence[Any] = node if kind is list or kind is tuple else _open(node)[1]
+    return children
 
 
 def _is_plain_named_tuple(node: Any) -> bool:
