@@ -84,28 +84,19 @@ def mapped_by(each: Callable[[Callable[..., Any], Sequence[Sequence[Any]]], list
 
 def _map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     # Plain Python: half the time of optree's map for flat dicts and lists of tensors, the usual trees, and up to
-    # twice for many small dicts; and dynamo traces it rightly, see _open.
+    # twice for many small dicts; and dynamo traces it rightly, see Nodes.open.
     if type(tree) is dict:
         columns = [[other[key] for key in tree] for other in _alike(tree, rest)]
         return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
     if isinstance(tree, Tensor) or is_leaf(tree):
         return None if tree is None else f(tree, *rest)
-    _, children, rebuild = _open(tree)
-    return rebuild(_map_rows(f, children, [_children(other) for other in _alike(tree, rest)]))
+    _, children, rebuild = Nodes.open(tree)
+    return rebuild(_map_rows(f, children, [Nodes.children(other) for other in _alike(tree, rest)]))
 
 
 def leaves(tree: Tree) -> list[Any]:
     """The leaves from left to right, dict keys in sorted order; `None` is not among them."""
-    return _leaves(tree) if torch.compiler.is_compiling() else optree.tree_leaves(tree)
-
-
-def _leaves(node: Tree) -> list[Any]:
-    if isinstance(node, Tensor) or is_leaf(node):
-        return [] if node is None else [node]
-    found: list[Any] = []
-    for child in _children(node):
-        found += [child] if isinstance(child, Tensor) else _leaves(child)
-    return found
+    return Nodes.leaves(tree) if torch.compiler.is_compiling() else optree.tree_leaves(tree)
 
 
 def structure(tree: Tree) -> Hashable:
@@ -122,15 +113,8 @@ def flatten(tree: Tree) -> tuple[list[Any], Any]:
 def unflatten(like: Tree, new_leaves: list[Any]) -> Tree:
     """A tree of the structure of `like` with other leaves, given in the order of `leaves`."""
     if torch.compiler.is_compiling():
-        return _refilled(like, iter(new_leaves))
+        return Nodes.refilled(like, iter(new_leaves))
     return optree.tree_unflatten(optree.tree_structure(like), new_leaves)
-
-
-def _refilled(node: Tree, new_leaves: Iterator[Any]) -> Tree:
-    if isinstance(node, Tensor) or is_leaf(node):
-        return None if node is None else next(new_leaves)
-    _, children, rebuild = _open(node)
-    return rebuild([_refilled(child, new_leaves) for child in children])
 
 
 def broadcast(prefix: Tree, tree: Tree) -> Tree:
@@ -157,9 +141,9 @@ def broadcast(prefix: Tree, tree: Tree) -> Tree:
         return tree
     if is_leaf(prefix):
         return map(lambda _: prefix, tree)
-    _, children, rebuild = _open(prefix)
+    _, children, rebuild = Nodes.open(prefix)
     (other,) = _alike(prefix, [tree])
-    return rebuild([broadcast(*row) for row in zip(children, _children(other), strict=True)])
+    return rebuild([broadcast(*row) for row in zip(children, Nodes.children(other), strict=True)])
 
 
 def walk(tree: Tree) -> list[tuple[tuple[Any, ...], Any]]:
@@ -272,10 +256,10 @@ def _map_nodes(change: Callable[..., tuple[bool, Any]], path: tuple[Any, ...], n
     replaced, value = change(path, node, *others)
     if replaced or is_leaf(node):
         return value if replaced else node
-    names, children, rebuild = _open(node)
+    names, children, rebuild = Nodes.open(node)
     if not children:
         return node
-    rows = zip(names, children, *[_children(other) for other in _alike(node, others)], strict=True)
+    rows = zip(names, children, *[Nodes.children(other) for other in _alike(node, others)], strict=True)
     return rebuild([_map_nodes(change, (*path, name), *nodes) for name, *nodes in rows])
 
 
@@ -283,10 +267,10 @@ def map_parts(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     """Like `map`, where a leaf of another tree may stand for the whole subtree of `tree` in its place."""
     if tree is None or is_leaf(tree):
         return None if tree is None else f(tree, *rest)
-    _, children, rebuild = _open(tree)
+    _, children, rebuild = Nodes.open(tree)
     if not children:
         return tree
-    columns = [[o] * len(children) if o is None or is_leaf(o) else _children(*_alike(tree, [o])) for o in rest]
+    columns = [[o] * len(children) if o is None or is_leaf(o) else Nodes.children(*_alike(tree, [o])) for o in rest]
     return rebuild([map_parts(f, *row) for row in zip(children, *columns, strict=True)])
 
 
@@ -309,39 +293,61 @@ def _kind(node: Any) -> str:
 def _walk(path: tuple[Any, ...], node: Any) -> list[tuple[tuple[Any, ...], Any]]:
     found = [(path, node)]
     if not is_leaf(node):
-        names, children, _ = _open(node)
+        names, children, _ = Nodes.open(node)
         for name, child in zip(names, children, strict=True):
             found += _walk((*path, name), child)
     return found
 
 
-def _open(node: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[list[Any]], Any]]:
-    """The names and children of a node, and a function from new children to a node like it."""
-    # The usual nodes by hand: dynamo traces optree's own functions instruction by instruction, which was half the time
-    # of compiling a step, and folds them wrongly for dicts whose children are all constants.
-    kind = type(node)
-    if kind is dict:
-        keys = optree.utils.total_order_sorted(node)
-        return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
-    if kind is list or kind is tuple:
-        return range(len(node)), node, kind
-    if _is_plain_named_tuple(node):
-        return kind._fields, node, lambda new: kind(*new)
-    children, metadata, entries, unflatten_node = optree.tree_flatten_one_level(node, none_is_leaf=True)
-    names = optree.namedtuple_fields(kind) if optree.is_namedtuple_instance(node) else entries
-    return names, children, lambda new: unflatten_node(metadata, new)
+class Nodes:
+    """How trees are opened and closed: what optree does, in code that compilers get through quickly."""
 
+    @staticmethod
+    def open(node: Any) -> tuple[Sequence[Any], Sequence[Any], Callable[[list[Any]], Any]]:
+        """The names and children of a node, and a function from new children to a node like it."""
+        # The usual nodes by hand: dynamo traces optree's own functions instruction by instruction, half of the time
+        # of compiling a step, and folds them wrongly for dicts whose children are all constants.
+        kind = type(node)
+        if kind is dict:
+            keys = optree.utils.total_order_sorted(node)
+            return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
+        if kind is list or kind is tuple:
+            return range(len(node)), node, kind
+        if Nodes.is_plain_named_tuple(node):
+            return kind._fields, node, lambda new: kind(*new)
+        children, metadata, entries, unflatten_node = optree.tree_flatten_one_level(node, none_is_leaf=True)
+        names = optree.namedtuple_fields(kind) if optree.is_namedtuple_instance(node) else entries
+        return names, children, lambda new: unflatten_node(metadata, new)
 
-def _children(node: Any) -> Sequence[Any]:
-    """The children of a node of a kind that `_open` has opened."""
-    kind = type(node)
-    children: Sequence[Any] = node if kind is list or kind is tuple else _open(node)[1]
-    return children
+    @staticmethod
+    def children(node: Any) -> Sequence[Any]:
+        """The children of a node of a kind that `open` has opened."""
+        kind = type(node)
+        children: Sequence[Any] = node if kind is list or kind is tuple else Nodes.open(node)[1]
+        return children
 
+    @staticmethod
+    def leaves(node: Tree) -> list[Any]:
+        """The leaves, as `tree.leaves` has them."""
+        if isinstance(node, Tensor) or is_leaf(node):
+            return [] if node is None else [node]
+        found: list[Any] = []
+        for child in Nodes.children(node):
+            found += [child] if isinstance(child, Tensor) else Nodes.leaves(child)
+        return found
 
-def _is_plain_named_tuple(node: Any) -> bool:
-    """Whether a node is a named tuple whose children are its fields: nobody has registered another way to open it."""
-    if not optree.is_namedtuple_instance(node):
-        return False
-    entry = optree.register_pytree_node.get(type(node))
-    return entry is not None and entry.type is not type(node)
+    @staticmethod
+    def refilled(node: Tree, new_leaves: Iterator[Any]) -> Tree:
+        """A tree like the node with the next of other leaves."""
+        if isinstance(node, Tensor) or is_leaf(node):
+            return None if node is None else next(new_leaves)
+        _, children, rebuild = Nodes.open(node)
+        return rebuild([Nodes.refilled(child, new_leaves) for child in children])
+
+    @staticmethod
+    def is_plain_named_tuple(node: Any) -> bool:
+        """Whether a node is a named tuple that has its fields as children, since nobody has registered others."""
+        if not optree.is_namedtuple_instance(node):
+            return False
+        entry = optree.register_pytree_node.get(type(node))
+        return entry is not None and entry.type is not type(node)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._checks import plain
 from .._typing import Params, Tree, Updates
-from ._core import _open, is_leaf, join_path, leaves, leaves_with_path
+from ._core import Nodes, is_leaf, join_path, leaves, leaves_with_path
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def fits(updates: Updates, params: Params) -> bool:
     elif is_leaf(updates):
         return False
     else:
-        own, others = (node if isinstance(node, list | tuple) else _open(node)[1] for node in (updates, params))
+        own, others = (node if isinstance(node, list | tuple) else Nodes.children(node) for node in (updates, params))
         if len(own) != len(others):
             return False
         pairs = zip(own, others, strict=True)
