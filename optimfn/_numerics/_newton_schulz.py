@@ -209,13 +209,22 @@ def check_gram(gram: bool, dtype: torch.dtype | None) -> None:
 
 
 def iterated(
-    x: Tensor, steps: Sequence[Coefficients], eps: Scalar, scaling: str, gram: bool, dtype: torch.dtype | None = None
+    x: Tensor,
+    steps: Sequence[Coefficients],
+    eps: Scalar,
+    scaling: str,
+    gram: bool,
+    dtype: torch.dtype | None = None,
+    floor: bool = False,
 ) -> Tensor:
-    """`newton_schulz` of checked arguments, in some dtype, or in that of the matrices; the result is left in it."""
+    """`newton_schulz` of checked arguments, in some dtype, or in that of the matrices; the result is left in it.
+
+    With `floor`, `eps` is the least norm to divide by, as in torch; else it is added to the norm.
+    """
     used = x.dtype if dtype is None else dtype.to_complex() if x.is_complex() else dtype
     # Squares of float32 have no room in float16, so there it comes after the scaling.
     x = x if used == torch.float16 else tree.cast_leaf(x, used)
-    x, squares = _scaled(x, eps, scaling)
+    x, squares = _scaled(x, eps, scaling, floor)
     squares = None if squares is None else tree.cast_leaf(squares, used)
     return polynomials(tree.cast_leaf(x, used), steps, squares, gram)
 
@@ -272,10 +281,11 @@ def _add_product(x: Tensor, left: Tensor, right: Tensor, beta: float, alpha: flo
     return batch.reshape(x.shape)
 
 
-def _scaled(x: Tensor, eps: Scalar, how: str) -> tuple[Tensor, Tensor | None]:
+def _scaled(x: Tensor, eps: Scalar, how: str, floor: bool) -> tuple[Tensor, Tensor | None]:
     """Matrices with their singular values below one, and what is known of the products that come first."""
     if how == "frobenius":
-        return x / (_root_of_squares(x) + eps), None
+        size = _root_of_squares(x)
+        return x / (tree.clip(size, min_value=eps) if floor else size + eps), None
     if how == "spectral":
         return x / (torch.linalg.matrix_norm(x, 2, keepdim=True) + eps), None
     # The others divide by what grows with the matrix; one that is large is brought down first, and their eps with it.

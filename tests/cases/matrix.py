@@ -109,7 +109,7 @@ CASES = (
         needs_params=True,
         batched=5e-3,  # as above
         skips={"differentiable": BFLOAT16, "complex": NO_COMPLEX},
-        bad=(BAD_RATE, ({"mode": "none"}, ValueError, "mode must be one of .*'spectral_unclamped', got 'none'")),
+        bad=(BAD_RATE, ({"mode": "best"}, ValueError, "mode must be one of .*'none', got 'best'")),
     ),
     Case(
         "muon_as_torch_changed",

@@ -76,11 +76,13 @@ class Space:
             given: MuonDimensionNumbers | None = dims.content
             if given is None or not p.numel():
                 return Box(None)
+            if given.blocks is not None:
+                raise ValueError(f"blocks must be None where a leaf is one matrix, got {given.blocks}")
             batch, inputs, outputs = sides(p, given)
             if batch:
                 raise ValueError(
-                    f"reduction_axis and output_axis must name all axes of a leaf, got {tuple(given)} for the shape "
-                    f"{tuple(p.shape)}"
+                    f"reduction_axis and output_axis must name all axes of a leaf, got {tuple(given[:2])} for the "
+                    f"shape {tuple(p.shape)}"
                 )
             return Box((outputs, inputs))
 

@@ -15,7 +15,7 @@ from ..._checks import (
     check_positive,
     check_rate,
 )
-from ..._numerics._newton_schulz import SCALINGS, check_coefficients, iterated
+from ..._numerics._newton_schulz import SCALINGS, check_coefficients, check_gram, iterated
 from ..._recipe import factory
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._rate import descend
@@ -25,10 +25,11 @@ from ..adam._adam import adamw
 from ._newton_schulz import (
     DimensionNumbers,
     MuonDimensionNumbers,
-    fans,
+    fit_all,
     on_matrices,
     orthogonal,
     resolve_dimensions,
+    scaled_by_shape,
 )
 
 
@@ -51,12 +52,16 @@ def scale_by_muon(
     adaptive: bool = False,
     preconditioning: str = "frobenius",
     weight_dimension_numbers: DimensionNumbers | None = None,
+    momentum: str = "ema",
+    dtype: torch.dtype | None = None,
+    gram: bool = False,
 ) -> GradientTransformation:
     """Average the updates and make each matrix of the mean orthogonal, in the dtype of the leaf.
 
     Maths:
         mu <- beta mu + (1 - beta) g
         m = mu / (1 - beta^t), or with `nesterov` beta mu / (1 - beta^(t+1)) + (1 - beta) g / (1 - beta^t)
+        with momentum "sum":  mu <- beta mu + g,  m = mu or g + beta mu
         update <- o = orthogonal(m),  or with `adaptive` <m, o> o
 
     Args:
@@ -69,8 +74,10 @@ def scale_by_muon(
         nesterov: Look one step ahead with the mean, as NAdam does.
         adaptive: Multiply by the inner product of mean and result, its nuclear norm.
         preconditioning: How the singular values come below one: "frobenius", "spectral", "aol" or "schatten".
-        weight_dimension_numbers: A `MuonDimensionNumbers`, a tree of them or a prefix of one, or a function of the
-            parameters that returns either; `None` means matrices in torch's layout, outputs by inputs.
+        weight_dimension_numbers: As in `orthogonalize`; `None` means matrices in torch's layout, outputs by inputs.
+        momentum: "ema", or "sum" as of Moonlight and Dion.
+        dtype: Dtype in which the mean is made orthogonal; `None` means that of the mean.
+        gram: As in `orthogonalize`.
 
     Shapes:
         updates: leaves of two and more axes. state: count () int64; mu like params. Memory: 1 x params.
@@ -94,10 +101,14 @@ def scale_by_muon(
     check_nonnegative(eps=eps)
     check_dtype(mu_dtype=mu_dtype)
     check_choice("preconditioning", preconditioning, SCALINGS)
+    check_choice("momentum", momentum, ("ema", "sum"))
+    check_dtype(dtype=dtype)
+    check_gram(gram, dtype)
     steps = check_coefficients(ns_coeffs, ns_steps)
 
     def turn(means: list[Tensor], dims: MuonDimensionNumbers) -> list[Tensor]:
-        turned = orthogonal(means, dims, lambda x: iterated(x, steps, eps, preconditioning, gram=False))
+        turned = orthogonal(means, dims, lambda x: iterated(x, steps, eps, preconditioning, gram, dtype))
+        turned = [*tree.map(lambda m, o: tree.cast_leaf(o, m.dtype), means, turned)]
         return [*tree.map(lambda m, o: tree.scale(tree.vdot(m, o), o), means, turned)] if adaptive else turned
 
     def init(params: Params) -> MuonState:
@@ -108,29 +119,32 @@ def scale_by_muon(
     ) -> tuple[Updates, MuonState]:
         dims = resolve_dimensions(weight_dimension_numbers, updates if params is None else params)
         count = state.count + 1
-        mu = tree.update_moment(updates, state.mu, beta, 1)
-        mean = tree.debiased_mean(updates, mu, beta, count, nesterov=nesterov)
+        if momentum == "sum":
+            mu = tree.add_scale(updates, beta, state.mu)
+            mean = tree.add_scale(updates, beta, mu) if nesterov else mu
+        else:
+            mu = tree.update_moment(updates, state.mu, beta, 1)
+            mean = tree.debiased_mean(updates, mu, beta, count, nesterov=nesterov)
         turned = on_matrices(turn, mean, dims)
         return tree.cast_like(turned, updates), MuonState(count, tree.carry(mu, state.mu))
 
-    return GradientTransformation(init, update, leafwise=weight_dimension_numbers is None)
+    return GradientTransformation(init, update, leafwise=fit_all(weight_dimension_numbers))
 
 
 @factory
 def _scale_by_fans(given: DimensionNumbers | None, rms: Scalar | None) -> GradientTransformation:
-    def leaf(u: Tensor, box: Any) -> Any:
-        fan_in, fan_out = fans(u, box.content)
+    def factor(fan_out: int, fan_in: int) -> Any:
         if rms is None:
-            return tree.scale(max(1.0, fan_out / max(fan_in, 1)) ** 0.5, u)
-        return tree.scale(rms * max(fan_in, fan_out) ** 0.5, u)
+            return max(1.0, fan_out / max(fan_in, 1)) ** 0.5
+        return rms * max(fan_in, fan_out) ** 0.5
 
     def update(
         updates: Updates, state: EmptyState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EmptyState]:
         dims = resolve_dimensions(given, updates if params is None else params)
-        return tree.map(leaf, updates, dims), state
+        return scaled_by_shape(factor, updates, dims, "muon"), state
 
-    return GradientTransformation(init_empty_state, update, leafwise=given is None)
+    return GradientTransformation(init_empty_state, update, leafwise=fit_all(given))
 
 
 @factory
@@ -154,6 +168,9 @@ def muon(
     adam_learning_rate: ScalarOrSchedule | None = None,
     muon_weight_dimension_numbers: DimensionNumbers | None = None,
     consistent_rms: Scalar | None = None,
+    momentum: str = "ema",
+    dtype: torch.dtype | None = None,
+    gram: bool = False,
 ) -> GradientTransformation:
     """Move matrices by their momentum made orthogonal, and all other leaves by AdamW.
 
@@ -184,6 +201,9 @@ def muon(
         adam_learning_rate: Learning rate of the others, >= 0; `None` means `learning_rate`.
         muon_weight_dimension_numbers: Which leaves are matrices, and how, see `scale_by_muon`.
         consistent_rms: Root mean square of the elements of a step, no unit, > 0; 0.2 is about AdamW's.
+        momentum: As in `scale_by_muon`.
+        dtype: As in `scale_by_muon`.
+        gram: As in `scale_by_muon`.
 
     Shapes:
         params: needed. state: that of `partition` of both. Memory: 1 x matrices, 2 x the others.
@@ -227,6 +247,9 @@ def muon(
             adaptive=adaptive,
             preconditioning=preconditioning,
             weight_dimension_numbers=muon_weight_dimension_numbers,
+            momentum=momentum,
+            dtype=dtype,
+            gram=gram,
         ),
         _scale_by_fans(muon_weight_dimension_numbers, consistent_rms),
         add_decayed_weights(weight_decay, weight_decay_mask),

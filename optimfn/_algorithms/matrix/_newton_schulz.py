@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ... import tree
-from ..._typing import Params, Tree
+from ..._typing import Params, Scalar, Tree
 
 
 class MuonDimensionNumbers(NamedTuple):
@@ -15,9 +16,11 @@ class MuonDimensionNumbers(NamedTuple):
 
     reduction_axis: int | Sequence[int] = 0  # those of the inputs, which are summed over
     output_axis: int | Sequence[int] = 1  # those of the outputs
+    blocks: int | Sequence[int] | None = None  # matrices that lie below each other: how many, or the outputs of each
 
 
 TORCH_LAYOUT = MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+LAYOUTS = ("flatten", "batch", "positions")
 DimensionNumbers = Tree | Callable[[Params], Tree]
 
 
@@ -29,6 +32,23 @@ def resolve_dimensions(given: DimensionNumbers | None, params: Params) -> Tree:
     return _spread(found, params)
 
 
+def fit_all(given: DimensionNumbers | None) -> bool:
+    """Whether a leaf finds its dimension numbers by itself, wherever in a tree it is."""
+    return given is None or isinstance(given, str | MuonDimensionNumbers)
+
+
+def _named(layout: str, x: Tensor) -> MuonDimensionNumbers | None:
+    """The dimension numbers that a word means for a leaf; `None` for one that is no matrix."""
+    if layout not in LAYOUTS:
+        words = ", ".join(map(repr, LAYOUTS))
+        raise ValueError(f"a layout must be dimension numbers, None or one of {words}, got {layout!r}")
+    if x.ndim < 2:
+        return None
+    if layout == "flatten":
+        return MuonDimensionNumbers(tuple(range(1, x.ndim)), 0)
+    return MuonDimensionNumbers(-1, -2) if layout == "batch" else TORCH_LAYOUT
+
+
 class Box:
     """Keeps a named tuple from being walked into."""
 
@@ -38,6 +58,8 @@ class Box:
 
 def _spread(found: Any, params: Params) -> Tree:
     """A prefix of dimension numbers, over all leaves below."""
+    if isinstance(found, str):
+        return tree.map(lambda x: Box(_named(found, x)), params)
     if found is None or isinstance(found, MuonDimensionNumbers):
         return tree.map(lambda _: Box(found), params)
     if isinstance(found, dict):
@@ -51,7 +73,7 @@ def sides(x: Tensor, dims: MuonDimensionNumbers) -> tuple[tuple[int, ...], tuple
     inputs, outputs = _axes(dims.reduction_axis, x.ndim), _axes(dims.output_axis, x.ndim)
     if x.ndim < 2 or set(inputs) & set(outputs):
         raise ValueError(
-            f"reduction_axis and output_axis must be different axes of a leaf with two or more, got {tuple(dims)} "
+            f"reduction_axis and output_axis must be different axes of a leaf with two or more, got {tuple(dims[:2])} "
             f"for the shape {tuple(x.shape)}"
         )
     return tuple([axis for axis in range(x.ndim) if axis not in inputs + outputs]), inputs, outputs
@@ -67,13 +89,38 @@ def fans(x: Tensor, dims: MuonDimensionNumbers) -> tuple[int, int]:
     return math.prod([x.shape[axis] for axis in inputs]), math.prod([x.shape[axis] for axis in outputs])
 
 
-def on_matrices(f: Callable[[list[Tensor], MuonDimensionNumbers], list[Tensor]], leaves: Tree, dims: Tree) -> Tree:
-    """Apply a function to whole leaves, together those of the same dimension numbers, which it is given."""
-    boxes = tree.leaves(tree.map(lambda _, box: box, leaves, dims))
-    for x, box in zip(tree.leaves(leaves), boxes, strict=True):  # by every process, see `tree.on_full_matrix`
+def rows_of(x: Tensor, dims: MuonDimensionNumbers) -> list[int]:
+    """The number of outputs of each block of a leaf."""
+    _, outputs = fans(x, dims)
+    if dims.blocks is None:
+        return [outputs]
+    if isinstance(dims.blocks, int):
+        if dims.blocks < 1 or outputs % dims.blocks:
+            raise ValueError(f"blocks must divide the {outputs} outputs of a leaf, got {dims.blocks}")
+        return [outputs // dims.blocks] * dims.blocks
+    if not dims.blocks or sum(dims.blocks) != outputs or any(size < 0 for size in dims.blocks):
+        raise ValueError(f"blocks must add up to the {outputs} outputs of a leaf, got {tuple(dims.blocks)}")
+    return [*dims.blocks]
+
+
+def check_matrices(rule: str, leaves: Tree, dims: Tree) -> None:
+    """Raise where a leaf is no matrix, on every process, see `tree.on_full_matrix`."""
+    for x, box in zip(tree.leaves(leaves), tree.leaves(tree.map(lambda _, box: box, leaves, dims)), strict=True):
         if box.content is None:
-            raise ValueError(f"scale_by_muon takes matrices only, got a leaf of shape {tuple(x.shape)}; mask it out")
+            raise ValueError(f"{rule} takes matrices only, got a leaf of shape {tuple(x.shape)}; mask it out")
         sides(x, box.content)
+        rows_of(x, box.content)
+
+
+def on_matrices(
+    f: Callable[[list[Tensor], MuonDimensionNumbers], list[Tensor]],
+    leaves: Tree,
+    dims: Tree,
+    rule: str = "scale_by_muon",
+) -> Tree:
+    """Apply a function to whole leaves, together those of the same dimension numbers, which it is given."""
+    check_matrices(rule, leaves, dims)
+    boxes = tree.leaves(tree.map(lambda _, box: box, leaves, dims))
     done = leaves
     for kind in {str(box.content): box.content for box in boxes}.values():
 
@@ -89,21 +136,55 @@ def on_matrices(f: Callable[[list[Tensor], MuonDimensionNumbers], list[Tensor]],
 def orthogonal(xs: list[Tensor], dims: MuonDimensionNumbers, iterate: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """What an iteration makes of the matrices (..., rows, cols) of some leaves, which are not tall."""
 
-    def opened(x: Tensor) -> Tensor:
+    def opened(x: Tensor) -> list[Tensor]:
         batch, inputs, outputs = sides(x, dims)
-        fan_in, fan_out = fans(x, dims)
         moved = x.permute(batch + inputs + outputs)
-        y = moved.reshape([x.shape[axis] for axis in batch] + [fan_in, fan_out])
-        return y.mT if fan_in > fan_out else y
+        y = moved.reshape([x.shape[axis] for axis in batch] + [*fans(x, dims)])
+        parts = [y] if dims.blocks is None else torch.split(y, rows_of(x, dims), -1)
+        return [part.mT if part.shape[-2] > part.shape[-1] else part for part in parts]
 
-    def closed(x: Tensor, y: Tensor) -> Tensor:
+    def closed(x: Tensor, parts: list[Tensor]) -> Tensor:
         batch, inputs, outputs = sides(x, dims)
-        order = batch + inputs + outputs
-        fan_in, fan_out = fans(x, dims)
-        y = (y.mT if fan_in > fan_out else y).reshape([x.shape[axis] for axis in order])
-        return y.permute([order.index(axis) for axis in range(x.ndim)])
+        order, (fan_in, _) = batch + inputs + outputs, fans(x, dims)
+        parts = [part.mT if fan_in > rows else part for part, rows in zip(parts, rows_of(x, dims), strict=True)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return y.reshape([x.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(x.ndim)])
 
     return [*tree.map(closed, xs, tree.batched(iterate, [opened(x) for x in xs]))]
+
+
+def scaled_by_shape(factor: Callable[[int, int], Scalar], leaves: Tree, dims: Tree, rule: str) -> Tree:
+    """Leaves times a factor of the rows and columns of their matrices."""
+    check_matrices(rule, leaves, dims)
+
+    def is_even(x: Tensor, box: Box) -> bool:
+        return len({*rows_of(x, box.content)}) == 1
+
+    def even(x: Tensor, box: Box) -> Any:
+        fan_in, _ = fans(x, box.content)
+        return tree.scale(factor(rows_of(x, box.content)[0], fan_in), x) if is_even(x, box) else x
+
+    def uneven(xs: list[Tensor], kind: MuonDimensionNumbers) -> list[Tensor]:
+        return [_each_block(x, kind, factor) for x in xs]
+
+    done = tree.map(even, leaves, dims)
+    if all(tree.leaves(tree.map(is_even, leaves, dims))):
+        return done
+    own = tree.map(lambda x, box: None if is_even(x, box) else x, leaves, dims)
+    found = on_matrices(uneven, own, dims, rule)
+    return tree.map(lambda was, new: was if new is None else new, done, found)
+
+
+def _each_block(x: Tensor, dims: MuonDimensionNumbers, factor: Callable[[int, int], Scalar]) -> Tensor:
+    """A leaf times the factor of each of its blocks, which differ."""
+    batch, inputs, outputs = sides(x, dims)
+    fan_in, _ = fans(x, dims)
+    rows = rows_of(x, dims)
+    numbers = torch.cat([torch.ones(r, dtype=x.dtype, device=x.device) * factor(r, fan_in) for r in rows])
+    shape = [x.shape[axis] for axis in outputs]
+    order = batch + inputs + outputs
+    spread = numbers.reshape([1] * (x.ndim - len(outputs)) + shape)
+    return x * tree.cast_leaf(spread.permute([order.index(axis) for axis in range(x.ndim)]), x.dtype)
 
 
 def is_turned(x: Tensor) -> bool:

@@ -25,7 +25,7 @@ class NorMuonState(NamedTuple):
 
 @factory
 def scale_by_normuon(
-    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    ns_coeffs: tuple[Any, ...] | str = (3.4445, -4.775, 2.0315),
     ns_steps: int = 5,
     beta: Scalar = 0.95,
     b2: Scalar = 0.95,
@@ -44,7 +44,7 @@ def scale_by_normuon(
         update <- w |o| / (|w| + 1e-10)
 
     Args:
-        ns_coeffs: `(a, b, c)`, the coefficients of `orthogonalize`, no unit.
+        ns_coeffs: The coefficients of `orthogonalize`, no unit.
         ns_steps: Iterations of `orthogonalize`, >= 1.
         beta: Decay of the momentum, no unit, in [0, 1).
         b2: Decay of the mean squares, no unit, in [0, 1).
@@ -96,7 +96,7 @@ def scale_by_normuon(
 @factory
 def normuon(
     learning_rate: ScalarOrSchedule,
-    ns_coeffs: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+    ns_coeffs: tuple[Any, ...] | str = (3.4445, -4.775, 2.0315),
     ns_steps: int = 5,
     beta: Scalar = 0.95,
     b2: Scalar = 0.95,
@@ -117,7 +117,7 @@ def normuon(
 
     Args:
         learning_rate: Spectral norm of a step, roughly, >= 0; a number, a 0-dim tensor or a schedule.
-        ns_coeffs: `(a, b, c)`, the coefficients of `orthogonalize`, no unit.
+        ns_coeffs: The coefficients of `orthogonalize`, no unit.
         ns_steps: Iterations of `orthogonalize`, >= 1.
         beta: Decay of the momentum, no unit, in [0, 1).
         b2: Decay of the mean squares of rows, no unit, in [0, 1).
