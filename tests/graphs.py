@@ -19,10 +19,14 @@ HOST_READS = (
 
 
 class NoHostReads(TorchDispatchMode):
-    """Refuse whatever waits for a device."""
+    """Refuse whatever waits for a device; some tensors, by their `id`, may be known to lie on the host."""
+
+    def __init__(self, hosts=()):
+        super().__init__()
+        self.hosts = hosts
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in HOST_READS:
+        if func in HOST_READS and id(args[0]) not in self.hosts:
             raise RuntimeError(f"{func} reads a tensor on the host")
         return func(*args, **(kwargs or {}))
 

@@ -1,4 +1,4 @@
-"""What the rules for whole matrices do that is no law of all rules: layouts, named coefficients, dtypes, no host reads."""
+"""What rules for whole matrices do that is no law of all: layouts, named coefficients, dtypes, no reads by the host."""
 
 import math
 
@@ -51,7 +51,9 @@ def test_layouts_are_the_matrices_one_by_one():
         assert_close(batch[i, j], orthogonal(x[i, j], triples))
     for i, j in ((0, 0), (2, 1)):
         assert_close(positions[:, :, i, j], orthogonal(x[:, :, i, j], triples))
-    with pytest.raises(ValueError, match="a layout must be dimension numbers, None or one of 'flatten', .* got 'rows'"):
+    with pytest.raises(
+        ValueError, match=r"a layout must be dimension numbers, None or one of 'flatten', .* got 'rows'"
+    ):
         of_float64(x, weight_dimension_numbers="rows")
     with pytest.raises(ValueError, match=r"orthogonalize takes matrices only, got a leaf of shape \(3,\)"):
         of_float64(x.new_ones(3), weight_dimension_numbers="flatten")
@@ -131,5 +133,20 @@ def test_half_precision_of_the_products():
             assert error < bound * torch.linalg.matrix_norm(near)
     gram = of.orthogonalize(dtype=torch.float16, gram=True)
     assert torch.linalg.matrix_norm(gram.update(x, gram.init(x))[0] - want) < 0.1 * torch.linalg.matrix_norm(want)
-    with pytest.raises(ValueError, match="gram=True is not for dtype=torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"gram=True is not for dtype=torch\.bfloat16"):
         of.orthogonalize(gram=True)
+
+
+@pytest.mark.parametrize("case", matrix.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_no_rule_for_matrices_reads_a_device(case, backend):
+    """A count of the host is known as such; whatever else is read would wait for a device."""
+    params = plain_params(torch.float32)
+    tx = case.tx()
+    state = tx.init(params)
+    step = of.make_step(tx, backend=backend)
+    hosts = set()
+    for grads in rough_gradients(params, 4):
+        hosts = {id(x) for x in of.tree.leaves(state) if isinstance(x, torch.Tensor) and x.dtype == torch.int64}
+        with NoHostReads(hosts):
+            params, state = step(params, state, grads)
