@@ -11,7 +11,7 @@ import torch
 
 from . import tree
 from ._arguments import check_kinds, mistake, warn_unmatched
-from ._assign import is_assigned, refuse
+from ._assign import is_assigned, refuse, values
 from ._recipe import Recipe
 from ._typing import Params, State, Updates
 
@@ -110,7 +110,7 @@ class UpdateGate(Gate):
         except Exception as error:
             if not usual:
                 tree.check_shapes(updates, like)
-            wrong = mistake(updates, state, params)
+            wrong = mistake(values(updates), state, params)
             if wrong is None:
                 raise
             raise wrong from error
