@@ -16,6 +16,7 @@ from ._classes import RAdam as RAdam
 from ._classes import RMSprop as RMSprop
 from ._classes import Rprop as Rprop
 from ._classes import SparseAdam as SparseAdam
+from ._convert import convert as convert
 from ._heat import DataParallelOptimizer as DataParallelOptimizer
 from ._heat_daso import DASO as DASO
 from ._heat_plateau import DetectMetricPlateau as DetectMetricPlateau

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from inspect import isfunction
 from textwrap import indent
 from typing import Any, overload
@@ -215,6 +215,16 @@ class Optimizer(FactorySource):
         self._begin()
         self._set_aside(aside)
         return report
+
+    def entries_for(self, state_dict: Mapping[str, Any]) -> list[Entries]:
+        """The entries, on no device, that parameters need which have some in a state dict; in the order of groups."""
+        wanted = self._wanted(state_dict, True)
+        return [wanted.get(name, {}) for name in self._params()]
+
+    def numbers_of(self, group: dict[str, Any]) -> set[str]:
+        """The keys of a group that are hyperparameters of the transformation."""
+        own = {key for key, (one, _) in self._found(group).items() if one.argument != "factor"}
+        return own | ({"betas"} if "betas" in group else set())
 
     def __repr__(self) -> str:
         return super().__repr__().replace("(", f"(\n{indent(repr(self.tx), '    ')}", 1)
