@@ -4,6 +4,13 @@ from . import cuda as cuda
 from . import distributed as distributed
 from . import optim as optim
 from . import tree as tree
+from ._algorithms.matrix._kron import KronState as KronState
+from ._algorithms.matrix._kron import kron as kron
+from ._algorithms.matrix._kron import scale_by_kron as scale_by_kron
+from ._algorithms.matrix._kron_factors import KronFactors as KronFactors
+from ._algorithms.matrix._kron_whiten import KronWhitenState as KronWhitenState
+from ._algorithms.matrix._kron_whiten import kron_whiten as kron_whiten
+from ._algorithms.matrix._kron_whiten import scale_by_kron_whiten as scale_by_kron_whiten
 from ._algorithms.matrix._muon import orthogonalize as orthogonalize
 from ._algorithms.matrix._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms.matrix._muon import torch_muon as torch_muon
@@ -268,6 +275,7 @@ from ._schedules._cosine import warmup_cosine_decay_schedule as warmup_cosine_de
 from ._schedules._cycles import cyclic_lr as cyclic_lr, one_cycle_lr as one_cycle_lr
 from ._schedules._decay import exponential_lr as exponential_lr, linear_lr as linear_lr, polynomial_lr as polynomial_lr
 from ._schedules._exponential import exponential_decay as exponential_decay
+from ._schedules._exponential import precond_update_prob_schedule as precond_update_prob_schedule
 from ._schedules._interpolated import cosine_onecycle_schedule as cosine_onecycle_schedule
 from ._schedules._interpolated import linear_onecycle_schedule as linear_onecycle_schedule
 from ._schedules._interpolated import piecewise_interpolate_schedule as piecewise_interpolate_schedule

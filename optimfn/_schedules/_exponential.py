@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._checks import check_nonnegative, check_number, check_steps
+from .._checks import check_fraction, check_nonnegative, check_number, check_steps
 from .._recipe import factory
 from .._typing import Scalar, Schedule
 from ._polynomial import constant_schedule
@@ -61,5 +61,42 @@ def exponential_decay(
         elapsed = torch.clamp(tree.wide(count) - transition_begin, min=0) / transition_steps
         value = init_value * decay_rate ** (torch.floor(elapsed) if staircase else elapsed)
         return value if end_value is None else bound(value, torch.zeros_like(value) + end_value)
+
+    return schedule
+
+
+@factory
+def precond_update_prob_schedule(
+    max_prob: Scalar = 1.0, min_prob: Scalar = 0.03, decay: Scalar = 0.001, flat_start: int = 500
+) -> Schedule:
+    """Say how often a preconditioner is worth an update: often at first, then exponentially less.
+
+    Maths:
+        value = max_prob exp(-decay (count - flat_start)), within [min_prob, max_prob]
+
+    Args:
+        max_prob: Value until `flat_start`, in [0, 1].
+        min_prob: Least value, in [0, 1].
+        decay: Rate of the decay, per step, >= 0.
+        flat_start: Step the decay begins at, >= 0.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+
+    Source: `kron_torch`, Walters, 2024.
+
+    Example:
+        >>> import optimfn as of
+        >>> of.precond_update_prob_schedule()(1500).round(decimals=4)
+        tensor(0.3679, dtype=torch.float64)
+    """
+    check_fraction(max_prob=max_prob, min_prob=min_prob)
+    check_nonnegative(decay=decay)
+    check_steps(flat_start=flat_start)
+
+    def schedule(count: int | Tensor) -> Tensor:
+        value = max_prob * torch.exp(-decay * torch.clamp(tree.wide(count) - flat_start, min=0))
+        bounded: Tensor = tree.clip(value, min_value=min_prob)
+        return bounded
 
     return schedule

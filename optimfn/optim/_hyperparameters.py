@@ -13,7 +13,7 @@ from .._base import GradientTransformation, init_empty_state
 from .._recipe import Recorded, factory, find_arguments, is_own, signature_of, substitute, uses_factory
 from .._transforms._rate import scale
 from .._typing import Assign, Params, Scalar, State, Updates
-from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule
+from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule, lets_tensors_in
 from ._members import Member, Place, Route, labelled
 from ._members import members as members_of
 from ._pipeline import Shown
@@ -191,6 +191,8 @@ def _own_numbers(tx: GradientTransformation) -> dict[str, Any]:
     def is_live(name: str, value: Any) -> bool:
         if name == "learning_rate":
             return value is not None
+        if not lets_tensors_in(defaults[name]):  # such as a number by which the host decides
+            return False
         whole = isinstance(value, int) and not isinstance(value, bool) and isinstance(defaults[name].default, float)
         return isinstance(value, float | Tensor) or whole
 

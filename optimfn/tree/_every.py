@@ -17,7 +17,14 @@ def host_count(params: Params) -> Tensor:
     return torch.zeros((), dtype=torch.int64)
 
 
-def every(period: int, count: Tensor, compute: Callable[..., Tree], kept: Tree, *given: Tree, offset: int = 0) -> Tree:
+def every(
+    period: int | Callable[..., Tensor],
+    count: Tensor | tuple[Tensor, ...],
+    compute: Callable[..., Tree],
+    kept: Tree,
+    *given: Tree,
+    offset: int = 0,
+) -> Tree:
     """What `compute(kept, *given)` returns in one step of `period`, and `kept` in the others, without calling it.
 
     The choice is made on the host: `count` is a `host_count`, as it stands in the state, and reading it waits for no
@@ -26,8 +33,9 @@ def every(period: int, count: Tensor, compute: Callable[..., Tree], kept: Tree, 
     the result is the same, the work is not saved.
 
     Args:
-        period: Steps from one call to the next, >= 1.
-        count: Steps taken, a 0-dim integer tensor out of the state.
+        period: Steps from one call to the next, >= 1; or a function of the counts that says in a 0-dim bool tensor
+            whether it is called, as a schedule that becomes sparser does.
+        count: Steps taken, a 0-dim integer tensor out of the state; or several, which the function is given.
         compute: A pure function, of tensors that it is given and of nothing else that lies in a state or a gradient. It
             returns a tree in the structure and shapes of `kept`. For `torch.compile`, which takes `x.mT` for one more
             tensor that is handed over, transposes are written `x.transpose(-1, -2)`.
@@ -41,25 +49,29 @@ def every(period: int, count: Tensor, compute: Callable[..., Tree], kept: Tree, 
         ...     print(of.tree.every(3, torch.tensor(count), lambda old: old + 1, torch.tensor(7)).item(), end=" ")
         8 7 7 8
     """
+    counts = count if isinstance(count, tuple) else (count,)
 
-    def is_due(count: Tensor) -> bool:
-        return (int(count) + offset) % period == 0
+    def chosen(*counts: Tensor) -> Tensor:
+        return period(*counts) if callable(period) else (counts[0] + offset) % period == 0
+
+    def is_due(counts: tuple[Tensor, ...]) -> bool:
+        return bool(chosen(*counts)) if callable(period) else (int(counts[0]) + offset) % period == 0
 
     def fresh(kept: Tree, *given: Tree) -> Tree:
         return carry(compute(kept, *given), kept)
 
     if period == 1:
         return fresh(kept, *given)
-    # That of a symbol of a fused step, which notes what was decided, and the leaf that it stands for.
-    decide, leaf = getattr(count, "decide", None), getattr(count, "leaf", None)
-    if decide is not None and leaf is not None and leaf.is_cpu:
-        due: bool = decide(is_due, count)
+    # That of a symbol of a fused step, which notes what was decided, and the leaves that they stand for.
+    decide, own = getattr(counts[0], "decide", None), [getattr(x, "leaf", None) for x in counts]
+    if decide is not None and all(leaf is not None and leaf.is_cpu for leaf in own):
+        due: bool = decide(is_due, counts)
     elif torch.compiler.is_compiling():
-        return _branch((count + offset) % period == 0, fresh, (kept, *given))
-    elif not _can_be_read(count):
-        return carry(where((count + offset) % period == 0, fresh(kept, *given), kept), kept)
+        return _branch(chosen(*counts), fresh, (kept, *given))
+    elif not all(map(_can_be_read, counts)):
+        return carry(where(chosen(*counts), fresh(kept, *given), kept), kept)
     else:
-        due = is_due(count)
+        due = is_due(counts)
     return fresh(kept, *given) if due else kept
 
 

@@ -16,6 +16,7 @@ from . import (
     momentum,
     parts,
     precision,
+    psgd,
     quasi_newton,
     rate_free,
     schedules,
@@ -47,6 +48,7 @@ TRANSFORMATIONS = (
     quasi_newton,
     wrappers,
     precision,
+    psgd,
 )
 CASES = tuple(case for family in TRANSFORMATIONS for case in family.CASES)
 SCHEDULES = (*schedules.SCHEDULES, *torch_schedules.SCHEDULES)

@@ -113,6 +113,14 @@ SCHEDULES = (
         ),
     ),
     ScheduleCase(
+        "precond_update_prob",
+        of.precond_update_prob_schedule,
+        {"max_prob": 0.9, "min_prob": 0.5, "decay": 0.05, "flat_start": 4},
+        lambda count: max(0.5, min(0.9, 0.9 * math.exp(-0.05 * (count - 4)))),
+        live=("max_prob", "min_prob", "decay"),
+        bad=(({"decay": -1.0}, ValueError, f"decay {NEGATIVE}"),),
+    ),
+    ScheduleCase(
         "exponential_staircase",
         of.exponential_decay,
         {
