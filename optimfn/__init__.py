@@ -3,6 +3,7 @@
 from . import cuda as cuda
 from . import distributed as distributed
 from . import optim as optim
+from . import testing as testing
 from . import tree as tree
 from ._algorithms.matrix._kron import KronState as KronState
 from ._algorithms.matrix._kron import kron as kron

@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import io
 import math
 import pickle
 import warnings
@@ -49,13 +48,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 @cases("pure")
 def test_no_argument_is_written_to_and_results_repeat(case: Case):
-    tx, params = case.tx(), params_tree()
-    state, grads = tx.init(params), like(params)
-    inputs = of.tree.leaves((params, state, grads))
-    versions = [x._version for x in inputs]
-    first, second = tx.update(grads, state, params), tx.update(grads, state, params)
-    assert [x._version for x in inputs] == versions
-    assert_trees_equal(first, second)
+    of.testing.is_pure(case.tx(), params_tree(), {})
 
 
 @cases("pure")
@@ -271,16 +264,8 @@ def test_single_tensors_are_trees(case: Case):
 @cases("absent")
 def test_an_absent_gradient_leaves_its_state_alone_and_gives_no_update(case: Case):
     tx, params = case.tx(), plain_params()
-    state = tx.update(like(params), tx.init(params), params)[1]
-    grads = {**like(params), "b": None}
-    updates, new_state = tx.update(grads, state, params)
-    assert updates["b"] is None
-    assert of.apply_updates(params, updates)["b"] is params["b"]
-    assert of.tree.structure(new_state) == of.tree.structure(state)
-    for (path, old), (_, new) in zip(of.tree.leaves_with_path(state), of.tree.leaves_with_path(new_state), strict=True):
-        if "b" in path:
-            assert torch.equal(old, new)
-    updates, _ = tx.update(dict.fromkeys(params), state, params)
+    of.testing.leaves_out_the_absent(tx, params, {})
+    updates, _ = tx.update(dict.fromkeys(params), tx.init(params), params)
     assert of.tree.leaves(updates) == []
 
 
@@ -779,17 +764,7 @@ def test_equal_by_value_hashable_picklable_and_copyable(case: Case):
 
 @cases("checkpoint")
 def test_state_survives_a_weights_only_file(case: Case):
-    tx, params = case.tx(), params_tree(torch.bfloat16)
-    state = tx.update(like(params), tx.init(params), params)[1]
-    flat = of.state_dict(state)
-    assert all(type(x) is torch.Tensor for x in flat.values())
-    file = io.BytesIO()
-    torch.save(flat, file)
-    file.seek(0)
-    loaded = of.load_state_dict(tx.init(params), torch.load(file, weights_only=True))
-    assert_trees_equal(loaded, state)
-    grads = like(params)
-    assert_trees_equal(tx.update(grads, loaded, params), tx.update(grads, state, params))
+    of.testing.resumes(case.tx(), params_tree(torch.bfloat16), {})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
