@@ -18,21 +18,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import optimfn as of
-
-
-class Traffic(TorchDispatchMode):
-    """Counts the collectives inside, and the bytes that this process hands to them."""
-
-    calls, size = 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "c10d":
-            given = args[0] if "allreduce" in str(function) else args[1:2]  # behind the result, if there is one
-            self.calls, self.size = self.calls + 1, self.size + sum(x.nbytes for x in given)
-        return function(*args, **(kwargs or {}))
 
 
 def main(mesh, steps, folder, every=10):
@@ -54,15 +41,15 @@ def main(mesh, steps, folder, every=10):
         starts = torch.randint(len(text) - CONTEXT, (BATCH, 1), generator=torch.Generator().manual_seed(step))
         rows = text[starts + torch.arange(CONTEXT + 1)].chunk(mesh.size())[mesh.get_local_rank()]
         optimizer.zero_grad()
-        with Traffic() as by_model:
+        with of.distributed.comm_trace() as by_model:
             loss = cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
             loss.backward()
-        with Traffic() as by_step:
+        with of.distributed.comm_trace() as by_step:
             optimizer.step()
         if step % every == 0:
             dist.all_reduce(loss.detach(), group=group)
             losses[step] = loss.item() / mesh.size()
-            sent = "".join(f"{one.calls:9}{one.size / 1e3:9.1f}" for one in (by_model, by_step))
+            sent = "".join(f"{one.calls:9}{one.bytes / 1e3:9.1f}" for one in (by_model, by_step))
             if mesh.get_local_rank() == 0:
                 print(f"{mesh.size():9}{step:6}{losses[step]:9.4f}{sent}", flush=True)
     saved = dict(zip("mo", get_state_dict(model, optimizer), strict=True))
