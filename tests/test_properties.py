@@ -118,7 +118,8 @@ RATES = {"adam_learning_rate", "optimism"}
 def rated(case):
     """Whether the whole step is times this rate, which a factory of the tests need not promise."""
     # The rate of rprop is the first of the step sizes, which have bounds of their own; madgrad adds its eps to it.
-    if "rprop" in case.name or "madgrad" in case.name:
+    # What adds a term to the gradients has the rate of that term alone, and passes the gradients on.
+    if "rprop" in case.name or "madgrad" in case.name or case.make.__name__.startswith("add_"):
         return False
     return "learning_rate" in case.live and case.make.__module__.startswith("optimfn") and "dtype" not in case.skips
 
