@@ -80,11 +80,10 @@ class Peers:
             own = given[0].get_group(given[1])
         else:
             own = given.get_group() if hasattr(given, "get_group") else given
-        if self._known is None or self._known[0] is not own:
-            alone = own is None
-            self._known = (
-                (own, "", 1, 0) if alone else (own, own.group_name, dist.get_world_size(own), dist.get_rank(own))
-            )
+        if own is None:
+            self._known = (None, "", 1, 0)
+        else:  # asked anew each time: a manager of processes that come and go keeps the group and changes its size
+            self._known = (own, own.group_name, dist.get_world_size(own), dist.get_rank(own))
             if self._known[3] < 0:
                 raise ValueError("this process does not belong to the group: make the rule only where it does")
         return self._known
