@@ -1,5 +1,7 @@
 """Parts for any rule: what they refuse, and kernels where sums cancel."""
 
+import re
+
 import pytest
 import torch
 from cases import CASES
@@ -63,3 +65,21 @@ def test_kernels_agree_where_sums_cancel(case):
         got = fused(params, state, grads, **case.extra)
         params, state = eager(params, state, grads, **case.extra)
         assert_trees_equal(got, (params, state), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("tx", "most"),
+    [
+        (of.cautious(of.adamw(1e-3)), 40),  # a look at the gradient and the moments, then AdamW's own 28
+        (of.chain(of.mars(), of.adamw(1e-3)), 44),  # both gradients for the norm; 8 more for the last one
+        (of.schedule_free_adamw(1e-3), 28),  # an iterate in the place of the mean
+    ],
+    ids=["cautious", "mars", "schedule_free"],
+)
+def test_parts_cost_a_reduction_at_most(tx, most):
+    params = wide_params(torch.float32)
+    step = of.make_step(tx, backend="fused")
+    step(params, tx.init(params), params)
+    said = str(step.explain())
+    assert "opaque" not in said
+    assert float(re.search(r"moves ([\d.]+) bytes", said)[1]) <= most

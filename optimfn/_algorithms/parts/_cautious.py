@@ -128,7 +128,9 @@ def _agreeing(rule: GradientTransformation, floor: Scalar, scaling: str) -> Grad
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         direction, state = rule.rule(updates, state, params, **extra)
         keep = tree.map(lambda d, g: ~against(d, g), direction, updates)
-        kept = tree.reduce_each(lambda k: k.sum(dtype=tree.wide_dtype(torch.float32, k.device)), "sum", keep)
+        kept = tree.reduce_each(
+            lambda k: torch.where(k, 1.0, 0.0).sum(dtype=tree.wide_dtype(torch.float32, k.device)), "sum", keep
+        )
         return tree.map(leaf, direction, keep, kept), state
 
     return GradientTransformation(rule.init, update, leafwise=rule.leafwise, place=Place.RULE)
