@@ -162,7 +162,7 @@ def _from_wide(key: str, value: Any, params: Params | None) -> Any:
     """An extra argument for a rule on float32: functions of the parameters are given them as users have them."""
     if key == "grad":
         return tree.widen(value)
-    if key not in ("value_fn", "value_and_grad_fn") or not callable(value):
+    if key not in ("value_fn", "obj_fn", "value_and_grad_fn", "grad_fn") or not callable(value):
         return value
 
     @functools.wraps(value)
@@ -171,6 +171,6 @@ def _from_wide(key: str, value: Any, params: Params | None) -> Any:
         # In `lookahead` the parameters are two trees, of which rules inside see one.
         like = [p for p in (params, *(params if isinstance(params, tuple) else ())) if tree.structure(p) == form]
         found = value(tree.cast_like(at, like[0]) if like else at, *args, **kwargs)
-        return tree.widen(found) if key == "value_and_grad_fn" else found
+        return tree.widen(found) if key in ("value_and_grad_fn", "grad_fn") else found
 
     return of_rounded

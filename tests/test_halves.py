@@ -205,6 +205,31 @@ def test_the_loss_is_asked_about_parameters_in_their_dtype(by):
         assert loss(new) < value
 
 
+@pytest.mark.parametrize("name", ["sam", "asam", "gsam", "friendly_sam", "looksam", "sophia", "adahessian"])
+def test_gradients_and_curvature_are_asked_of_a_model_in_its_dtype(name):
+    x = torch.eye(2, dtype=torch.bfloat16)  # so that its curvature is that of single elements
+
+    def loss(params):
+        return (x @ params["w"]).float().square().mean()
+
+    rules = {
+        "sam": of.sam(of.sgd(0.1), of.chain(of.normalize(), of.sgd(0.5)), opaque_mode=True),
+        "asam": of.asam(of.sgd(0.1)),
+        "gsam": of.gsam(of.sgd(0.1)),
+        "friendly_sam": of.friendly_sam(of.sgd(0.1)),
+        "looksam": of.looksam(of.sgd(0.1), period=2),
+        "sophia": of.sophia(0.1),
+        "adahessian": of.adahessian(0.1),
+    }
+    tx, params, gradient = rules[name], {"w": torch.ones(2, 1, dtype=torch.bfloat16)}, torch.func.grad(loss)
+    state, first = tx.init(params), loss(params)
+    for _ in range(3):
+        updates, state = tx.update(gradient(params), state, params, grad_fn=lambda p, i: gradient(p), obj_fn=loss)
+        params = of.apply_updates(params, updates)
+    assert params["w"].dtype == torch.bfloat16
+    assert loss(params) < first
+
+
 def test_nothing_of_what_rules_were_shown_goes_out():
     """Views of half precision know their leaves; what is returned are tensors like others."""
 

@@ -20,6 +20,7 @@ from .common import GLOBAL, has_two_axes, negative
 from .contributed import uphill
 
 GIVEN = {
+    "dtype": "the gradients that it is given are those at rounded parameters; see test_halves.py",
     "alone": GLOBAL,
     "fused": "the rule itself runs: it calls a function that it was given",
     "recorded": "a copy does not have the gradient that the case gives to every update",
