@@ -53,6 +53,9 @@ def main(argv: Iterable[str] | None = None) -> None:
     made = {name: stepper(tx, WORKLOADS[args.workload]()) for name, tx in CHAINS.items()}
     times, dropped = measure({name: step for name, (step, _) in made.items()}, args.rounds, args.seconds)
     print(f"{args.workload}, {args.threads} threads, {len(times['adamw'])} rounds, {dropped} dropped")
+    if len(times["adamw"]) < 2:
+        print("disturbed by other processes: try again")
+        return
     print(f"{'':22}{'ms':>8}{'bytes':>8}{'of bytes':>10}{'of time':>9}{'time over bytes':>17}")
     for name, (_, moved) in made.items():
         share = moved / made["adamw"][1]
