@@ -12,6 +12,12 @@ from ._algorithms.matrix._kron_factors import KronFactors as KronFactors
 from ._algorithms.matrix._kron_whiten import KronWhitenState as KronWhitenState
 from ._algorithms.matrix._kron_whiten import kron_whiten as kron_whiten
 from ._algorithms.matrix._kron_whiten import scale_by_kron_whiten as scale_by_kron_whiten
+from ._algorithms.matrix._adamuon import AdaMuonState as AdaMuonState
+from ._algorithms.matrix._adamuon import adamuon as adamuon
+from ._algorithms.matrix._adamuon import scale_by_adamuon as scale_by_adamuon
+from ._algorithms.matrix._dion2 import Dion2State as Dion2State
+from ._algorithms.matrix._dion2 import dion2 as dion2
+from ._algorithms.matrix._dion2 import scale_by_dion2 as scale_by_dion2
 from ._algorithms.matrix._muon import orthogonalize as orthogonalize
 from ._algorithms.matrix._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms.matrix._muon import torch_muon as torch_muon
@@ -238,6 +244,7 @@ from ._algorithms.low_rank._fira import scale_by_fira as scale_by_fira
 from ._algorithms.low_rank._galore import galore as galore, galore_adamw as galore_adamw, project as project
 from ._algorithms.low_rank._galore import scale_by_galore as scale_by_galore
 from ._algorithms.low_rank._space import LowRankState as LowRankState
+from ._algorithms.matrix._scion import scale_by_lmo as scale_by_lmo, scion as scion
 from ._algorithms.momentum._aggmo import AggMoState as AggMoState, aggmo as aggmo, scale_by_aggmo as scale_by_aggmo
 from ._algorithms.momentum._asgd import ASGDState as ASGDState, asgd as asgd
 from ._algorithms.momentum._dpsgd import DifferentiallyPrivateAggregateState as DifferentiallyPrivateAggregateState

@@ -3,7 +3,7 @@
 import torch
 from case import NEGATIVE, Case
 from oracles.blocks import Each, leafwise, torch_optimizer
-from oracles.matrix import NorMuon
+from oracles.matrix import AdaMuon, Dion2, NorMuon, Scion
 
 import optimfn as of
 
@@ -67,6 +67,34 @@ def normuon_oracle(*arguments):
     """NorMuon for `a`, the raw gradients for what is no matrix."""
 
     return leafwise(lambda name: NorMuon(*arguments) if name == "a" else Each(lambda g, p, t: g))
+
+
+@of.factory
+def adamuon_on_matrices(learning_rate, beta, weight_decay, nesterov=True, b2=None):
+    """The whole optimizer in float64, on the matrices."""
+    rule = of.adamuon(
+        learning_rate, beta=beta, b2=b2, weight_decay=weight_decay, nesterov=nesterov, dtype=torch.float64
+    )
+    return of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
+@of.factory
+def dion2_on_matrices(learning_rate, fraction, ef_decay, weight_decay):
+    """The whole optimizer in float64, on the matrices."""
+    rule = of.dion2(learning_rate, fraction, ef_decay, weight_decay=weight_decay, dtype=torch.float64)
+    return of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
+@of.factory
+def scion_in_float64(learning_rate, newest, scale, norm="auto"):
+    """The whole optimizer in float64; on the matrices in norms that are for matrices. Its momentum is no decay."""
+    rule = of.scion(learning_rate, newest, norm, scale, dtype=torch.float64)
+    return rule if norm == "auto" else of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
+def on_a(oracle, *arguments):
+    """A rule for `a`, which is a matrix, and the raw gradients for the rest."""
+    return leafwise(lambda name: oracle(*arguments) if name == "a" else Each(lambda g, p, t: g))
 
 
 BFLOAT16 = "computed in bfloat16, where difference quotients see only the rounding"
@@ -212,4 +240,58 @@ CASES = (
         needs_params=True,
         skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
     ),
+    Case(
+        "adamuon",
+        adamuon_on_matrices,
+        {"learning_rate": 0.02, "beta": 0.9, "weight_decay": 0.1},
+        oracle=on_a(AdaMuon, 0.9, 0.02, 0.1),
+        rtol=1e-9,  # five products follow each other, and each magnifies what the last one rounded
+        layouts=1e-10,  # as above
+        batched=1e-9,  # as above
+        live=("learning_rate", "beta", "weight_decay"),
+        covers=("adamuon", "scale_by_adamuon"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "complex": "complex leaves are an error", "sensitive": "it takes signs"},
+        bad=(BAD_RATE, ({"b2": 1.0}, ValueError, r"b2 must be in \[0, 1\), got 1.0")),
+    ),
+    Case(
+        "dion2",
+        dion2_on_matrices,
+        {"learning_rate": 0.02, "fraction": 0.6, "ef_decay": 0.9, "weight_decay": 0.1},
+        oracle=on_a(Dion2, 0.6, 0.9, 0.02, 0.1, of.polar_express()),
+        rtol=1e-9,  # as above
+        layouts=1e-10,
+        batched=1e-9,
+        live=("learning_rate", "ef_decay", "weight_decay"),
+        covers=("dion2", "scale_by_dion2"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
+        bad=(BAD_RATE, ({"fraction": 0.0}, ValueError, "fraction must be a number > 0, got 0.0")),
+    ),
+    Case(
+        "scion",
+        scion_in_float64,
+        {"learning_rate": 0.02, "newest": 0.3, "scale": 8.0},
+        oracle=leafwise(lambda _: Scion(0.02, 0.3, 8.0)),
+        rtol=1e-9,  # as above
+        layouts=1e-10,
+        batched=1e-9,
+        live=("learning_rate", "newest", "scale"),
+        covers=("scion", "scale_by_lmo"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
+        bad=(BAD_RATE, ({"norm": "best"}, ValueError, "norm must be one of 'auto', .*, got 'best'")),
+    ),
+    *[
+        Case(
+            f"scion_{norm}",
+            scion_in_float64,
+            {"learning_rate": 0.02, "newest": 0.3, "scale": 8.0, "norm": norm},
+            oracle=on_a(Scion, 0.02, 0.3, 8.0, norm),
+            live=("learning_rate",),
+            needs_params=True,
+            skips={"sensitive": "it takes signs"} if norm == "sign" else {},
+        )
+        for norm in ("col", "row", "sign")
+    ],
 )

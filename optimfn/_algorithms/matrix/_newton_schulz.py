@@ -122,7 +122,11 @@ def on_matrices(
     check_matrices(rule, leaves, dims)
     boxes = tree.leaves(tree.map(lambda _, box: box, leaves, dims))
     done = leaves
-    for kind in {str(box.content): box.content for box in boxes}.values():
+    kinds: list[MuonDimensionNumbers] = []
+    for box in boxes:
+        if box.content not in kinds:
+            kinds.append(box.content)
+    for kind in kinds:
 
         def turn(xs: list[Tensor], kind: MuonDimensionNumbers = kind) -> list[Tensor]:
             return f(xs, kind)
