@@ -152,7 +152,9 @@ def orthogonal(xs: list[Tensor], dims: MuonDimensionNumbers, iterate: Callable[[
         order, (fan_in, _) = batch + inputs + outputs, fans(x, dims)
         parts = [part.mT if fan_in > rows else part for part, rows in zip(parts, rows_of(x, dims), strict=True)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return y.reshape([x.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(x.ndim)])
+        y = y.reshape([x.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(x.ndim)])
+        # A view of axes in another order would be another graph in the next step of `torch.compile`.
+        return y if x.ndim == 2 else y.clone(memory_format=torch.contiguous_format)
 
     return [*tree.map(closed, xs, tree.batched(iterate, [opened(x) for x in xs]))]
 
