@@ -350,6 +350,23 @@ class TestHyperparameters:
         with pytest.raises(ValueError, match=r"a group has lr=0\.1, but the schedule linear_schedule"):
             of.Optimizer(halves(model(), lr=0.1), of.sgd(of.linear_schedule(1.0, 0.0, 10)))
 
+    @pytest.mark.parametrize("is_begun", [False, True])
+    @pytest.mark.parametrize(
+        ("key", "wrong"),
+        [("lr", "0.1"), ("lr", None), ("lr", [0.1]), ("lr", torch.ones(2)), ("weight_decay", "much"), ("betas", 0.9)],
+    )
+    def test_what_is_no_number_is_named_and_nothing_is_written(self, key, wrong, is_begun):
+        net = model()
+        optimizer = of.Optimizer(net, of.adamw, learning_rate=0.1)
+        train(net, optimizer, is_begun)
+        old, optimizer.param_groups[0][key] = optimizer.param_groups[0][key], wrong
+        before = [p.detach().clone() for p in net.parameters()]
+        with pytest.raises((TypeError, ValueError), match=f"{key} of a group must be"):
+            train(net, optimizer, 1)
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        optimizer.param_groups[0][key] = old
+        train(net, optimizer, 1)
+
     def test_an_overruled_schedule_goes_on_after_the_error(self):
         net = model()
         optimizer = of.Optimizer(net, of.sgd(of.linear_schedule(1.0, 0.0, 10)))

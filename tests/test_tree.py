@@ -60,6 +60,15 @@ def test_moments_are_the_formula(t, decay):
     assert_trees_equal(got, want)
 
 
+@pytest.mark.parametrize("decay", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_means_of_squares_reach_infinity_and_stay_there(dtype, decay):
+    g, m = torch.tensor([torch.inf, 1.0, torch.inf, 1.0], dtype=dtype), torch.tensor([0.0, torch.inf, torch.inf, 0.0])
+    for one in (decay, torch.tensor(decay), torch.tensor(decay, dtype=torch.float64)):
+        got = tree.update_moment_per_elem_norm(g, m, one, 2)
+        torch.testing.assert_close(got, torch.tensor([torch.inf] * 3 + [1 - decay], dtype=got.dtype))
+
+
 @given(tensors((torch.complex128,)), fractions)
 def test_moments_of_magnitudes_are_real(g, decay):
     m = torch.rand(g.shape, dtype=torch.float64)

@@ -170,8 +170,10 @@ def follow_betas(group: dict[str, Any], seen: tuple[Any, ...]) -> None:
     """Bring `betas`, `b1` and `b2` together after one or the other was changed.
 
     Raises:
-        ValueError: if both were changed, and not alike.
+        ValueError: if both were changed, and not alike, or `betas` are not two.
     """
+    if not isinstance(group["betas"], list | tuple) or len(group["betas"]) != 2:
+        raise ValueError(f"betas of a group must be two numbers, got {group['betas']!r}")
     alone, together = (group["b1"], group["b2"]), tuple(group["betas"])
     if alone == together:
         return

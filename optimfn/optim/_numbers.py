@@ -10,22 +10,30 @@ Values = Mapping[Hashable, Any]  # the numbers of a group
 
 
 class Number:
-    """A number as a 0-dim tensor, and what was last written there."""
+    """A number as a 0-dim tensor, what a group calls it, and what was last written there."""
 
-    __slots__ = ("tensor", "written")
+    __slots__ = ("key", "tensor", "written")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, key: Hashable, tensor: Tensor) -> None:
+        self.key, self.tensor = key, tensor
         self.written: Any = None
 
     def put(self, value: Any) -> None:
         """Write a value; a tensor is not read on the host, and may have changed since."""
-        if isinstance(value, Tensor):
-            self.tensor.copy_(value.detach().reshape(()))
-            self.written = None
-        elif self.written is None or self.written != value:
-            self.tensor.fill_(value)
-            self.written = value
+        try:
+            if isinstance(value, Tensor):
+                self.tensor.copy_(value.detach().reshape(()))
+                self.written = None
+            elif self.written is None or self.written != value:
+                self.tensor.fill_(value)
+                self.written = value
+        except (TypeError, RuntimeError) as error:
+            if isinstance(value, Tensor) and value.numel() == 1:
+                raise
+            several = self.key if isinstance(self.key, tuple) else (self.key,)
+            name = next((x for x in several if isinstance(x, str)), "a hyperparameter")
+            name = "lr" if name == "learning_rate" else name  # what a group calls it
+            raise TypeError(f"{name} of a group must be a number or a 0-dim tensor, got {value!r}") from error
 
 
 class Numbers:
@@ -67,7 +75,7 @@ class Numbers:
                 if slot not in places:
                     places[slot] = len(used)
                     given = as_given and isinstance(value, Tensor)
-                    used.append(Number(value.reshape(())) if given else self._at(slot, like, value))
+                    used.append(Number(key, value.reshape(())) if given else self._at(slot, like, value))
                 row.append(places[slot])
             self._rows.append([used[place] for place in row])
             slots.append(tuple(zip(own, row, strict=True)))
@@ -81,7 +89,7 @@ class Numbers:
             dtype = value.dtype  # torch's classes round to it
         number = self._known.get(slot)
         if number is None or (number.tensor.dtype, number.tensor.device) != (dtype, device):
-            number = self._known[slot] = Number(torch.empty((), dtype=dtype, device=device))
+            number = self._known[slot] = Number(slot[0], torch.empty((), dtype=dtype, device=device))
         number.put(value)
         return number
 

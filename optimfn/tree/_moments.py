@@ -57,8 +57,9 @@ def update_moment_per_elem_norm(updates: Tree, moments: Tree, decay: Scalar, ord
         if order == 2 and not g.is_complex() and not isinstance(decay, Tensor):
             g, m = _wider(g, m)
             return torch.addcmul(m * decay, g, g, value=1 - decay)
-        # Cast first: the square of a float16 is infinite from 256 on. From infinity to infinity a lerp is NaN.
-        return m.where(m.isinf(), _lerp(m, _magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), 1 - decay))
+        # Cast first: the square of a float16 is infinite from 256 on. No lerp, which is NaN on the way to infinity.
+        size, m = _wider(_magnitude(cast_leaf(g, at_least_float32(g.dtype)), order), m)
+        return cast_leaf(m * decay + size * (1 - decay), m.dtype)
 
     return map(leaf, updates, moments)
 
