@@ -403,3 +403,12 @@ class TestThreads:
             results.append(step(params, state, grads))
         for result in results[1:]:
             assert_trees_equal(result, results[0])
+
+
+def test_a_logger_says_when_kernels_are_compiled(unbuilt, caplog):
+    params = wide_params()
+    with caplog.at_level("INFO", logger="optimfn"):
+        of.make_step(TX)(params, TX.init(params), like(params))
+    assert [one.name for one in caplog.records] == ["optimfn", "optimfn"]
+    assert "compiling kernels" in caplog.text
+    assert str(unbuilt) in caplog.text

@@ -7,6 +7,7 @@ processor.
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -23,6 +24,8 @@ from ..emit._function import Function, without_comments
 from . import _cache
 from ._cache import CannotBuild
 from ._process import Process
+
+_LOG = logging.getLogger("optimfn")
 
 FLAGS = (
     "-O3",
@@ -111,7 +114,9 @@ def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[P
             made, written = (Path(private) / path.name for path in (library, text))
             written.write_text(source)
             command = [*compiler, *FLAGS, "-o", str(made), str(written), "-lm"]
+            _LOG.info("compiling kernels, %d lines of C, into %s", source.count("\n"), library)
             status, _, errors = _run(command)
+            _LOG.info("compiled")
             if status:
                 kept = shutil.copy(written, directory / f"failed-{written.name}")
                 raise CannotBuild(f"{' '.join(command[:-4])} failed on {kept}:\n{errors[-2000:]}")
