@@ -244,6 +244,7 @@ from ._algorithms.low_rank._fira import scale_by_fira as scale_by_fira
 from ._algorithms.low_rank._galore import galore as galore, galore_adamw as galore_adamw, project as project
 from ._algorithms.low_rank._galore import scale_by_galore as scale_by_galore
 from ._algorithms.low_rank._space import LowRankState as LowRankState
+from ._algorithms.matrix._scion import scale_by_scion as scale_by_scion
 from ._algorithms.matrix._scion import scale_by_lmo as scale_by_lmo, scion as scion
 from ._algorithms.momentum._aggmo import AggMoState as AggMoState, aggmo as aggmo, scale_by_aggmo as scale_by_aggmo
 from ._algorithms.momentum._asgd import ASGDState as ASGDState, asgd as asgd

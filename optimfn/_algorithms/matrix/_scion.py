@@ -117,8 +117,45 @@ def scale_by_lmo(
 
 
 @factory
-def _mean(momentum: Scalar) -> GradientTransformation:
-    """The mean of the updates, by the weight of the new one."""
+def scale_by_scion(
+    momentum: Scalar = 0.1,
+    norm: str = "auto",
+    scale: Scalar = 1.0,
+    normalized: bool | None = None,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> GradientTransformation:
+    """Average the updates, and take the steepest step in a norm for each kind of leaf.
+
+    Maths:
+        mu <- (1 - momentum) mu + momentum g
+        update <- scale_by_lmo(mu)
+
+    Args:
+        momentum: Weight of the new gradient, no unit, in (0, 1].
+        norm: As in `scale_by_lmo`.
+        scale: As in `scale_by_lmo`.
+        normalized: As in `scale_by_lmo`.
+        dtype: Dtype in which leaves are made orthogonal.
+
+    Shapes:
+        updates: leaves as `scale_by_lmo` takes them. state: that of `ema`. Memory: 1 x params.
+
+    Raises:
+        TypeError, ValueError: at construction, naming the argument and its value.
+        ValueError: in `update` for leaves that `scale_by_lmo` refuses.
+
+    Source: Pethick et al., 2025, arXiv:2502.07529, Algorithms 1 and 2.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> tx, params = of.scale_by_scion(0.5, "sign"), torch.zeros(1, 2)
+        >>> tx.update(torch.tensor([[3.0, -5.0]]), tx.init(params))[0]
+        tensor([[ 0.5000, -0.5000]])
+    """
+    check_fraction(momentum=momentum)
+    check_positive(momentum=momentum)
+    steepest = scale_by_lmo(norm, scale, normalized, dtype=dtype)
 
     def init(params: Params) -> EmaState:
         return EmaState(tree.count(params), tree.init_moment(params))
@@ -127,7 +164,8 @@ def _mean(momentum: Scalar) -> GradientTransformation:
         updates: Updates, state: EmaState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EmaState]:
         mean = tree.update_moment(updates, state.ema, 1 - momentum, 1)
-        return tree.cast_like(mean, updates), EmaState(state.count + 1, tree.carry(mean, state.ema))
+        found, _ = steepest.rule(mean, EmptyState())
+        return tree.cast_like(found, updates), EmaState(state.count + 1, tree.carry(mean, state.ema))
 
     return GradientTransformation(init, update, leafwise=True)
 
@@ -178,9 +216,7 @@ def scion(
         >>> tx.update(torch.tensor([[3.0, -5.0]]), tx.init(params), params)[0]
         tensor([[-0.2500,  0.2500]])
     """
-    check_fraction(momentum=momentum)
-    check_positive(momentum=momentum)
-    parts = [_mean(momentum), scale_by_lmo(norm, scale, normalized, dtype=dtype)]
+    parts = [scale_by_scion(momentum, norm, scale, normalized, dtype=dtype)]
     if not unconstrained:
         parts.append(add_decayed_weights(1.0, weight_decay_mask))
     return chain(*parts, descend(learning_rate))
