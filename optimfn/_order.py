@@ -4,6 +4,8 @@ import enum
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 from ._recipe import Recorded
 
 _APART = (
@@ -36,6 +38,8 @@ def check_order(members: Iterable[Any]) -> None:
     Raises:
         ValueError: naming the part, what it stands behind, and where it belongs.
     """
+    if torch.compiler.is_compiling():
+        return  # what is made anew in a compiled step has been judged in `init`; dynamo cannot look at arguments
     behind: dict[Place, Any] = {}
     rated = None
     for tx in flat(members):
