@@ -18,6 +18,8 @@ from ._algorithms.matrix._kron_factors import KronFactors as KronFactors
 from ._algorithms.matrix._kron_whiten import KronWhitenState as KronWhitenState
 from ._algorithms.matrix._kron_whiten import kron_whiten as kron_whiten
 from ._algorithms.matrix._kron_whiten import scale_by_kron_whiten as scale_by_kron_whiten
+from ._algorithms.matrix._eigenbasis import EigenbasisState as EigenbasisState
+from ._algorithms.matrix._eigenbasis import eigenbasis as eigenbasis
 from ._algorithms.matrix._muon import orthogonalize as orthogonalize
 from ._algorithms.matrix._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms.matrix._muon import torch_muon as torch_muon
@@ -28,6 +30,8 @@ from ._algorithms.matrix._newton_schulz import MuonDimensionNumbers as MuonDimen
 from ._algorithms.matrix._normuon import NorMuonState as NorMuonState
 from ._algorithms.matrix._normuon import normuon as normuon
 from ._algorithms.matrix._normuon import scale_by_normuon as scale_by_normuon
+from ._algorithms.matrix._soap import scale_by_soap as scale_by_soap
+from ._algorithms.matrix._soap import soap as soap
 from ._algorithms.parts._asam import asam as asam
 from ._algorithms.parts._asam import scale_by_asam as scale_by_asam
 from ._algorithms.parts._autoclip import AutoClipState as AutoClipState

@@ -77,7 +77,8 @@ def batched(f: Callable[..., Any], tree: Tree, *others: Tree, largest: int = _SM
     for i, result in zip(alone, each(f, [rows[i] for i in alone]), strict=True):
         found[i] = result
     for chunk in [chunk for chunk in chunks if len(chunk) > 1]:
-        _joining.happened = True
+        if not torch.compiler.is_compiling():  # a branch of a graph may not note anything outside
+            _joining.happened = True
         made = f(*[torch.stack([rows[i][k] for i in chunk]) for k in range(len(rows[0]))])
         parts = zip(*[x.unbind() for x in made], strict=True) if isinstance(made, tuple) else made.unbind()
         for i, part in zip(chunk, parts, strict=True):
