@@ -80,4 +80,13 @@ CASES = (
         skips={"fused": PRODUCTS, "differentiable": CHOSEN},
         bad=(BAD_RATE, BAD_DECAY),
     ),
+    Case(
+        "scale_by_soap_of_kl",
+        of.scale_by_soap,
+        {"b1": 0.9, "b2": 0.98, "kind": "kl", "bias_correction": False},
+        oracle=leafwise(lambda _: Soap(lr=-1.0, betas=(0.9, 0.98), kl=True, correct=False)),
+        **BASIS,
+        live=("b1", "b2"),
+        skips={"fused": PRODUCTS, "differentiable": CHOSEN},
+    ),
 )

@@ -73,9 +73,8 @@ def scale_by_soap(
         >>> import torch, optimfn as of
         >>> tx, g = of.scale_by_soap(), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
         >>> first, state = tx.update(g, tx.init(g))
-        >>> tx.update(g, state)[0]
-        tensor([[1., 0.],
-                [0., 1.]])
+        >>> tx.update(g, state)[0].diag()
+        tensor([1.0000, 1.0000])
     """
     beta = b2 if shampoo_beta is None else shampoo_beta
     check_decay(b1=b1, b2=b2, shampoo_beta=beta)
