@@ -132,7 +132,7 @@ def _taken_in(old: list[Tensor], new: list[Tensor], decay: Scalar) -> list[Tenso
     """Running means; a product too large for its dtype leaves them as they are, lest a basis never comes back."""
 
     def leaf(was: Tensor, now: Tensor) -> Tensor:
-        return torch.where(torch.isfinite(now).all(-1).all(-1)[..., None, None], now, was)
+        return torch.where(torch.isfinite(now), now, was)
 
     found: list[Tensor] = tree.map(leaf, old, tree.lerp(old, new, 1 - decay))
     return found

@@ -34,13 +34,14 @@ def places(
         results: For each output its values, with their owners.
     """
     handed_out = {value for values in results for _, value in values if isinstance(value, Node)}
+    kept = {same_memory(value) for value in handed_out}  # a root that is one is read again, when it is handed out
     children: dict[Node, list[Node]] = {}
     for node in nodes:
         for parent in node.parents():
             children.setdefault(parent, []).append(node)
     last: dict[Node, int] = {}  # of the roots: who reads them last, if only ATen does
     for root in temporary:
-        readers = _readers(root, children) if same_memory(root) is root else None
+        readers = _readers(root, children) if same_memory(root) is root and root not in kept else None
         if readers:
             last[root] = max([x.number for x in readers])
     found: dict[Node, Node] = {}
