@@ -11,6 +11,8 @@ from ._algorithms.matrix._adamuon import scale_by_adamuon as scale_by_adamuon
 from ._algorithms.matrix._dion2 import Dion2State as Dion2State
 from ._algorithms.matrix._dion2 import dion2 as dion2
 from ._algorithms.matrix._dion2 import scale_by_dion2 as scale_by_dion2
+from ._algorithms.matrix._eigenbasis import EigenbasisState as EigenbasisState
+from ._algorithms.matrix._eigenbasis import eigenbasis as eigenbasis
 from ._algorithms.matrix._kron import KronState as KronState
 from ._algorithms.matrix._kron import kron as kron
 from ._algorithms.matrix._kron import scale_by_kron as scale_by_kron
@@ -18,8 +20,6 @@ from ._algorithms.matrix._kron_factors import KronFactors as KronFactors
 from ._algorithms.matrix._kron_whiten import KronWhitenState as KronWhitenState
 from ._algorithms.matrix._kron_whiten import kron_whiten as kron_whiten
 from ._algorithms.matrix._kron_whiten import scale_by_kron_whiten as scale_by_kron_whiten
-from ._algorithms.matrix._eigenbasis import EigenbasisState as EigenbasisState
-from ._algorithms.matrix._eigenbasis import eigenbasis as eigenbasis
 from ._algorithms.matrix._muon import orthogonalize as orthogonalize
 from ._algorithms.matrix._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms.matrix._muon import torch_muon as torch_muon
