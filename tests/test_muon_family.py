@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import matrix
+from cases import low_rank, matrix, psgd
 from graphs import NoHostReads
 from helpers import follow, plain_params, rough_gradients
 
@@ -139,7 +139,7 @@ def test_half_precision_of_the_products():
         of.orthogonalize(gram=True)
 
 
-@pytest.mark.parametrize("case", matrix.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*matrix.CASES, *low_rank.CASES, *psgd.CASES], ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 def test_no_rule_for_matrices_reads_a_device(case, backend):
     """A count of the host is known as such; whatever else is read would wait for a device."""
@@ -153,3 +153,20 @@ def test_no_rule_for_matrices_reads_a_device(case, backend):
         hosts = {id(x) for x, kind in zip(leaves, kinds, strict=True) if kind == "host"}
         with NoHostReads(hosts):
             params, state = step(params, state, grads)
+
+
+def test_muon_on_its_sphere():
+    """MuonH: each matrix keeps its norm, and turns by the rate along the orthogonal momentum."""
+    torch.manual_seed(7)
+    p = q = torch.randn(4, 6, dtype=torch.float64)
+    rule = of.chain(of.ema(0.95, debias=False, nesterov=True), of.orthogonalize(dtype=torch.float64))
+    tx = of.hyperball(rule, 0.02)
+    state, m, radius = tx.init(p), 0.0, torch.linalg.matrix_norm(p)
+    for g in rough_gradients(p, 3):
+        updates, state = tx.update(g, state, p)
+        p = of.apply_updates(p, updates)
+        m = 0.95 * m + 0.05 * g
+        d = orthogonal(0.95 * m + 0.05 * g, of.ns_coefficients("keller"))
+        q = q - 0.02 * radius * d / torch.linalg.matrix_norm(d)
+        q = q * radius / torch.linalg.matrix_norm(q)
+        assert_close(p, q)
