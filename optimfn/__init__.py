@@ -20,6 +20,10 @@ from ._algorithms.matrix._kron_factors import KronFactors as KronFactors
 from ._algorithms.matrix._kron_whiten import KronWhitenState as KronWhitenState
 from ._algorithms.matrix._kron_whiten import kron_whiten as kron_whiten
 from ._algorithms.matrix._kron_whiten import scale_by_kron_whiten as scale_by_kron_whiten
+from ._algorithms.matrix._lra import LRAFactors as LRAFactors
+from ._algorithms.matrix._lra import LRAState as LRAState
+from ._algorithms.matrix._lra import lra_whiten as lra_whiten
+from ._algorithms.matrix._lra import scale_by_lra_whiten as scale_by_lra_whiten
 from ._algorithms.matrix._muon import orthogonalize as orthogonalize
 from ._algorithms.matrix._muon import scale_by_matrix_shape as scale_by_matrix_shape
 from ._algorithms.matrix._muon import torch_muon as torch_muon

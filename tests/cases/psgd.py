@@ -2,7 +2,7 @@
 
 from case import Case
 from oracles.blocks import leafwise
-from oracles.psgd import Kron, KronWhiten, Stepped
+from oracles.psgd import Kron, KronWhiten, Stepped, lra
 
 import optimfn as of
 
@@ -115,5 +115,35 @@ CASES = (
         needs_params=True,
         skips={"fused": PRODUCTS, "differentiable": BOUNDS},
         bad=(BAD_RATE, BAD_DECAY, *no_decay("b1")),
+    ),
+    Case(
+        "scale_by_lra_whiten",
+        of.scale_by_lra_whiten,
+        {"rank": 2, "momentum": 0.9, "preconditioner_lr": 0.1},
+        oracle=lra(2, 1.0),
+        rtol=1e-9,
+        live=("momentum", "preconditioner_lr"),
+        layouts=LAYOUTS,
+        batched=1e-10,
+        skips={"fused": PRODUCTS, "differentiable": BOUNDS, "complex": "real leaves only"},
+        bad=(
+            *no_decay("momentum", "beta_lipschitz"),
+            *negative("damping", "preconditioner_lr"),
+            ({"rank": 0}, ValueError, "rank must be >= 1, got 0"),
+            BAD_FIT[1],
+        ),
+    ),
+    Case(
+        "lra_whiten",
+        of.lra_whiten,
+        {"learning_rate": 0.01, "rank": 3, "preconditioner_init_scale": 0.5, "weight_decay": 0.1},
+        oracle=lra(3, -0.01, scale=0.5, decay=0.1),
+        rtol=1e-9,
+        live=("learning_rate", "weight_decay"),
+        layouts=LAYOUTS,
+        batched=1e-10,
+        needs_params=True,
+        skips={"fused": PRODUCTS, "differentiable": BOUNDS, "complex": "real leaves only"},
+        bad=(BAD_RATE, BAD_DECAY, *no_decay("momentum")),
     ),
 )

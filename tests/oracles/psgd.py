@@ -266,3 +266,59 @@ class Stepped:
     def __call__(self, g, p, t):
         decay = self.decay if self.of_all or p.ndim >= 2 else 0.0
         return -self.rate * (self.rule(g, p, t) + decay * p)
+
+
+def lra(rank, rate, momentum=0.9, step=0.1, beta=0.9, damping=1e-9, scale=None, decay=0.0):
+    """`LRAWhiten` of all leaves as one vector; random numbers are those of the library."""
+
+    def run(params, gradients):
+        names = list(params)
+        sizes = np.cumsum([params[name].numel() for name in names])[:-1]
+
+        def whole(values):
+            return np.concatenate([np.asarray(values[name]).reshape(-1) for name in names])[:, None]
+
+        def drawn(key, columns):
+            like = {name: torch.empty(params[name].numel(), columns, dtype=torch.float64) for name in names}
+            return np.concatenate([x.numpy() for x in of.tree.random_like(key, like).values()])
+
+        u, v = (drawn(of.tree.fold_in(0, -1 - part), rank) for part in range(2))
+        u, v = u * math.sqrt(0.1) / np.linalg.norm(u), v * math.sqrt(0.1) / np.linalg.norm(v)
+        first = whole(gradients[0])
+        d = np.full_like(first, (np.mean(first**4) + damping**4) ** (-1 / 8) if scale is None else scale)
+        bounds, m, p, n = [0.0] * 3, 0.0, whole(params), len(first)
+        for t, grads in enumerate(gradients):
+            g = whole(grads)
+            low = min(t / (t + 1), momentum)
+            m = low * m + (1 - low) * g
+            key = of.tree.fold_in(0, t)
+            noise = drawn(key, 1)
+            h = g + damping * noise
+            uu, vv = u.T @ u, v.T @ v
+            rho = (np.trace(uu) / np.trace(vv)) ** 0.25
+            e = 0.1 * (uu / rho**2 - vv * rho**2) / (np.trace(uu) / rho**2 + np.trace(vv) * rho**2)
+            u, v = u / rho, v * rho
+            u, v = u - u @ (e - 0.5 * e @ e), v + v @ (e + 0.5 * e @ e)
+            q = (np.eye(n) + u @ v.T) * d.T
+            a, b = q @ h, np.linalg.solve(q.T, noise)
+            ph, pn = q.T @ a, np.linalg.solve(q, b)
+
+            def bound(i, size):
+                bounds[i] = max(beta * bounds[i] + (1 - beta) * size, size)
+                return step / bounds[i]
+
+            size = np.linalg.norm
+            new_d = d - bound(2, np.abs(ph * h).max() + np.abs(noise * pn).max()) * (ph * h - noise * pn) * d
+            if of.tree.uniform(of.tree.fold_in(key, "coin"), torch.zeros(())) < 0.5:
+                rise = bound(0, size(a) * size(v @ (v.T @ a)) + size(b) * size(v @ (v.T @ b)))
+                u = u - rise * (a @ (a.T @ v) - b @ (b.T @ v)) @ (np.eye(rank) + v.T @ u)
+            else:
+                rise = bound(1, size(a) * size(u @ (u.T @ a)) + size(b) * size(u @ (u.T @ b)))
+                v = v - rise * ((np.eye(n) + v @ u.T) @ (a @ (a.T @ u) - b @ (b.T @ u)))
+            d = new_d
+            q = (np.eye(n) + u @ v.T) * d.T
+            p = p + rate * (q.T @ (q @ m) + decay * p)
+            parts = np.split(p[:, 0], sizes)
+            yield {name: torch.from_numpy(x.reshape(params[name].shape)) for name, x in zip(names, parts, strict=True)}
+
+    return run
