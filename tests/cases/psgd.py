@@ -27,7 +27,7 @@ def added(rule):
 
 
 PRODUCTS = "products of matrices are those of ATen, whose sums depend on their layout, and ten follow each other"
-BOUNDS = "bounds are maxima, and the longest row is chosen: compared with difference quotients by hand"
+BOUNDS = "bounds are maxima, and the longest row is chosen, where a derivative jumps"
 BAD_FIT = (
     ({"fit": "loss"}, ValueError, "fit must be one of 'gradient', 'momentum', 'hessian', got 'loss'"),
     (
