@@ -415,3 +415,13 @@ def test_describe_notes_a_second_learning_rate():
     assert of.describe(of.chain(of.clip(1.0), of.adam(1e-3))).note == ""
     twice = of.describe(of.chain(of.adam(1e-3), of.scale_by_learning_rate(0.1)))
     assert "adam and scale_by_learning_rate each multiply" in repr(twice)
+
+
+def test_describe_says_how_many_bytes_are_of_which_dtype():
+    params = {"weight": torch.zeros(64, 64)}
+    assert "dtype:" not in repr(of.describe(of.adam(1e-3), params))
+    small = of.describe(of.quantize_state(of.adam(1e-3)), params)
+    state = of.quantize_state(of.adam(1e-3)).init(params)
+    assert sum(small.dtypes.values()) == small.state == sum(x.numel() * x.element_size() for x in of.tree.leaves(state))
+    assert repr(small).splitlines()[-1].startswith("state by dtype: ")
+    assert small.dtypes[torch.int8] == small.dtypes[torch.uint8] == 64 * 64

@@ -1,11 +1,13 @@
 """Show a transformation as a table: its parts, their arguments, and what they keep and move."""
 
+import collections
 import functools
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import tree
@@ -39,12 +41,16 @@ class Description:
         params: Bytes of the parameters; `None` if none were given.
         gradients: Bytes of the gradients: of a `LookaheadParams` only the fast parameters have some.
         note: What is likely a mistake, such as a second learning rate.
+        dtypes: Bytes of the state by dtype; shown where some are in none of the parameters' own.
+        own_dtypes: Those of the parameters.
     """
 
     rows: tuple[DescribedTransform, ...]
     params: int | None
     gradients: int | None
     note: str = ""  # about what is likely a mistake
+    dtypes: Mapping[torch.dtype, int] = field(default_factory=dict)
+    own_dtypes: Collection[torch.dtype] = ()
 
     @property
     def state(self) -> int:
@@ -71,7 +77,11 @@ class Description:
         return _table([*table, ("total", "", *map(_bytes, total))]) + self._remark()
 
     def _remark(self) -> str:
-        return f"\nnote: {self.note}" if self.note else ""
+        said = [f"note: {self.note}"] if self.note else []
+        if any(dtype not in (*self.own_dtypes, torch.int64) for dtype in self.dtypes):
+            sizes = [f"{str(dtype).removeprefix('torch.')} {_bytes(size)}" for dtype, size in self.dtypes.items()]
+            said.insert(0, f"state by dtype: {', '.join(sizes)}")
+        return "".join(f"\n{line}" for line in said)
 
 
 def describe(tx: GradientTransformation, params: Params | None = None) -> Description:
@@ -110,11 +120,22 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
         return Description(tuple(_visit(_Part(tx), None, 0)), None, None, _note(tx))
     with unasked():
         try:
-            rows = tuple(_visit(_Part(tx), tree.map(lambda p: p.detach().to("meta"), params), 0))
+            meta = tree.map(lambda p: p.detach().to("meta"), params)
+            rows, state = tuple(_visit(_Part(tx), meta, 0)), tx.init(meta)
         except RuntimeError:  # what reading a number on the meta device raises
-            rows = tuple(_visit(_Part(tx), params, 0))
+            rows, state = tuple(_visit(_Part(tx), params, 0)), tx.init(params)
     moving = params.fast if isinstance(params, LookaheadParams) else params
-    return Description(rows, _size(params), _size(moving), _note(tx))
+    own = {x.dtype for x in tree.leaves(params)}
+    return Description(rows, _size(params), _size(moving), _note(tx), _by_dtype(state), own)
+
+
+def _by_dtype(state: State) -> dict[torch.dtype, int]:
+    """Bytes of a state by dtype, most first."""
+    sizes: collections.Counter[torch.dtype] = collections.Counter()
+    for x in tree.leaves(state):
+        if isinstance(x, Tensor):
+            sizes[x.dtype] += x.numel() * x.element_size()
+    return dict(sizes.most_common())
 
 
 def _note(tx: GradientTransformation) -> str:

@@ -20,6 +20,7 @@ from ._convert import convert as convert
 from ._heat import DataParallelOptimizer as DataParallelOptimizer
 from ._heat_daso import DASO as DASO
 from ._heat_plateau import DetectMetricPlateau as DetectMetricPlateau
+from ._in_backward import in_backward as in_backward
 from ._lbfgs import LBFGS as LBFGS
 from ._load import LoadReport as LoadReport
 from ._optimizer import Optimizer as Optimizer
