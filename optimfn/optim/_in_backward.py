@@ -87,7 +87,7 @@ class InBackward(Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool = True) -> Any:  # type: ignore[override]  # as in Optimizer
+    def load_state_dict(self, state_dict: dict[str, Any], *, strict: bool = True) -> Any:
         """Load a state dict of this optimizer or of an `Optimizer` of the same transformation."""
         report = super().load_state_dict(state_dict, strict=strict)
         for p, (alone, _) in self._alone.items():
