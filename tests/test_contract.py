@@ -186,7 +186,7 @@ class TestFailures:
         optimizer = of.Optimizer(net, of.adam(0.1))
         train(net, optimizer, 1)
         optimizer.param_groups[0]["lr"] = "fast"
-        self.failing(optimizer, net, "fill_", TypeError)
+        self.failing(optimizer, net, "lr of a group must be a number or a 0-dim tensor, got 'fast'", TypeError)
         optimizer.param_groups[0]["lr"] = 0.2
         optimizer.step()
 

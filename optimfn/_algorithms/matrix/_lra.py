@@ -245,8 +245,8 @@ def _moved(
     a = _plus(scaled, us, _dot(vs, scaled))
     ph = _times(ds, _plus(a, vs, _dot(us, a)))
     over = [n / d for n, d in zip(noise, ds, strict=True)]
-    b = _plus(over, vs, -torch.linalg.solve(inner.transpose(-1, -2), _dot(us, over)))
-    pn = [x / d for x, d in zip(_plus(b, us, -torch.linalg.solve(inner, _dot(vs, b))), ds, strict=True)]
+    b = _plus(over, vs, -_solve(inner.transpose(-1, -2), _dot(us, over)))
+    pn = [x / d for x, d in zip(_plus(b, us, -_solve(inner, _dot(vs, b))), ds, strict=True)]
     gains, losses = _times(ph, h), _times(noise, pn)
     bound_d = _bound(beta, kept[2], _largest(gains) + _largest(losses))
     step = rate / bound_d
@@ -354,3 +354,9 @@ def lra_whiten(
         seed=seed,
     )
     return chain(rule, add_decayed_weights(weight_decay, mask), descend(learning_rate))
+
+
+def _solve(a: Tensor, b: Tensor) -> Tensor:
+    """The solution of a system, without a look at whether there was one: that would wait for the device."""
+    found: Tensor = torch.linalg.solve_ex(a, b).result
+    return found
