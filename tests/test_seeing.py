@@ -65,8 +65,10 @@ multi_steps                     every_k_schedule=4                              
       ema                       decay=0.95, debias=False, accumulator_dtype=None,    4.01 kB  4.01 kB  4.01 kB
                                 nesterov=True
       orthogonalize             ns_coeffs=(3.4445, -4.775, 2.0315), ns_steps=5,          0 B      0 B      0 B
-                                eps=1e-07, dtype=torch.bfloat16
-      scale_by_matrix_shape     mode='original'                                          0 B      0 B      0 B
+                                eps=1e-07, dtype=torch.bfloat16,
+                                preconditioning='frobenius', gram=False,
+                                weight_dimension_numbers=None
+      scale_by_matrix_shape     mode='original', weight_dimension_numbers=None           0 B      0 B      0 B
       add_decayed_weights       weight_decay=0.0, mask=None                              0 B      0 B      0 B
       scale_by_learning_rate    learning_rate=0.02, flip_sign=True                       0 B      0 B      0 B
     rest: inject_hyperparams    inner_factory=adam, static_args=('b1', 'b2', 'eps',     16 B     16 B     16 B

@@ -78,7 +78,7 @@ class Description:
 
     def _remark(self) -> str:
         said = [f"note: {self.note}"] if self.note else []
-        if any(dtype not in (*self.own_dtypes, torch.int64) for dtype in self.dtypes):
+        if any(100 * size > self.state for dtype, size in self.dtypes.items() if dtype not in self.own_dtypes):
             sizes = [f"{str(dtype).removeprefix('torch.')} {_bytes(size)}" for dtype, size in self.dtypes.items()]
             said.insert(0, f"state by dtype: {', '.join(sizes)}")
         return "".join(f"\n{line}" for line in said)

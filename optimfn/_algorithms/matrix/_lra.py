@@ -24,9 +24,9 @@ Vectors = Sequence[Tensor]  # a long vector, or some as columns, leaf by leaf
 class LRAFactors(NamedTuple):
     """`Q = (I + U V^T) diag(d)` of `P = Q^T Q`."""
 
-    u: Updates  # (numel, rank) for each leaf
-    v: Updates  # (numel, rank) for each leaf
-    d: Updates  # (numel, 1) for each leaf
+    u: Annotated[Any, LeafSpec("factor"), "exact"]  # (numel, rank) for each leaf
+    v: Annotated[Any, LeafSpec("factor"), "exact"]  # (numel, rank) for each leaf
+    d: Annotated[Any, LeafSpec("factor"), "exact"]  # (numel, 1) for each leaf
 
 
 class LRAState(NamedTuple):
