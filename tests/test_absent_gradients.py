@@ -82,8 +82,8 @@ def check(tx, traces, params, most=MOST, number=24, donate=True, off=1e-11, **ex
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_patterns_of_absent_gradients_are_data(case: Case, donate, traces):
     tx, params = case.plain(), leaves()
-    # Where a count on the host chooses what is computed, there are two programs.
-    choices = 2 if any(spec.kind == "host" for spec in of.tree.leaves(of.state_spec(tx, params))) else 1
+    # Where a count on the host chooses what is computed, there are two programs; of two counts four.
+    choices = 2 ** sum(spec.kind == "host" for spec in of.tree.leaves(of.state_spec(tx, params)))
     most = 1000 if case.name in APART else choices * MOST
     # Eager steps multiply the matrices that are there together, with sums in another order; in bfloat16 an element of
     # an orthogonal matrix is then a unit off, times the rate, in each of 24 steps.
