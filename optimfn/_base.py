@@ -87,7 +87,7 @@ class GradientTransformation(Recorded):
 
     def __post_init__(self) -> None:
         made: Any = self.init
-        if not isinstance(made, Gate) or (type(made) is InitGate and made.recipe != self.recipe):
+        if not isinstance(made, Gate) or (type(made) is InitGate and made.recipe is not self.recipe):
             function = made.function if isinstance(made, Gate) else made
             object.__setattr__(self, "init", InitGate(function, self.recipe))
         gate, promises = self.update, (self.takes_assigned, self.recipe)
@@ -225,7 +225,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: at construction if a member is not a `GradientTransformation`, naming its position.
-        ValueError: at construction if a member that cannot work where it stands; in `update` for another chain's state.
+        ValueError: at construction if a member cannot work where it stands; in `update` for another chain's state.
 
     Example:
         >>> import torch, optimfn as of

@@ -43,10 +43,10 @@ class InitGate(Gate):
         """Make the state for these parameters."""
         tree.check_tensors("params", params)
         wide = tree.widen(params)
-        if torch.compiler.is_compiling() or _asked.already:
+        if torch.compiler.is_compiling():
             state: State = self.function(wide)
         else:
-            warn_unmatched(self.recipe, params)
+            look_for_unmatched(self.recipe, params)
             with unasked():
                 state = self.function(wide)
         if wide is not params:
@@ -61,6 +61,12 @@ class _Asked(threading.local):
 
 
 _asked = _Asked()
+
+
+def look_for_unmatched(recipe: Recipe | None, params: Params) -> None:
+    """Say what in a recipe matches no parameter, if these are all that a user has."""
+    if not _asked.already:
+        warn_unmatched(recipe, params)
 
 
 @contextlib.contextmanager

@@ -123,13 +123,15 @@ def misfit(make: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 def absent(name: str, names: Iterable[str]) -> str:
     """What to say of a name that a module does not have."""
     if name in ELSEWHERE:
-        return f"module 'optimfn' has no attribute {name!r}: {ELSEWHERE[name]}"
-    if name.endswith(_LOSSES) or "softmax" in name:
-        return f"module 'optimfn' has no attribute {name!r}: {_LOSS}"
-    if name.startswith("tree_"):
-        return f"module 'optimfn' has no attribute {name!r}: verbs of trees have no prefix, optimfn.tree.{name[5:]}"
-    close = difflib.get_close_matches(name, list(names), n=3)
-    return f"module 'optimfn' has no attribute {name!r}" + (f": did you mean {', '.join(close)}?" if close else "")
+        advice = ELSEWHERE[name]
+    elif name.endswith(_LOSSES) or "softmax" in name:
+        advice = _LOSS
+    elif name.startswith("tree_"):
+        advice = f"verbs of trees have no prefix, optimfn.tree.{name[5:]}"
+    else:
+        close = difflib.get_close_matches(name, list(names), n=3)
+        advice = f"did you mean {', '.join(close)}?" if close else ""
+    return f"module 'optimfn' has no attribute {name!r}" + (f": {advice}" if advice else "")
 
 
 def near(name: str, names: Iterable[str]) -> str | None:

@@ -8,13 +8,8 @@ import torch
 
 from ._recipe import Recorded
 
-_APART = (
-    "mask",
-    "freeze_mask",
-    "param_labels",
-    "condition",
-    "should_transform_fn",
-)  # of what sees some leaves or steps
+# Arguments of what sees some leaves or steps only.
+_APART = ("mask", "freeze_mask", "param_labels", "condition", "should_transform_fn")
 _ALTER = ("optimfn._transforms.", "optimfn._algorithms.")  # where factories live whose results change updates
 
 

@@ -89,6 +89,26 @@ def test_checkpoints_go_on_and_are_those_of_an_optimizer(name):
     assert_alike(net, third, opt, last)
 
 
+def test_groups_that_were_loaded_are_those_that_are_read():
+    net, other, opt, twin = pair("factory")
+    walk(net, opt, range(2))
+    walk(other, twin, range(2))
+    for one in (opt, twin):
+        one.load_state_dict(one.state_dict())
+        one.param_groups[0]["lr"] = 0.01
+    walk(net, opt, [2])
+    walk(other, twin, [2])
+    assert_alike(net, other, opt, twin)
+
+
+def test_masks_are_judged_by_all_parameters(recwarn):
+    opt = of.optim.in_backward(model(), of.adamw(0.1, mask=of.tree.mask_by_path("weight")))
+    assert len(opt.param_groups[0]["params"]) == 4
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="no parameter matches the pattern 'weigth'"):
+        of.optim.in_backward(model(), of.adamw(0.1, mask=of.tree.mask_by_path("weigth")))
+
+
 def test_evaluation_swaps_and_steps_in_between_are_refused():
     tx = of.chain(of.sgd(0.1), of.params_ema(0.5))
     net, other = model(), model()

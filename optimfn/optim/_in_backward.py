@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
+from .._gate import unasked
 from ._optimizer import Optimizer
 
 
@@ -52,7 +53,7 @@ class InBackward(Optimizer):
         self, params: Any, tx: GradientTransformation | Callable[..., GradientTransformation], **options: Any
     ) -> None:
         self._given = tx, options
-        self._alone: dict[Tensor, tuple[Optimizer, dict[str, Any]]] = {}
+        self._alone: dict[Tensor, tuple[Optimizer, int]] = {}  # and which group the parameter is of
         self._hooks: list[Any] = []
         super().__init__(params, tx, **options)
         coupled = [one.recipe.factory.__name__ if one.recipe else repr(one) for one in _coupled(self.tx)]
@@ -61,16 +62,16 @@ class InBackward(Optimizer):
                 f"in_backward steps one parameter at a time, and {', '.join(coupled)} is not leafwise: clip by value "
                 "or by block, as clip and clip_by_block_rms do, or use Optimizer"
             )
-        for group in self.param_groups:
-            self._hook(group)
+        for place in range(len(self.param_groups)):
+            self._hook(place)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as to an `Optimizer`."""
         before = len(self.param_groups)
         super().add_param_group(param_group)
         if self._alone:
-            for group in self.param_groups[before:]:
-                self._hook(group)
+            for place in range(before, len(self.param_groups)):
+                self._hook(place)
 
     def step(self, closure: Callable[[], Any] | None = None, **extra: Any) -> Any:
         """Nothing is left to do: backward has stepped.
@@ -104,21 +105,21 @@ class InBackward(Optimizer):
         self._hooks.clear()
         self._alone.clear()
 
-    def _hook(self, group: dict[str, Any]) -> None:
+    def _hook(self, place: int) -> None:
         """Give each parameter of a group an optimizer of its own, and a hook that calls it."""
-        tx, options = self._given
-        place = next(i for i, one in enumerate(self.param_groups) if one is group)
+        (tx, options), group = self._given, self.param_groups[place]
         start = sum(len(one["params"]) for one in self.param_groups[:place])
         names = group.get("param_names") or [str(start + i) for i in range(len(group["params"]))]
         for name, p in zip(names, group["params"], strict=True):
-            alone = Optimizer([{**self._options_of(group), "params": [(name, p)]}], tx, **options)
-            self._alone[p] = alone, group
+            with unasked():  # masks match some other parameter
+                alone = Optimizer([{**self._options_of(group), "params": [(name, p)]}], tx, **options)
+            self._alone[p] = alone, place
             self._hooks.append(p.register_post_accumulate_grad_hook(self._take_one))
 
     def _take_one(self, p: Tensor) -> None:
         self._check_training()
-        alone, group = self._alone[p]
-        own = alone.param_groups[0]
+        alone, place = self._alone[p]
+        own, group = alone.param_groups[0], self.param_groups[place]  # which loading makes anew
         own.update(self._options_of(group))
         alone.step()
         for key in self._driven(group):

@@ -9,9 +9,9 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from .._arguments import warn_unmatched
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
+from .._gate import look_for_unmatched
 from .._hints import shown as say
 from .._recipe import fingerprint, is_own
 from ._factory_source import FactorySource
@@ -112,7 +112,7 @@ class Optimizer(FactorySource):
         defaults.update(differentiable=differentiable, fused=fused)
         super().__init__(params.named_parameters() if isinstance(params, nn.Module) else params, defaults)
         self._step_supports_amp_scaling = fused is not False
-        warn_unmatched(self.tx.recipe, self._params())
+        look_for_unmatched(self.tx.recipe, self._params())
         # Schedulers look into the defaults for what they may cycle.
         first, *others = self.param_groups
         for key in ("betas", *self._found(first)):

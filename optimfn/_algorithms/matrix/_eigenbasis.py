@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, check_transformation
-from ..._checks import check_choice, check_decay, check_nonnegative, check_positive, check_steps
+from ..._checks import check_choice, check_decay, check_positive, check_steps
 from ..._numerics._eigenbasis import eigenvectors, refine_eigenvectors
 from ..._recipe import factory
 from ..._state_spec import HostCount, map_values, values_of
 from ..._typing import Params, Scalar, State, Tree, Updates
 from ._axes import Axes, Layout, Layouts, adjoint, apply, in_batches, nodes, outer, replaced, sorted_along, split
-from ._kl import Whitened, new_scales, statistics, whitening
+from ._kl import new_scales, statistics
 from ._newton_schulz import Box
 
 
@@ -43,7 +43,7 @@ class Eigenbasis:
     decay: Scalar
     period: int
     layouts: Layouts
-    whitened: Whitened | None
+    init_factor: float | None  # eigenvalues to begin with, of products of gradients that the other axes have whitened
     second_moment: str
     first: str
     start: int = 1
@@ -59,8 +59,6 @@ class Eigenbasis:
         check_choice("sides", self.layouts.sides, ("both", "one"))
         if self.first == "skip" and self.start != 1:
             raise ValueError(f"start must be 1 where the first step is skipped, got {self.start}")
-        if self.whitened is not None:
-            check_nonnegative(eps=self.whitened.eps)
 
     def begun(self, params: Params) -> tuple[Tree, Tree, Tree]:
         """Factors of nothing, the axes as their basis, and scales of one."""
@@ -75,7 +73,7 @@ class Eigenbasis:
 
         factors = axes(lambda n, dtype, device: torch.zeros(n, n, dtype=dtype, device=device))
         basis = axes(lambda n, dtype, device: torch.eye(n, dtype=dtype, device=device))
-        if self.whitened is None:
+        if self.init_factor is None:
             return factors, basis, ()
         return factors, basis, axes(lambda n, dtype, device: torch.ones(n, dtype=tree.real_dtype(dtype), device=device))
 
@@ -83,18 +81,18 @@ class Eigenbasis:
         """Factors, and scales, that have taken in a gradient."""
         whole = [tree.whole(g) for g in tree.leaves(tree.stop_gradient(updates))]
         old, basis = nodes(state.factors, updates), nodes(state.basis, updates)
-        scales = nodes(state.scales, updates) if self.whitened is not None else [Axes(())] * len(old)
+        scales = nodes(state.scales, updates) if self.init_factor is not None else [Axes(())] * len(old)
         rows: list[tuple[Layout, tuple[Tensor, ...]]] = []
         for g, factors, own, e in zip(whole, old, basis, scales, strict=True):
             if factors.axes:
                 x = tree.cast_leaf(g, factors.axes[0].dtype)
-                rows.append((self.layouts.of(g), (x,) if self.whitened is None else (x, *own.axes, *e.axes)))
-        found = in_batches(_products if self.whitened is None else statistics, rows)
+                rows.append((self.layouts.of(g), (x,) if self.init_factor is None else (x, *own.axes, *e.axes)))
+        found = in_batches(_products if self.init_factor is None else statistics, rows)
         count = [len(layout.axes) for layout, _ in rows]
         products = [x for row, n in zip(found, count, strict=True) for x in row[:n]]
         blended = _taken_in([x for node in old for x in node.axes], products, self.decay)
         factors = replaced(state.factors, updates, split(blended, old))
-        if self.whitened is None:
+        if self.init_factor is None:
             return factors, state.scales
         squares = [x for row, n in zip(found, count, strict=True) for x in row[n:]]
         return factors, replaced(state.scales, updates, split(new_scales(scales, squares, self.decay), old))
@@ -112,8 +110,8 @@ class Eigenbasis:
         boxes = tree.unflatten(updates, [Box((self.layouts.of(g), _Turn(*turn))) for g, *turn in turns])
         how = "kept" if anew and self.second_moment == "sorted" else self.second_moment
         turned = map_values(template, functools.partial(_turned, how), opt_state, boxes)
-        if anew and self.whitened is not None:
-            constant = self.whitened.init_factor**-0.5
+        if anew and self.init_factor is not None:
+            constant = self.init_factor**-0.5
             begun = [[torch.full_like(x, constant) for x in node.axes] for node in nodes(scales, updates)]
             scales = replaced(scales, updates, begun)
         return replaced(basis, updates, split(new, old)), scales, turned
@@ -194,18 +192,13 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
     """The transformation that `eigenbasis` documents."""
     template = values_of(rule)
 
-    def moved(f: Any, updates: Updates, basis: Tree, *rest: Tree) -> Updates:
+    def moved(f: Any, updates: Updates, basis: Tree) -> Updates:
         """A function of each leaf that has a basis, small ones of one shape together."""
         own = [tree.whole(x) for x in tree.leaves(updates)]
-        rows = list(zip(own, nodes(basis, updates), *[nodes(x, updates) for x in rest], strict=True))
-        given = [(how.layouts.of(x), (x, *[y for node in row for y in node.axes])) for x, *row in rows if row[0].axes]
-        found = iter(in_batches(f, given))
-        done = [next(found) if row[0].axes else x for x, *row in rows]
+        rows = list(zip(own, nodes(basis, updates), strict=True))
+        found = iter(in_batches(f, [(how.layouts.of(x), (x, *node.axes)) for x, node in rows if node.axes]))
+        done = [next(found) if node.axes else x for x, node in rows]
         return tree.cast_like(tree.unflatten(updates, done), updates)
-
-    def whiten(layout: Layout, x: Tensor, *scales: Tensor) -> Tensor:
-        assert how.whitened is not None
-        return whitening(layout, x, how.whitened.eps, scales)
 
     def init(params: Params) -> EigenbasisState:
         return EigenbasisState(tree.host_count(params), *how.begun(params), rule.init(params))
@@ -213,9 +206,8 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
     def update(
         updates: Updates, state: EigenbasisState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EigenbasisState]:
-        def step(kept: Tree, basis: Tree, scales: Tree) -> Tree:
+        def step(kept: Tree, basis: Tree) -> Tree:
             u, opt_state = rule.rule(moved(_into, kept[0], basis), kept[1], None, **extra)
-            u = moved(whiten, u, scales) if how.whitened is not None and how.whitened.scale else u
             return moved(_out_of, u, basis), opt_state
 
         def renew(anew: bool, kept: Tree, factors: Tree, given: Updates) -> Tree:
@@ -230,14 +222,14 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
         held = (state.basis, scales, state.opt_state)
         if how.first == "now":
             basis, scales, opt_state = follow(held, factors)
-            u, opt_state = step((updates, opt_state), basis, scales)
+            u, opt_state = step((updates, opt_state), basis)
             return u, EigenbasisState(state.count + 1, factors, basis, scales, opt_state)
         begun = (updates, state.opt_state)
         if how.first == "skip":
-            u, opt_state = tree.every(lambda t: t > 0, state.count, step, begun, state.basis, state.scales)
+            u, opt_state = tree.every(lambda t: t > 0, state.count, step, begun, state.basis)
             u = tree.every(lambda t: t == 0, state.count, tree.zeros_like, u)
         else:
-            u, opt_state = step(begun, state.basis, state.scales)
+            u, opt_state = step(begun, state.basis)
         basis, scales, opt_state = follow((state.basis, scales, opt_state), factors)
         return u, EigenbasisState(state.count + 1, factors, basis, scales, opt_state)
 
@@ -315,8 +307,8 @@ def eigenbasis(
     check_transformation(rule=rule)
     check_choice("kind", kind, ("shampoo", "kl"))
     check_positive(init_factor=init_factor)
-    white = Whitened(init_factor, False, 0.0) if kind == "kl" else None
+    begin = init_factor if kind == "kl" else None
     layouts = Layouts(max_precond_dim, merge_dims, precondition_1d, sides)
     return in_eigenbasis(
-        rule, Eigenbasis(decay, precondition_frequency, layouts, white, second_moment, first, start, by)
+        rule, Eigenbasis(decay, precondition_frequency, layouts, begin, second_moment, first, start, by)
     )

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,15 +11,6 @@ from ..._typing import Scalar
 from ._axes import Axes, Layout, adjoint, outer, scaled, seen, times
 
 _LEAST, _MOST = 10, 4000  # between which a scale is held, in the authors' code
-
-
-@dataclass(frozen=True)
-class Whitened:
-    """How gradients are whitened."""
-
-    init_factor: float  # eigenvalues to begin with
-    scale: bool  # whether what the rule makes of them is multiplied by the scales
-    eps: Scalar  # against scales that are too large
 
 
 def statistics(layout: Layout, x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
@@ -54,9 +44,3 @@ def new_scales(old: Sequence[Axes], squares: Sequence[Tensor], decay: Scalar) ->
         return torch.clamp(found, max=max(_LEAST, min(value.shape[-1], _MOST)))
 
     return [leaf(value) for value in values]
-
-
-def whitening(layout: Layout, x: Tensor, eps: Scalar, scales: Sequence[Tensor]) -> Tensor:
-    """A leaf in the basis, times the product of the scales of all its axes."""
-    factor = scaled(layout, torch.ones_like(seen(layout, x).real), scales)
-    return tree.cast_leaf(seen(layout, x) * (factor / (1 + eps * factor)), x.dtype).reshape(x.shape)

@@ -10,7 +10,7 @@ from ..._base import GradientTransformation
 from ..._checks import check_decay, check_growth, check_nonnegative, check_positive, check_rate, need_params
 from ..._recipe import factory
 from ..._typing import Count, Params, Scalar, ScalarOrSchedule, Updates
-from ._dadapt_sgd import largest
+from ._dadapt_sgd import from_start, largest, summed
 
 
 class DAdaptAdaGradState(NamedTuple):
@@ -90,20 +90,13 @@ def dadapt_adagrad(
         decayed = tree.add_scale(updates, weight_decay, params)
         squares = tree.map(lambda g, a: a + g * g, decayed, state.sum_of_squares)
         squares = tree.carry(squares, state.sum_of_squares)
-        total = tree.map(lambda g, s: s + tree.cast_leaf(g * rate, s.dtype), decayed, state.grad_sum)
-        total = tree.carry(total, state.grad_sum)
+        total = summed(decayed, rate, state.grad_sum)
         ahead = tree.div_by_root(total, squares, eps)
         own = tree.map(lambda g, a: g / (torch.sqrt(a) + eps), decayed, squares)
         alone = state.squares_weighted + rate**2 * tree.vdot(decayed, own, wide=True)
         gain = tree.vdot(total, ahead, wide=True) - alone
         new = largest(state.estim_lr, gain, tree.norm(total, 1, wide=True), growth_rate)
-        step = tree.map(
-            lambda u, p, p0, s: tree.cast_leaf((p0 - s - p) * (1 - momentum), u.dtype),
-            updates,
-            params,
-            state.start,
-            ahead,
-        )
+        step = from_start(updates, params, state.start, ahead, momentum)
         return step, DAdaptAdaGradState(state.start, total, squares, new, alone, state.count + 1)
 
     return GradientTransformation(init, update)

@@ -86,19 +86,27 @@ def dadapt_sgd(
         rate = state.estim_lr * factor * torch.where(first == 0, 0.0, 1 / torch.where(first == 0, 1.0, first))
         decayed = tree.add_scale(updates, weight_decay, params)
         gain = state.numerator + rate * tree.vdot(decayed, state.grad_sum, wide=True)
-        total = tree.map(lambda g, s: s + tree.cast_leaf(g * rate, s.dtype), decayed, state.grad_sum)
-        total = tree.carry(total, state.grad_sum)
+        total = summed(decayed, rate, state.grad_sum)
         new = largest(state.estim_lr, 2 * gain, tree.norm(total, wide=True), growth_rate)
-        step = tree.map(
-            lambda u, p, p0, s: tree.cast_leaf((p0 - s - p) * (1 - momentum), u.dtype),
-            updates,
-            params,
-            state.start,
-            total,
-        )
+        step = from_start(updates, params, state.start, total, momentum)
         return step, DAdaptSGDState(state.start, total, new, gain, first, state.count + 1)
 
     return GradientTransformation(init, update)
+
+
+def summed(updates: Updates, rate: Tensor, total: Updates) -> Updates:
+    """The sum of the gradients so far, each times the rate of its step."""
+    new = tree.map(lambda g, s: s + tree.cast_leaf(g * rate, s.dtype), updates, total)
+    return tree.carry(new, total)
+
+
+def from_start(updates: Updates, params: Params | None, start: Params, way: Updates, momentum: Scalar) -> Updates:
+    """What takes the parameters toward the point that lies a way from the start; momentum holds them back."""
+
+    def leaf(u: Tensor, p: Tensor, p0: Tensor, s: Tensor) -> Tensor:
+        return tree.cast_leaf((p0 - s - p) * (1 - momentum), u.dtype)
+
+    return tree.map(leaf, updates, params, start, way)
 
 
 def largest(estimate: Tensor, gain: Tensor, size: Tensor, growth: Scalar | None) -> Tensor:
