@@ -205,7 +205,7 @@ def test_inits_only_reexport():
 
 
 def api_pages():
-    return "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    return "\n".join(page.read_text() for page in (ROOT / "docs" / "api").rglob("*.md"))
 
 
 @pytest.mark.parametrize("name", [f"optimfn.{n}" for n in PUBLIC] + [f"optimfn.tree.{n}" for n in TREE])
