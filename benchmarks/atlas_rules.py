@@ -77,6 +77,7 @@ FAMILIES: dict[str, dict[str, Make]] = {
         "adamp": of.adamp,
         "qhadam": of.qhadam,
         "acprop": of.acprop,
+        "spam": of.spam,
     },
     "Descent, momentum, signs": {
         "sgd": of.sgd,
@@ -102,7 +103,12 @@ FAMILIES: dict[str, dict[str, Make]] = {
         "fira": whole(of.fira, rank=8, update_proj_gap=50),
         "apollo": whole(of.apollo, rank=8, update_proj_gap=50),
     },
-    "Matrices": {"muon": of.muon, "normuon": matrices(of.normuon)},
+    "Matrices": {
+        "muon": of.muon,
+        "normuon": matrices(of.normuon),
+        "soap": whole(of.soap, weight_decay=0.0),
+        "psgd kron": of.kron_whiten,
+    },
     "Rates of their own": {
         "prodigy": of.prodigy,
         "dadapt_adamw": of.dadapt_adamw,

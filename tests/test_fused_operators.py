@@ -10,6 +10,8 @@ from optimfn.fused.ir import _ops
 FLOATING = (torch.float32, torch.float64)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 CALLS = {
+    "__rshift__": [lambda a, b: a >> 3, lambda a, b: a >> 7],
+    "bitwise_right_shift": [lambda a, b: torch.bitwise_right_shift(a, 3)],
     "addcdiv": [lambda a, b: torch.addcdiv(a, b, b, value=0.25)],
     "addcmul": [lambda a, b: torch.addcmul(a, b, b, value=0.25)],
     "add": [lambda a, b: a + b, lambda a, b: torch.add(a, b, alpha=3)],

@@ -19,6 +19,10 @@ def normal(key, *sizes):
     return of.tree.normal(key, torch.empty(sizes, dtype=torch.float64)).numpy()
 
 
+def even(key, *sizes):
+    return 2 * of.tree.uniform(key, torch.empty(sizes, dtype=torch.float64)).numpy() - 1
+
+
 def signs(key, n):
     return of.tree.rademacher(key, torch.empty(n, dtype=torch.float64)).numpy()
 
@@ -144,7 +148,7 @@ class KronWhiten:
     def probes(self, key):
         count = 2 if self.mode == "Q0.5EQ1.5" else 1
         sizes = [len(q) for q in self.q if q.ndim == 2 for _ in range(count)]
-        drawn = normal(of.tree.fold_in(key, 1), 32, sum(sizes)) if sizes else None
+        drawn = even(of.tree.fold_in(key, 1), 32, sum(sizes)) if sizes else None
         return iter(np.split(drawn, np.cumsum(sizes)[:-1], axis=1) if sizes else [])
 
     def terms(self, x, v, key):

@@ -75,7 +75,12 @@ def draw(fit: Fit, key: Tensor, kind: Kind, x: Tensor, *, pair: bool) -> Drawn:
     sizes = [size for size, is_dense in zip(shape, kind.dense, strict=True) if is_dense for _ in range(bounds)]
     if not sizes:
         return Drawn(noise, [])
-    return Drawn(noise, [*torch.split(numbers(tree.normal, 1, PROBES, sum(sizes)), sizes, -1)])
+    return Drawn(noise, [*torch.split(numbers(_even, 1, PROBES, sum(sizes)), sizes, -1)])
+
+
+def _even(key: Tensor, like: Tensor) -> Tensor:
+    """Numbers from -1 to 1: for a direction to look in as good as normal ones, which take ten times as long."""
+    return 2 * tree.uniform(key, like) - 1
 
 
 def moved(

@@ -124,7 +124,8 @@ def scale_by_kron_whiten(
         ValueError: in `update` with "hessian", if one of `vector` and `hvp` is given without the other.
 
     Differs from: psgd_torch, where coins decide when factors move and are balanced (every 100 steps here), and where
-        the noise is normal. Here it is a product of signs for each axis, of the same covariance, which alone counts.
+        the noise is normal. Here it is a product of signs for each axis, of the same covariance, which alone counts;
+        and the vectors in which norms are looked for are uniform.
 
     Source: Li, 2015, arXiv:1512.04202; Li, 2024, arXiv:2402.11858.
 

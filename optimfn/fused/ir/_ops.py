@@ -105,12 +105,19 @@ def _floor_divide(args: Sequence[Any], compute: torch.dtype) -> str | None:
     return "QUOTIENT({0} - ({0} % {1} + {1}) % {1}, {1})"
 
 
+def _shift_right(args: Sequence[Any], compute: torch.dtype) -> str | None:
+    """By a number of bits that there are; what C makes of others is its own affair."""
+    size = 8 * compute.itemsize
+    return "{0} >> {1}" if isinstance(args[1], int) and compute != torch.bool and 0 <= args[1] < size else None
+
+
 def _function(name: str, operands: str = "{0}", units: int = 1) -> Operator:
     """A function of `math.h`, as near as CUDA's library promises for float32; glibc is nearer."""
     return Operator(f"{name}{{s}}({operands})", units=units)
 
 
 OPERATORS = {
+    "__rshift__": Operator(whole=_shift_right),
     "abs": Operator("fabs{s}({0})", "SELECT({0} < 0, -{0}, {0})"),
     "add": _both(_add, units=1),
     "addcdiv": Operator("{0} + DIVIDE({3} * {1}, {2})", units=2, wide=(3,)),
@@ -119,6 +126,7 @@ OPERATORS = {
     "bitwise_and": Operator(whole="{0} & {1}"),
     "bitwise_not": Operator(truth="NOT({0})"),
     "bitwise_or": Operator(whole="{0} | {1}"),
+    "bitwise_right_shift": Operator(whole=_shift_right),
     "bitwise_xor": Operator(whole="{0} ^ {1}"),
     "ceil": _function("ceil", units=0),
     "clamp": _both(_clamp),
