@@ -282,8 +282,8 @@ from ._algorithms.sign._tiger import tiger as tiger
 from ._base import EmptyState as EmptyState, EvalParamsFn as EvalParamsFn
 from ._base import GradientTransformation as GradientTransformation, InitFn as InitFn, UpdateFn as UpdateFn
 from ._base import apply_updates as apply_updates, chain as chain, identity as identity
-from ._base import incremental_update as incremental_update, init_empty_state as init_empty_state
-from ._base import named_chain as named_chain, periodic_update as periodic_update, set_to_zero as set_to_zero
+from ._base import init_empty_state as init_empty_state
+from ._base import named_chain as named_chain, set_to_zero as set_to_zero
 from ._base import stateless as stateless, stateless_with_tree_map as stateless_with_tree_map
 from ._schedules._annealing import cosine_annealing_lr as cosine_annealing_lr
 from ._schedules._annealing import cosine_annealing_warm_restarts as cosine_annealing_warm_restarts, swa_lr as swa_lr
@@ -344,6 +344,7 @@ from ._transforms._plateau import PlateauState as PlateauState, detect_plateau a
 from ._transforms._power_ema import PowerEmaState as PowerEmaState, power_ema as power_ema
 from ._transforms._rate import ScaleByScheduleState as ScaleByScheduleState, scale as scale
 from ._transforms._rate import scale_by_learning_rate as scale_by_learning_rate, scale_by_schedule as scale_by_schedule
+from ._transforms._targets import incremental_update as incremental_update, periodic_update as periodic_update
 from ._transforms._trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from ._transforms._unitwise import adaptive_grad_clip as adaptive_grad_clip
 from ._transforms._unitwise import per_example_global_norm_clip as per_example_global_norm_clip

@@ -9,11 +9,11 @@ from torch import Tensor
 from . import _hints, tree
 from ._arguments import unlike
 from ._assign import becomes, values
-from ._checks import check_callable, check_steps
+from ._checks import check_callable
 from ._gate import Gate, InitGate, UpdateGate
 from ._order import Place, check_order
 from ._recipe import Recorded, factory
-from ._typing import Assign, Params, Scalar, State, Tree, Updates
+from ._typing import Assign, Params, State, Updates
 
 
 class InitFn(Protocol):
@@ -54,6 +54,9 @@ class GradientTransformation(Recorded):
         members: The members of a chain, by their place in its state; empty for everything else.
         leafwise: A promise that no leaf sees another: transforming a tree is transforming each of its leaves alone,
             counts included. `Optimizer` then counts the steps of each parameter by itself.
+        elementwise: A promise that it does not see where leaves begin and end: elements are transformed each alone, or
+            by numbers of all of them together, such as the global norm, so that a tree that is cut otherwise, or
+            flattened, gives the same. `distributed.zero` then may lay the state out as one vector.
         takes_assigned: A promise that it changes no leaf that is `Assign`, or knows what it does. All others refuse
             one.
         takes_shards: Whether it steps DTensors as it steps whole leaves. `distributed.zero` refuses what does not.
@@ -80,6 +83,7 @@ class GradientTransformation(Recorded):
     update: UpdateFn
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
     leafwise: bool = field(default=False, kw_only=True)
+    elementwise: bool = field(default=False, kw_only=True)
     takes_assigned: bool = field(default=False, kw_only=True)
     takes_shards: bool = field(default=True, kw_only=True)
     eval_params: EvalParamsFn | None = field(default=None, kw_only=True)
@@ -111,6 +115,11 @@ def leafwise(tx: GradientTransformation) -> GradientTransformation:
     return replace(tx, leafwise=True)
 
 
+def elementwise(tx: GradientTransformation) -> GradientTransformation:
+    """The same transformation, which now promises that no element sees another."""
+    return replace(tx, leafwise=True, elementwise=True)
+
+
 class EmptyState(NamedTuple):
     """The state of a transformation that remembers nothing."""
 
@@ -136,7 +145,9 @@ def identity() -> GradientTransformation:
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         return updates, state
 
-    return GradientTransformation(init_empty_state, update, leafwise=True, takes_assigned=True, place=Place.WATCHES)
+    return GradientTransformation(
+        init_empty_state, update, leafwise=True, elementwise=True, takes_assigned=True, place=Place.WATCHES
+    )
 
 
 @factory
@@ -152,7 +163,7 @@ def set_to_zero() -> GradientTransformation:
         tensor([0.])
     """
     zero = stateless(lambda updates, params: tree.zeros_like(values(updates)))
-    return replace(zero, leafwise=True, takes_assigned=True)
+    return replace(zero, leafwise=True, elementwise=True, takes_assigned=True)
 
 
 @factory
@@ -249,10 +260,8 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
             states.append(member_state)
         return updates, tuple(states)
 
-    alone = all(member.leafwise for member in transforms)
     members = dict(enumerate(transforms))
-    last = _eval_params_of(members)
-    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True, eval_params=last)
+    return GradientTransformation(init, update, members=members, takes_assigned=True, **_promises_of(members))
 
 
 @factory
@@ -293,9 +302,13 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
             updates, states[name] = member.rule(updates, state[name], params, **extra)
         return updates, states
 
-    alone = all(member.leafwise for member in members.values())
-    last = _eval_params_of(members)
-    return GradientTransformation(init, update, members=members, leafwise=alone, takes_assigned=True, eval_params=last)
+    return GradientTransformation(init, update, members=members, takes_assigned=True, **_promises_of(members))
+
+
+def _promises_of(members: Mapping[Any, GradientTransformation]) -> dict[str, Any]:
+    """What a chain may promise: what all its members do."""
+    every = {name: all(getattr(member, name) for member in members.values()) for name in ("leafwise", "elementwise")}
+    return {**every, "eval_params": _eval_params_of(members)}
 
 
 def _eval_params_of(members: Mapping[Any, GradientTransformation]) -> EvalParamsFn | None:
@@ -350,46 +363,6 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         if wrong is None:
             raise
         raise wrong from error
-
-
-def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Scalar) -> Tree:
-    """Move the old tensors towards the new: `step_size * new + (1 - step_size) * old`.
-
-    Applied after every step it keeps a running mean of the parameters, as for target networks and
-    Polyak averaging. The result has the dtypes of the old tensors.
-
-    Args:
-        new_tensors: Tree to move to; where it has `None` the result has `None`.
-        old_tensors: Tree to move from.
-        step_size: Weight of the new tensors, no unit, usually in [0, 1].
-
-    Example:
-        >>> import torch, optimfn as of
-        >>> of.incremental_update(torch.tensor([4.0]), torch.tensor([0.0]), 0.25)
-        tensor([1.])
-    """
-    return tree.cast_like(tree.lerp(old_tensors, new_tensors, step_size), old_tensors)
-
-
-def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: int | Tensor, update_period: int) -> Tree:
-    """Take the new tensors every `update_period` steps, else keep the old.
-
-    Args:
-        new_tensors: Tree to take when `steps` is a multiple of `update_period`.
-        old_tensors: Tree to keep otherwise.
-        steps: Number of steps taken, an int or a 0-dim tensor.
-        update_period: Steps between updates, >= 1.
-
-    Raises:
-        ValueError: if `update_period` is below 1.
-
-    Example:
-        >>> import torch, optimfn as of
-        >>> of.periodic_update(torch.tensor([4.0]), torch.tensor([0.0]), steps=6, update_period=3)
-        tensor([4.])
-    """
-    check_steps(update_period=update_period, at_least=1)
-    return tree.where(steps % update_period == 0, new_tensors, old_tensors)
 
 
 def check_transformation(**values: object) -> None:

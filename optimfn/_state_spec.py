@@ -146,10 +146,19 @@ def map_values(
             own = [functools.reduce(getattr, node.within, params) for params in rest]
             return True, map_parts(functools.partial(f, node.values), part, *own)
         if isinstance(node, Other):
-            return True, others(part) if others and part is not None else part
+            return True, tree.map(others, part) if others else part
         return False, None
 
     return tree.map_nodes(on_state, template, state)
+
+
+def map_mirrors(template: Tree, f: Callable[[Tree], Tree], state: State) -> State:
+    """A state with another tree in the place of each one that mirrors the parameters, given what `values_of` made."""
+
+    def change(_: Any, node: Any, part: Any) -> tuple[bool, Any]:
+        return isinstance(node, Values | Other), f(part) if isinstance(node, Values) else part
+
+    return tree.map_nodes(change, template, state)
 
 
 def _said_by(node: Any) -> dict[str, LeafSpec]:

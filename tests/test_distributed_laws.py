@@ -22,6 +22,7 @@ CASES = [
     Case("slowmo", od.slowmo, {"inner": INNER, "group": None, "every": 2}),
     Case("diloco", od.diloco, {"inner": INNER, "group": None, "every": 2, "compress": od.topk(0.5)}),
     Case("zero", od.zero, {"inner": INNER, "group": None}, needs_params=True),
+    Case("zero_flat", od.zero, {"inner": INNER, "group": None, "layout": "flat"}, needs_params=True),
 ]
 ALL = {
     "pure": laws.test_no_argument_is_written_to_and_results_repeat,

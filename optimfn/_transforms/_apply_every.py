@@ -61,4 +61,4 @@ def apply_every(k: int = 1) -> GradientTransformation:
         like = tree.map(lambda acc, g: acc if g is None else g, state.grad_acc, updates)
         return tree.cast_like(out, like), ApplyEvery((state.count + 1) % k, tree.carry(total, state.grad_acc))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)

@@ -92,7 +92,7 @@ def params_ema(decay: Scalar, debias: bool = False) -> GradientTransformation:
         return kept_beside(params, state.ema)
 
     return GradientTransformation(
-        init, update, leafwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
+        init, update, leafwise=True, elementwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
     )
 
 
@@ -156,7 +156,9 @@ def params_swa(start: int = 0, every: int = 1) -> GradientTransformation:
     def eval_params(state: ParamsSwaState, params: Params) -> Params:
         return tree.where(state.n_averaged > 0, kept_beside(params, state.average), params)
 
-    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_params, place=Place.LAST)
+    return GradientTransformation(
+        init, update, elementwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
+    )
 
 
 def _copy(params: Params) -> Params:

@@ -1,7 +1,9 @@
 """Bound the size of updates."""
 
+from dataclasses import replace
+
 from .. import tree
-from .._base import GradientTransformation, leafwise, stateless
+from .._base import GradientTransformation, elementwise, leafwise, stateless
 from .._checks import check_nonnegative, check_positive
 from .._recipe import factory
 from .._typing import Scalar
@@ -26,7 +28,7 @@ def clip(max_delta: Scalar) -> GradientTransformation:
         tensor([-1.0000,  0.5000])
     """
     check_nonnegative(max_delta=max_delta)
-    return leafwise(stateless(lambda updates, params: tree.clip(updates, -max_delta, max_delta)))
+    return elementwise(stateless(lambda updates, params: tree.clip(updates, -max_delta, max_delta)))
 
 
 @factory
@@ -59,7 +61,8 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """
     check_positive(max_norm=max_norm)
 
-    return stateless(lambda updates, params: tree.shrink(updates, tree.norm(updates, wide=True), max_norm))
+    whole = stateless(lambda updates, params: tree.shrink(updates, tree.norm(updates, wide=True), max_norm))
+    return replace(whole, elementwise=True)
 
 
 @factory

@@ -77,4 +77,4 @@ def keep_params_nonnegative() -> GradientTransformation:
         need_params("keep_params_nonnegative", params)
         return tree.map(leaf, updates, params)
 
-    return replace(stateless(keep), leafwise=True, place=Place.LAST)
+    return replace(stateless(keep), leafwise=True, elementwise=True, place=Place.LAST)

@@ -62,4 +62,4 @@ def dampened_trace(decay: Scalar, dampening: Scalar = 0.0, nesterov: bool = Fals
         new_state = DampenedTraceState(state.count + 1, tree.carry(total, state.trace))
         return tree.cast_like(ahead, updates), new_state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)

@@ -61,7 +61,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
     # Behind a learning rate it would push away from zero, unless it is one to be subtracted there.
     inward = not isinstance(weight_decay, Tensor) and weight_decay > 0
     place = Place.DECAY if inward else None
-    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), place=place)
+    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), elementwise=mask is None, place=place)
 
 
 def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformation:
@@ -75,7 +75,7 @@ def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformat
         found = decayed(updates, weight_decay(state.count), mask, params)
         return found, WeightDecaySchedule(state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=mask is None)
 
 
 def decayed(updates: Updates, weight_decay: Scalar, mask: Mask | None, params: Params | None) -> Updates:

@@ -146,7 +146,7 @@ def add_corrected_decayed_weights(
         need_params("add_corrected_decayed_weights", params)
         return decayed(updates, learning_rate / peak * weight_decay, mask, params)
 
-    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), place=Place.DECAY)
+    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), elementwise=mask is None, place=Place.DECAY)
 
 
 @factory
@@ -187,7 +187,7 @@ def add_independent_decayed_weights(
         need_params("add_independent_decayed_weights", params)
         return decayed(updates, weight_decay / peak, mask, params)
 
-    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), place=Place.DECAY)
+    return replace(stateless(decay), leafwise=tree.sees_leaves(mask), elementwise=mask is None, place=Place.DECAY)
 
 
 @factory
@@ -228,7 +228,7 @@ def add_decay_toward_start(weight_decay: Scalar, mask: Mask | None = None) -> Gr
         away = tree.map(torch.sub, tree.select(mask, params), state.start)
         return tree.cast_like(tree.add_scale(updates, weight_decay, away), updates), state
 
-    return GradientTransformation(init, update, leafwise=tree.sees_leaves(mask))
+    return GradientTransformation(init, update, leafwise=tree.sees_leaves(mask), elementwise=mask is None)
 
 
 def _step_decay(
@@ -252,7 +252,7 @@ def _step_decay(
 
     if not callable(weight_decay) and not callable(learning_rate):
         made = stateless(lambda updates, params: shrunk(updates, params, 0))
-        return replace(made, leafwise=tree.sees_leaves(mask), place=Place.LAST)
+        return replace(made, leafwise=tree.sees_leaves(mask), elementwise=mask is None, place=Place.LAST)
 
     def init(params: Params) -> WeightDecaySchedule:
         return WeightDecaySchedule(tree.count(params))
@@ -262,4 +262,4 @@ def _step_decay(
     ) -> tuple[Updates, WeightDecaySchedule]:
         return shrunk(updates, params, state.count), WeightDecaySchedule(state.count + 1)
 
-    return GradientTransformation(init, update, place=Place.LAST)
+    return GradientTransformation(init, update, elementwise=mask is None, place=Place.LAST)

@@ -71,7 +71,7 @@ def trace(
         ahead = tree.add_scale(updates, decay, total) if nesterov else total
         return tree.cast_like(ahead, updates), TraceState(tree.carry(total, state.trace))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory
@@ -123,4 +123,4 @@ def ema(
             shown = tree.update_moment(updates, mean, decay, 1) if nesterov else mean
         return tree.cast_like(shown, updates), EmaState(count, tree.carry(mean, state.ema))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)

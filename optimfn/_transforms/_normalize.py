@@ -1,5 +1,7 @@
 """Take the size, or the mean, out of updates."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def normalize_by_update_norm(scale_factor: Scalar = 1.0, eps: Scalar = 1e-6) -> 
     def normalize(updates: Updates, params: Params | None) -> Updates:
         return tree.scale(scale_factor / (tree.norm(updates, wide=True) + eps), updates)
 
-    return stateless(normalize)
+    return replace(stateless(normalize), elementwise=True)
 
 
 @factory
@@ -63,7 +65,7 @@ def normalize() -> GradientTransformation:
         norm = tree.norm(updates, wide=True)
         return tree.scale(1 / torch.where(norm == 0, 1.0, norm), updates)
 
-    return stateless(whole)
+    return replace(stateless(whole), elementwise=True)
 
 
 @factory

@@ -197,7 +197,7 @@ def plateau(
         scale = tree.carry(torch.where(hit, shrunk, state.scale), state.scale)
         return tree.scale(scale, updates), PlateauState(scale, *seen)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)
 
 
 def _scalar_like(like: Tensor, value: Any) -> Tensor:

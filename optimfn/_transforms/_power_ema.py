@@ -74,5 +74,5 @@ def power_ema(gamma: Scalar = 6.94) -> GradientTransformation:
         return kept_beside(params, state.ema)
 
     return GradientTransformation(
-        init, update, leafwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
+        init, update, leafwise=True, elementwise=True, takes_assigned=True, eval_params=eval_params, place=Place.LAST
     )

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from .. import tree
-from .._base import GradientTransformation, identity, leafwise, stateless
+from .._base import GradientTransformation, elementwise, identity, stateless
 from .._checks import check_callable, check_number, check_rate
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, ScalarOrSchedule, Schedule, Updates
@@ -34,7 +34,7 @@ def scale(step_size: Scalar) -> GradientTransformation:
         tensor([-2.])
     """
     check_number(step_size=step_size)
-    return leafwise(stateless(lambda updates, params: tree.scale(step_size, updates)))
+    return elementwise(stateless(lambda updates, params: tree.scale(step_size, updates)))
 
 
 @factory
@@ -67,7 +67,7 @@ def scale_by_learning_rate(
     if callable(learning_rate):
         return scale_by_schedule(lambda count: -learning_rate(count) if flip_sign else learning_rate(count))
     # A tensor is read in the update, not here: it may have changed since.
-    return leafwise(
+    return elementwise(
         stateless(lambda updates, params: tree.scale(-learning_rate if flip_sign else learning_rate, updates))
     )
 
@@ -110,4 +110,4 @@ def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
     ) -> tuple[Updates, ScaleByScheduleState]:
         return tree.scale(step_size_fn(state.count), updates), ScaleByScheduleState(state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)

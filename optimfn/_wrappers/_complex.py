@@ -72,7 +72,9 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
         return tree.map(lambda p, part: _of_parts(p, part, p), params, parts)
 
     said = None if inner.eval_params is None else eval_params
-    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=said)
+    return GradientTransformation(
+        init, update, leafwise=inner.leafwise, elementwise=inner.elementwise, eval_params=said
+    )
 
 
 def _like(updates: Updates, state: State) -> Updates:
@@ -117,7 +119,9 @@ def through_pairs(inner: GradientTransformation) -> GradientTransformation:
         return tree.map(_joined, params, _eval_params(inner, state.inner_state, tree.as_reals(params)))
 
     said = None if inner.eval_params is None else eval_params
-    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=said)
+    return GradientTransformation(
+        init, update, leafwise=inner.leafwise, elementwise=inner.elementwise, eval_params=said
+    )
 
 
 def _joined(like: Tensor, part: Any) -> Any:

@@ -71,7 +71,8 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
             tree.where(passes, new_state, state.inner_state),
         )
 
-    return GradientTransformation(init, update, takes_assigned=True, eval_params=eval_within(inner, "inner_state"))
+    last = eval_within(inner, "inner_state")
+    return GradientTransformation(init, update, elementwise=inner.elementwise, takes_assigned=True, eval_params=last)
 
 
 def _all_finite(updates: Tree, like: Tensor) -> Tensor:

@@ -91,7 +91,11 @@ def kahan(tx: GradientTransformation) -> GradientTransformation:
         lost = _map(lambda w, c, p: torch.where(p.isfinite(), w - p, 0.0).to(c.dtype), moved, kept, rounded)
         return _assigned(new, rounded, kept), KahanState(_kept(new, lost, kept, kept), inner_state)
 
-    promises: Any = {"leafwise": tx.leafwise, "eval_params": eval_within(tx, "inner_state")}
+    promises: Any = {
+        "leafwise": tx.leafwise,
+        "elementwise": tx.elementwise,
+        "eval_params": eval_within(tx, "inner_state"),
+    }
     return GradientTransformation(init, update, **promises)
 
 
@@ -216,7 +220,11 @@ def master_weights(tx: GradientTransformation, store: str = "remainder") -> Grad
             master, rounded = moved, _map(lambda w, c: w.to(c.dtype), moved, like)
         return _assigned(new, rounded, like), MasterWeightsState(_kept(new, master, kept, like), like, inner_state)
 
-    promises: Any = {"leafwise": tx.leafwise, "eval_params": eval_within(tx, "inner_state")}
+    promises: Any = {
+        "leafwise": tx.leafwise,
+        "elementwise": tx.elementwise,
+        "eval_params": eval_within(tx, "inner_state"),
+    }
     return GradientTransformation(init, update, **promises)
 
 

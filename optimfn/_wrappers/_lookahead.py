@@ -89,7 +89,7 @@ def lookahead(
     check_steps(sync_period=sync_period, at_least=1)
     check_nonnegative(slow_step_size=slow_step_size)
     if slow_in_state:
-        return _within(lookahead(fast_optimizer, sync_period, slow_step_size, reset_state), fast_optimizer.leafwise)
+        return _within(lookahead(fast_optimizer, sync_period, slow_step_size, reset_state), fast_optimizer)
 
     def init(params: LookaheadParams) -> LookaheadState:
         fast = params.part("fast") if isinstance(params, tree.ParamsPlaceholder) else _check_pair(params).fast
@@ -116,7 +116,7 @@ def lookahead(
     return GradientTransformation(init, update, eval_params=eval_params)
 
 
-def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformation:
+def _within(tx: GradientTransformation, fast: GradientTransformation) -> GradientTransformation:
     """`lookahead` of the fast parameters alone."""
 
     def init(params: Params) -> LookaheadState:
@@ -136,7 +136,8 @@ def _within(tx: GradientTransformation, leafwise: bool) -> GradientTransformatio
     def eval_params(state: LookaheadState, params: Params) -> Params:
         return kept_beside(params, state.slow)
 
-    return GradientTransformation(init, update, leafwise=leafwise, eval_params=eval_params, place=Place.WHOLE)
+    promises: Any = {"leafwise": fast.leafwise, "elementwise": fast.elementwise}
+    return GradientTransformation(init, update, eval_params=eval_params, place=Place.WHOLE, **promises)
 
 
 def _check_single(params: Any) -> None:

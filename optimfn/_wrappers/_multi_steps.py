@@ -131,7 +131,9 @@ def multi_steps(
             skip_state,
         )
 
-    return GradientTransformation(init, update, eval_params=eval_within(inner, "inner_opt_state"))
+    same = inner.elementwise and should_skip_update_fn is None
+    last = eval_within(inner, "inner_opt_state")
+    return GradientTransformation(init, update, elementwise=same, eval_params=last)
 
 
 def _only_where(met: Tree, updates: Updates, params: Params | None) -> Updates:

@@ -101,7 +101,8 @@ def quantize_state(
     }
     promises: Any = {"leafwise": tx.leafwise, "takes_assigned": tx.takes_assigned, "eval_params": _eval_params(tx)}
     whole = tx.takes_shards and format == "bfloat16"  # a block would run across shards
-    return GradientTransformation(init, update, members=members, takes_shards=whole, **promises)
+    promises |= {"takes_shards": whole}
+    return GradientTransformation(init, update, members=members, **promises)
 
 
 _BYTES = {"companded8": 1, "dynamic8": 1, "4bit": 0, "fp8": 1, "bfloat16": 2}  # what is no wider stays as it is

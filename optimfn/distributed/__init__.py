@@ -33,4 +33,5 @@ from ._replicas import load_replicas as load_replicas
 from ._replicas import save_replicas as save_replicas
 from ._trace import CommTrace as CommTrace
 from ._trace import comm_trace as comm_trace
+from ._zero import relaid as relaid
 from ._zero import zero as zero

@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,24 +12,31 @@ from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_choice
 from .._recipe import Recorded, factory
-from .._torch import is_dtensor, local_shard, replicate, wrapped_like
+from .._state_spec import map_mirrors, values_of
+from .._torch import is_dtensor, local_shard, placed_like, replicate, wrapped_like
 from .._typing import Params, State, Tree, Updates
 from ..tree._shards import map_rows
 from ._comm import BUCKET_BYTES, Peers, _buckets, all_gather, check_whole, mesh_of, reduce_scatter
+from ._flat import Flat, together
 
 _ALL = 1 << 62  # bytes: no bucket is full
 
 
 @factory
 def zero(
-    inner: GradientTransformation, group: Any, *, stage: int = 1, averaged: bool = False
+    inner: GradientTransformation,
+    group: Any,
+    *,
+    stage: int = 1,
+    averaged: bool = False,
+    layout: Literal["leaves", "flat"] = "leaves",
 ) -> GradientTransformation:
     """Share a rule out among replicas: each keeps its part of the state, and makes its part of the updates.
 
     For plain replicas, without FSDP2, that have the memory for the parameters and not for the state. Every leaf is cut
     along its longest axis into DTensors, but for single numbers, and the rule steps those: the gradients go to whoever
     needs them, as their mean over the replicas, and the updates come back to all. Checkpoints are those of the inner
-    rule, on any number of processes.
+    rule, on any number of processes; with one vector for all leaves they are of vectors, see `relaid`.
 
     Maths:
         g_r <- part r of the mean of the gradients        on each replica r
@@ -44,16 +51,19 @@ def zero(
         stage: 1 sends the gradients in one piece, and the updates in one; 2 in buckets of 25 MiB, so that there is
             never a second copy of all of them. The numbers are the same.
         averaged: Whether the gradients are the mean already, as after DDP; nothing is sent for them then.
+        layout: `"leaves"` cuts each leaf. `"flat"` cuts one vector of all leaves of a dtype into equal parts, so that
+            many short leaves are shared out as well and the rule has one leaf to step. The rule must be `elementwise`
+            then, and every parameter have a gradient.
 
     Shapes:
         params: needed if `inner` needs them; whole on every replica.
-        state: that of `inner`, as DTensors.
+        state: that of `inner`, as DTensors; with `"flat"` for a dict of vectors, named by their dtypes.
         Memory: that of `inner`, divided by the number of replicas.
         Sends: 1 reduce-scatter and 1 all-gather of the size of the parameters, for each dtype.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value; also if a rule inside takes no
-            shards, see `GradientTransformation.takes_shards`.
+            shards or, with `"flat"`, is not elementwise, see `GradientTransformation`.
         TypeError: in `init` and `update`, if leaves lie in shards already.
         RuntimeError: under `vmap`.
 
@@ -75,23 +85,46 @@ def zero(
     for own in _within(inner):
         if not own.takes_shards:
             raise ValueError(f"zero cuts leaves into shards, which is nothing for {own!r}")
-    shares = _Shares(Peers(group), _ALL if stage == 1 else BUCKET_BYTES)
+    check_choice("layout", layout, ("leaves", "flat"))
+    if layout == "flat":
+        _check_elementwise(inner)
+    most = _ALL if stage == 1 else BUCKET_BYTES
+    shares: Any = _Shares(Peers(group), most) if layout == "leaves" else Flat(Peers(group), most)
 
     def init(params: Params) -> State:
-        return inner.init(shares.cut(params))
+        _refuse_shards(params)
+        if layout == "flat" and isinstance(params, tree.ParamsPlaceholder):
+            return inner.init(torch.zeros(()))  # no part of the state is like the parameters
+        return inner.init(shares.cut(tree.narrow(params)))
 
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         check_whole("zero", updates)
-        own = shares.cut(updates) if averaged else shares.mean(updates)
-        made, state = inner.rule(own, state, None if params is None else shares.cut(params), **extra)
-        return shares.whole(made), state
+        _refuse_shards((updates, params))
+        # The rule is to see parameters of half precision, and by its own look at them float32 in their place.
+        given = None if params is None else tree.narrow(params)
+        own = shares.cut(updates, given) if averaged else shares.mean(updates, given)
+        made, state = inner.update(own, state, None if given is None else shares.cut(given), **extra)
+        return shares.whole(made, updates, given), state
 
     def eval_params(state: State, params: Params) -> Params:
         assert inner.eval_params is not None
-        return shares.whole(inner.eval_params(state, shares.cut(params)))
+        return shares.whole(inner.eval_params(state, shares.cut(params)), params)
 
-    said = None if inner.eval_params is None else eval_params
-    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=said)
+    promises: Any = {
+        "leafwise": inner.leafwise and layout == "leaves",
+        "eval_params": None if inner.eval_params is None else eval_params,
+    }
+    return GradientTransformation(init, update, **promises)
+
+
+def _check_elementwise(inner: GradientTransformation) -> None:
+    """Refuse a rule that sees leaves, by the name of the innermost part that does."""
+    seeing = [own for own in _within(inner) if not own.elementwise]
+    if seeing and not inner.elementwise:
+        raise ValueError(
+            f"zero with layout='flat' lays all leaves out as one vector, and {seeing[-1]!r} is not elementwise: put it "
+            "outside of zero, or use layout='leaves'"
+        )
 
 
 def _within(value: Any) -> Iterator[GradientTransformation]:
@@ -108,15 +141,63 @@ def _within(value: Any) -> Iterator[GradientTransformation]:
             yield from _within(one)
 
 
+def relaid(state: State, old: GradientTransformation, new: GradientTransformation, params: Params) -> State:
+    """Lay the state of a rule out for another place of it: by itself, or in `zero` of another layout or other replicas.
+
+    So a run that began with one vector goes on with leaves, or as one process, and the other way round. On all replicas
+    of both; while it lasts each has the whole state.
+
+    Args:
+        state: A state of `old`.
+        old: The rule, or `zero` of it.
+        new: The same rule, or `zero` of it.
+        params: The parameters, whole on every replica.
+
+    Returns:
+        A state of `new`.
+
+    Raises:
+        ValueError: if the two are not of the same rule.
+
+    Example:
+        >>> import torch, optimfn as of
+        >>> rule, params = of.trace(0.9), {"a": torch.ones(2), "b": torch.ones(1)}
+        >>> tx = of.distributed.zero(rule, None, layout="flat")
+        >>> tx.init(params)
+        TraceState(trace={'float32': tensor([0., 0., 0.])})
+        >>> of.distributed.relaid(tx.init(params), tx, rule, params)
+        TraceState(trace={'a': tensor([0., 0.]), 'b': tensor([0.])})
+    """
+    check_transformation(old=old, new=new)
+    rules = [tx.arguments["inner"] if _is_zero(tx) else tx for tx in (old, new)]
+    if rules[0] != rules[1]:
+        raise ValueError(f"a state of {rules[0]!r} is none of {rules[1]!r}")
+    template = values_of(rules[0])
+    if _is_flat(old):
+        shares = Flat(Peers(old.arguments["group"]), _ALL)
+        state = map_mirrors(template, lambda part: shares.apart(part, params), state)
+    state = tree.whole(state)
+    if _is_flat(new):
+        state = map_mirrors(template, lambda part: together(part, params), state)
+    return tree.map(placed_like, state, new.init(params))
+
+
+def _is_zero(tx: GradientTransformation) -> bool:
+    return tx.recipe is not None and tx.recipe.factory is zero
+
+
+def _is_flat(tx: GradientTransformation) -> bool:
+    return _is_zero(tx) and tx.arguments["layout"] == "flat"
+
+
 class _Shares:
     """Trees that all replicas have as a whole, and the parts of each."""
 
     def __init__(self, peers: Peers, most: int) -> None:
         self.peers, self.most = peers, most
 
-    def cut(self, leaves: Tree) -> Tree:
+    def cut(self, leaves: Tree, params: Params | None = None) -> Tree:
         """The parts of this replica, as DTensors, and numbers as they are; nothing is sent."""
-        _refuse_shards(leaves)
         if self.peers.size == 1:
             return leaves
 
@@ -126,9 +207,8 @@ class _Shares:
 
         return tree.map(part, leaves)
 
-    def mean(self, leaves: Tree) -> Tree:
+    def mean(self, leaves: Tree, params: Params | None = None) -> Tree:
         """The same of the mean over the replicas: one collective for each bucket."""
-        _refuse_shards(leaves)
         if self.peers.size == 1:
             return leaves
 
@@ -147,7 +227,7 @@ class _Shares:
 
         return map_rows(scatter, leaves)
 
-    def whole(self, leaves: Tree) -> Tree:
+    def whole(self, leaves: Tree, like: Tree = None, params: Params | None = None) -> Tree:
         """Trees of parts as a whole, on all replicas: one collective for each bucket."""
         if self.peers.size == 1:
             return leaves

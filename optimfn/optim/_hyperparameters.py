@@ -94,7 +94,7 @@ def scale_steps(factor: Scalar) -> GradientTransformation:
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         return tree.map(leaf, params, updates), state
 
-    return GradientTransformation(init_empty_state, update, leafwise=True, takes_assigned=True)
+    return GradientTransformation(init_empty_state, update, leafwise=True, elementwise=True, takes_assigned=True)
 
 
 def _given(tx: GradientTransformation, value: Any) -> Any:

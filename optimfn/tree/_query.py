@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .._typing import Params, State, Tree
-from ._core import ParamsPlaceholder, is_leaf, map_nodes, map_parts, walk
+from ._core import ParamsPlaceholder, is_leaf, map, map_nodes, map_parts, walk
 
 Path = tuple[Any, ...]
 Filter = Callable[[Path, Any], bool]
@@ -127,7 +127,8 @@ def map_params(
     def on_state(_: Path, node: Any, part: Any) -> tuple[bool, Any]:
         if isinstance(node, ParamsPlaceholder):
             return True, map_parts(f, part, *[functools.reduce(getattr, node.within(), params) for params in rest])
-        return (True, other(part)) if is_leaf(node) and node is not None else (False, None)
+        # One leaf may stand for a tree, where a rule makes of any tree another, such as vectors.
+        return (True, map(other, part)) if is_leaf(node) and node is not None else (False, None)
 
     return map_nodes(on_state, template, state)
 

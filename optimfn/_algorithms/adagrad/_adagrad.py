@@ -64,7 +64,7 @@ def scale_by_rss(
         direction = tree.map(lambda g, s: _divide(g, s, eps, eps_in_sqrt), updates, sums)
         return tree.cast_like(direction, updates), ScaleByRssState(tree.carry(sums, state.sum_of_squares))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -145,7 +145,7 @@ def scale_by_factored_rms(
         direction = tree.map(leaf, updates, *news, means)
         return tree.cast_like(direction, updates), FactoredState(state.count + 1, *map(tree.carry, news, olds))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=not factored)
 
 
 def mixed(old: Tree, new: Tree, weight: Scalar) -> Tree:

@@ -75,7 +75,7 @@ def scale_by_madgrad(
         state = MadgradState(state.count + 1, tree.carry(total, state.grad_sum_sq), tree.carry(s, state.s), state.x0)
         return tree.cast_like(step, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

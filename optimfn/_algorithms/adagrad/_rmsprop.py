@@ -82,7 +82,7 @@ def scale_by_rms(
         direction = _divide(updates, nu_hat, eps, eps_in_sqrt)
         return tree.cast_like(direction, updates), ScaleByRmsState(count, tree.carry(nu, state.nu))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory
@@ -146,7 +146,7 @@ def scale_by_stddev(
             count, tree.carry(mu, state.mu), tree.carry(nu, state.nu)
         )
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 def _less(v: Tensor, square: Tensor) -> Tensor:

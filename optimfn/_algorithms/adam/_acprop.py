@@ -66,7 +66,7 @@ def scale_by_acprop(
         state = ScaleByBeliefState(state.count + 1, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(tree.div_by_root(updates, seen, eps), updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

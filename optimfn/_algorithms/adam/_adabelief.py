@@ -79,7 +79,7 @@ def scale_by_belief(
             count, tree.carry(mu, state.mu), tree.carry(nu, state.nu)
         )
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -86,7 +86,7 @@ def scale_by_adam(
         state = ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(direction, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

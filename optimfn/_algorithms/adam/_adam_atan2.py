@@ -61,7 +61,7 @@ def scale_by_adam_atan2(
         state = ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(angle, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

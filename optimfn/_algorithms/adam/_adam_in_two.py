@@ -41,7 +41,7 @@ def adam_before_correction(b1: Scalar, b2: Scalar, eps: Scalar) -> GradientTrans
         direction = tree.cast_like(tree.div_by_root(mu, nu, eps), updates)
         return direction, Moments(tree.carry(mu, state.mu), tree.carry(nu, state.nu))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory
@@ -58,7 +58,7 @@ def correct_bias(b1: Scalar, b2: Scalar) -> GradientTransformation:
         factor = torch.sqrt(tree.one_minus_power(b2, count)) / tree.one_minus_power(b1, count)
         return tree.scale(factor, updates), Corrected(count)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 def corrected_and_decayed_last(

@@ -84,7 +84,7 @@ def scale_by_adan(
             tree.carry(m, state.m), tree.carry(v, state.v), tree.carry(n, state.n), tree.keep(updates, state.g), t
         )
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -101,7 +101,7 @@ def scale_by_ademamix(
         means = tree.carry(m1, state.m1), tree.carry(m2, state.m2), tree.carry(nu, state.nu)
         return tree.cast_like(direction, updates), ScaleByAdemamixState(count, state.count_m2 + 1, *means)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 def _risen(start: Scalar, end: Scalar, step: Tensor, warmup_steps: int | None) -> Scalar:

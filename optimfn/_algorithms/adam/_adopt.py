@@ -95,7 +95,7 @@ def scale_by_adopt(
         state = ScaleByAdamState(state.count + 1, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(direction, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -98,7 +98,7 @@ def scale_by_amsgrad(
             count, tree.carry(mu, state.mu), tree.carry(nu, state.nu), tree.carry(nu_max, state.nu_max)
         )
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

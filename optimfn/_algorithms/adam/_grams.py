@@ -48,7 +48,7 @@ def scale_by_grams(
         step, state = adam.rule(updates, state, params)
         return tree.map(lambda d, g: tree.cast_leaf(d.abs() * torch.sgn(g), g.dtype), step, updates), state
 
-    return GradientTransformation(adam.init, update, leafwise=True)
+    return GradientTransformation(adam.init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -58,7 +58,7 @@ def scale_by_laprop(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-15) -
         direction = tree.cast_like(tree.bias_correction(mu, b1, count), updates)
         return direction, ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -71,7 +71,7 @@ def scale_by_qhadam(
         state = ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(tree.div_by_root(mean, square, eps), updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

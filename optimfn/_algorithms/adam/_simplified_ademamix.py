@@ -71,7 +71,7 @@ def scale_by_simplified_ademamix(
         state = ScaleBySimplifiedAdEMAMixState(state.t + 1, tree.carry(m, state.m), tree.carry(n, state.n))
         return tree.cast_like(direction, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

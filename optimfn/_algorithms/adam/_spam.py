@@ -68,7 +68,7 @@ def clip_spikes(threshold: Scalar = 5000.0, b2: Scalar = 0.999, grace_steps: int
         nu = tree.update_moment_per_elem_norm(clipped, state.nu, b2, 2)
         return tree.cast_like(clipped, updates), ClipSpikesState(count, tree.carry(nu, state.nu))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 def _clipped(updates: Updates, squares: Updates, threshold: Scalar, now: Tensor) -> Updates:
@@ -152,7 +152,7 @@ def scale_by_spam(
         state = ScaleByAdamState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu))
         return tree.cast_like(step, updates), state
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -70,7 +70,7 @@ def scale_by_sparse_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-
             tree.carry(tree.map(_replace, updates, state.nu, nu), state.nu),
         )
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 def _rows(g: Tensor, moment: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def scale_by_aggmo(betas: tuple[Scalar, ...] = (0.0, 0.9, 0.99)) -> GradientTran
         kept = tuple(tree.carry(v, old) for v, old in zip(traces, state.traces, strict=True))
         return tree.cast_like(tree.scale(1 / len(betas), total), updates), AggMoState(kept)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

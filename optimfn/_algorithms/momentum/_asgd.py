@@ -84,4 +84,4 @@ def asgd(
         mu = (1 / torch.clamp(t - t0, min=1.0)).to(dtype)
         return tree.cast_like(direction, updates), ASGDState(count, eta, mu, tree.carry(ax, state.ax))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)

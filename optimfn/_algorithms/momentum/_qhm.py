@@ -44,7 +44,7 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7) -> GradientTransfor
         slow, state = mean.rule(updates, state, params)
         return tree.cast_like(tree.lerp(updates, slow, nu), updates), state
 
-    return GradientTransformation(mean.init, update, leafwise=True)
+    return GradientTransformation(mean.init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -76,4 +76,4 @@ def autoclip(percentile: float = 10.0, window: int = 1000) -> GradientTransforma
         level = at[0] + (place - low) * between
         return tree.shrink(updates, norm, level), AutoClipState(state.count + 1, norms)
 
-    return GradientTransformation(init, update, place=Place.FRONT)
+    return GradientTransformation(init, update, elementwise=True, place=Place.FRONT)

@@ -178,7 +178,8 @@ def add_cautious_decayed_weights(weight_decay: Scalar = 0.0, mask: Any = None) -
         inward = tree.map(lambda d, p: torch.where(_outward(d, p), torch.zeros_like(p), p), updates, params)
         return decay.rule(updates, state, inward, **extra)
 
-    return GradientTransformation(decay.init, update, leafwise=decay.leafwise, place=Place.DECAY)
+    promises: Any = {"leafwise": decay.leafwise, "elementwise": decay.elementwise}
+    return GradientTransformation(decay.init, update, place=Place.DECAY, **promises)
 
 
 def _outward(d: Tensor, p: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def subtract_mean(sigma: Scalar = 1.0, decay: Scalar = 0.9) -> GradientTransform
         own = tree.add_scale(updates, tree.wide(~first) * -sigma, state.mean)
         return tree.cast_like(own, updates), SubtractMeanState(state.count + 1, tree.carry(mean, state.mean))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -61,4 +61,4 @@ def grokfast(alpha: Scalar = 0.98, lamb: Scalar = 2.0) -> GradientTransformation
         loud = tree.add_scale(updates, lamb, mean)
         return tree.cast_like(loud, updates), GrokfastState(state.count + 1, tree.carry(mean, state.mean))
 
-    return GradientTransformation(init, update, leafwise=True, place=Place.FRONT)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True, place=Place.FRONT)

@@ -111,4 +111,4 @@ def zclip(
         var = torch.where(stay, state.var, state.var + share * (off - state.var))
         return clipped, ZClipState(state.count + 1, mean, var)
 
-    return GradientTransformation(init, update, place=Place.FRONT)
+    return GradientTransformation(init, update, elementwise=True, place=Place.FRONT)

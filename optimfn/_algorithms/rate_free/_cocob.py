@@ -78,7 +78,7 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8) -> GradientTransfo
         kept = (tree.carry(*pair) for pair in zip((negative, largest, magnitudes, won), state[1:], strict=True))
         return tree.cast_like(tree.sub(bet, away), updates), COCOBState(start, *kept)
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

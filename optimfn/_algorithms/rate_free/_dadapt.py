@@ -106,4 +106,4 @@ def dadapt_adamw(
         kept = tree.carry(mean, state.exp_avg), tree.carry(square, state.exp_avg_sq)
         return tree.cast_like(tree.scale(-1.0, step), updates), DAdaptAdamWState(*kept, total, new, gain, count)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)

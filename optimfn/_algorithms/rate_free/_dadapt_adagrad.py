@@ -99,4 +99,4 @@ def dadapt_adagrad(
         step = from_start(updates, params, state.start, ahead, momentum)
         return step, DAdaptAdaGradState(state.start, total, squares, new, alone, state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)

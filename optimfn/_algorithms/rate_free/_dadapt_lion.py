@@ -85,4 +85,4 @@ def dadapt_lion(
         kept = tree.carry(mean, state.exp_avg), total
         return tree.cast_like(step, updates), DAdaptLionState(*kept, new, gain, state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)

@@ -91,7 +91,7 @@ def dadapt_sgd(
         step = from_start(updates, params, state.start, total, momentum)
         return step, DAdaptSGDState(state.start, total, new, gain, first, state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)
 
 
 def summed(updates: Updates, rate: Tensor, total: Updates) -> Updates:

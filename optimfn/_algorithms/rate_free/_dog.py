@@ -79,7 +79,7 @@ def scale_by_dog(init_step: tuple[str, Scalar] = ("heuristic", 1e-6), eps: Scala
             step = torch.where(state.is_init_step, torch.zeros_like(step) + value, step)
         return tree.scale(step, updates), DoGState(torch.zeros_like(state.is_init_step), state.init_params, dist, total)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)
 
 
 @factory

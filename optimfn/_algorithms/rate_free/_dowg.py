@@ -71,7 +71,7 @@ def scale_by_dowg(init_estim_sq_dist: Scalar | None = None, eps: Scalar = 1e-4) 
         step = torch.where(seen, dist / (torch.sqrt(torch.where(seen, total, 1.0)) + eps), 0.0)
         return tree.scale(step, updates), DoWGState(state.init_params, total, dist)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)
 
 
 @factory

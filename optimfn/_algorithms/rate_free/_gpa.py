@@ -100,4 +100,6 @@ def gpa(
             lambda y, z: tree.cast_leaf(y + tree.cast_leaf((z - y) * back, z.dtype), y.dtype), params, state.z
         )
 
-    return GradientTransformation(init, update, leafwise=inner.leafwise, eval_params=mean, place=Place.WHOLE)
+    return GradientTransformation(
+        init, update, leafwise=inner.leafwise, elementwise=inner.elementwise, eval_params=mean, place=Place.WHOLE
+    )

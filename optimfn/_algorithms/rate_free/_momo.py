@@ -135,7 +135,7 @@ def momo(
         step = tree.map(lambda d, s: -d - s, _shrunk(rate, weight_decay, params, updates), step)
         return tree.cast_like(step, updates), MomoState(kept, barf, gamma, model.lb, state.count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)
 
 
 @factory
@@ -214,4 +214,4 @@ def momo_adam(
         )
         return tree.cast_like(step, updates), MomoAdamState(kept, kept_square, barf, gamma, model.lb, count)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update, elementwise=True)

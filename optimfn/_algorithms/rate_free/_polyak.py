@@ -66,7 +66,7 @@ def scale_by_polyak(
         norm = torch.sqrt(torch.where(flat, 1.0, size))
         return tree.scale(torch.where(flat, 0.0, step * norm), tree.scale(1 / norm, updates)), state
 
-    return GradientTransformation(init_empty_state, update)
+    return GradientTransformation(init_empty_state, update, elementwise=True)
 
 
 @factory

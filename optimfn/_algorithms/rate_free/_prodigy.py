@@ -134,7 +134,8 @@ def prodigy(
         state = ProdigyState(*kept, total, state.params0, new, numerator, most, count)
         return tree.cast_like(tree.scale(-rate, step), updates), state
 
-    return GradientTransformation(init, update, takes_shards=slice_p == 1)
+    same = slice_p == 1 and weight_decay_mask is None
+    return GradientTransformation(init, update, elementwise=same, takes_shards=slice_p == 1)
 
 
 def _grown(

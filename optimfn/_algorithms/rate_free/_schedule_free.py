@@ -127,8 +127,8 @@ def schedule_free(
         return tree.cast_like(moved, updates), state
 
     alone = base_optimizer.leafwise and not callable(learning_rate)
-    said = schedule_free_eval_params
-    return GradientTransformation(init, update, leafwise=alone, eval_params=said, place=Place.WHOLE)
+    promises: Any = {"leafwise": alone, "elementwise": base_optimizer.elementwise}
+    return GradientTransformation(init, update, eval_params=schedule_free_eval_params, place=Place.WHOLE, **promises)
 
 
 def _now(learning_rate: ScalarOrSchedule, count: Tensor, like: Tensor) -> Tensor:

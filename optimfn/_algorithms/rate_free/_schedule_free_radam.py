@@ -78,6 +78,6 @@ def schedule_free_radam(
         rectified, _ = rectification(b2, new.count, 4.0)
         return tree.where(rectified, scaled, updates), new
 
-    rule = rms if silent_sgd_phase else GradientTransformation(rms.init, update, leafwise=True)
+    rule = rms if silent_sgd_phase else GradientTransformation(rms.init, update, leafwise=True, elementwise=True)
     base = chain(rule, add_decayed_weights(weight_decay), descend(rate))
     return schedule_free(base, rate, b1, weight_lr_power, state_dtype, weight_step_power=weight_step_power)

@@ -81,7 +81,7 @@ def scale_by_lion(
             direction = tree.clip(mix, -1.0, 1.0)
         return tree.cast_like(direction, updates), ScaleByLionState(state.count + 1, tree.carry(mu, state.mu))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -89,7 +89,7 @@ def scale_by_rprop(
             tree.carry(steps, state.step_sizes), tree.carry(prev, state.prev_updates)
         )
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=True, elementwise=True)
 
 
 @factory

@@ -3,7 +3,7 @@
 import torch
 
 from ... import tree
-from ..._base import GradientTransformation, chain, leafwise, stateless
+from ..._base import GradientTransformation, chain, elementwise, stateless
 from ..._checks import check_decay
 from ..._recipe import factory
 from ..._transforms._momentum import ema
@@ -23,7 +23,7 @@ def scale_by_sign() -> GradientTransformation:
         >>> of.scale_by_sign().update(torch.tensor([-3.0, 0.0, 2.0]), of.EmptyState())[0]
         tensor([-1.,  0.,  1.])
     """
-    return leafwise(stateless(lambda updates, params: tree.sign(updates)))
+    return elementwise(stateless(lambda updates, params: tree.sign(updates)))
 
 
 @factory
