@@ -34,6 +34,9 @@ from ._algorithms.matrix._newton_schulz import MuonDimensionNumbers as MuonDimen
 from ._algorithms.matrix._normuon import NorMuonState as NorMuonState
 from ._algorithms.matrix._normuon import normuon as normuon
 from ._algorithms.matrix._normuon import scale_by_normuon as scale_by_normuon
+from ._algorithms.matrix._shampoo import ShampooState as ShampooState
+from ._algorithms.matrix._shampoo import scale_by_shampoo as scale_by_shampoo
+from ._algorithms.matrix._shampoo import shampoo as shampoo
 from ._algorithms.matrix._soap import scale_by_soap as scale_by_soap
 from ._algorithms.matrix._soap import soap as soap
 from ._algorithms.parts._asam import asam as asam

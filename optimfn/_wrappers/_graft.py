@@ -54,16 +54,21 @@ def graft(norm_of: GradientTransformation, direction_of: GradientTransformation)
     def init(params: Params) -> GraftState:
         return GraftState(norm_of.init(params), direction_of.init(params))
 
-    def leaf(d: Tensor, size: Tensor, wanted: Tensor) -> Any:
-        return tree.scale(wanted / torch.where(size == 0, 1.0, size), d)
-
     def update(
         updates: Updates, state: GraftState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, GraftState]:
         n, norm_state = norm_of.rule(updates, state.norm_state, params, **extra)
         d, direction_state = direction_of.rule(updates, state.direction_state, params, **extra)
-        d, n = need_steps("graft", d), need_steps("graft", n)
-        sizes = tree.norms(d, wide=True), tree.norms(n, wide=True)
-        return tree.map(leaf, d, *sizes), GraftState(norm_state, direction_state)
+        found = grafted(need_steps("graft", d), need_steps("graft", n))
+        return found, GraftState(norm_state, direction_state)
 
     return GradientTransformation(init, update, leafwise=norm_of.leafwise and direction_of.leafwise, place=Place.RULE)
+
+
+def grafted(direction: Updates, like: Updates) -> Updates:
+    """Each leaf of a tree as long as that of another; zero where it is."""
+
+    def leaf(d: Tensor, size: Tensor, wanted: Tensor) -> Any:
+        return tree.scale(wanted / torch.where(size == 0, 1.0, size), d)
+
+    return tree.map(leaf, direction, tree.norms(direction, wide=True), tree.norms(like, wide=True))

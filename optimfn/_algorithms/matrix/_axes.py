@@ -167,4 +167,4 @@ def split(flat: Sequence[Any], like: Sequence[Axes]) -> list[list[Any]]:
 
 def seen(layout: Layout, x: Tensor) -> Tensor:
     """A leaf with its axes merged; those in front of them stay."""
-    return x.reshape(*x.shape[: x.ndim - layout.ndim], *layout.shape)
+    return x.reshape([*x.shape[: x.ndim - layout.ndim], *layout.shape])
