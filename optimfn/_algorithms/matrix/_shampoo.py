@@ -1,6 +1,7 @@
 """Shampoo, as its distributed implementation has it."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,38 @@ class ShampooState(NamedTuple):
     factors: Any  # products of the unfolded gradients, (n, n) for each axis of each block of a leaf
     roots: Any  # their inverse roots, or eigenvectors, in the same order
     e_g: Updates  # "eigenvalues": mean squares of the gradients in the eigenbases, like params; otherwise empty
+
+
+@dataclass(frozen=True)
+class Grafting:
+    """Whose length the steps of a block have."""
+
+    rule: str | None
+    b2: Scalar
+    eps: Scalar
+    bias_correction: bool
+
+    def __post_init__(self) -> None:
+        check_choice("grafting", self.rule, GRAFTING)
+        check_decay(grafting_b2=self.b2)
+        check_nonnegative(grafting_eps=self.eps)
+
+    @property
+    def keeps_squares(self) -> bool:
+        """Whether it has a memory."""
+        return self.rule not in (None, "sgd")
+
+    def of(self, f: Updates, updates: Updates, nu: Updates, count: Tensor) -> tuple[Updates, Updates]:
+        """What that rule makes of the filtered gradient."""
+        if not self.keeps_squares:
+            return f, nu
+        if self.rule == "adagrad":
+            nu = tree.add(nu, tree.abs_sq(updates))
+        else:
+            nu = tree.update_moment_per_elem_norm(updates, nu, self.b2, 2)
+        is_corrected = self.rule == "adam" and self.bias_correction
+        squares = tree.bias_correction(nu, self.b2, count) if is_corrected else nu
+        return tree.cast_like(tree.div_by_root(f, squares, self.eps), f), nu
 
 
 @factory
@@ -125,36 +158,23 @@ def scale_by_shampoo(
         tensor([1., 1.])
     """
     b3 = b1 if b3 is None else b3
-    check_decay(b1=b1, b3=b3, grafting_b2=grafting_b2)
-    check_nonnegative(grafting_eps=grafting_eps)
+    check_decay(b1=b1, b3=b3)
     check_steps(precondition_frequency=precondition_frequency, at_least=1)
-    check_choice("grafting", grafting, GRAFTING)
     check_dtype(mu_dtype=mu_dtype)
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
     check_steps(start_preconditioning_step=start, at_least=1)
     how = Preconditioner(b2, eps, Blocking(max_preconditioner_dim, target_dims, sides), kind, roots, by)
-    has_own, keeps_squares = kind == "eigenvalues", grafting not in (None, "sgd")
+    length = Grafting(grafting, grafting_b2, grafting_eps, bias_correction)
+    has_own = kind == "eigenvalues"
 
     def init(params: Params) -> ShampooState:
-        nu = tree.init_moment(params, real=True) if keeps_squares else ()
+        nu = tree.init_moment(params, real=True) if length.keeps_squares else ()
         e_g = tree.init_moment(params, real=True) if has_own else ()
         counts = tree.count(params), tree.host_count(params)
         return ShampooState(*counts, tree.init_moment(params, mu_dtype), nu, *how.begun(params), e_g)
 
     def is_due(steps: Any) -> Any:
         return (steps == start - 1) | ((steps >= start) & ((steps + 1) % precondition_frequency == 0))
-
-    def long_enough(f: Updates, updates: Updates, nu: Updates, count: Tensor) -> tuple[Updates, Updates]:
-        """What grafting makes of the filtered gradient."""
-        if not keeps_squares:
-            return f, nu
-        if grafting == "adagrad":
-            nu = squares = tree.add(nu, tree.abs_sq(updates))
-        else:
-            nu = squares = tree.update_moment_per_elem_norm(updates, nu, grafting_b2, 2)
-        if grafting == "adam" and bias_correction:
-            squares = tree.bias_correction(nu, grafting_b2, count)
-        return tree.cast_like(tree.div_by_root(f, squares, grafting_eps), f), nu
 
     def update(
         updates: Updates, state: ShampooState, params: Params | None = None, **extra: Any
@@ -164,7 +184,7 @@ def scale_by_shampoo(
         if bias_correction:
             f = tree.scale(1 / (1 - b3 + b3 * tree.one_minus_power(b1, state.count)), f)
         f, mu = tree.cast_like(f, updates), tree.update_moment(updates, state.mu, b1, 1)
-        n, nu = long_enough(f, updates, state.nu, count)
+        n, nu = length.of(f, updates, state.nu, count)
         factors = how.collected(updates, state.factors, state.roots)
         correction = one if how.is_sum or not bias_correction else tree.one_minus_power(b2, count)
         given = factors, tree.stop_gradient(updates), correction, one * eps
