@@ -166,6 +166,7 @@ def scale_by_shampoo(
     how = Preconditioner(b2, eps, Blocking(max_preconditioner_dim, target_dims, sides), kind, roots, by)
     length = Grafting(grafting, grafting_b2, grafting_eps, bias_correction)
     has_own = kind == "eigenvalues"
+    directed = functools.partial(how.directed, grafting is not None)
 
     def init(params: Params) -> ShampooState:
         nu = tree.init_moment(params, real=True) if length.keeps_squares else ()
@@ -179,27 +180,24 @@ def scale_by_shampoo(
     def update(
         updates: Updates, state: ShampooState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ShampooState]:
-        count, one = state.count + 1, tree.wide(state.count) * 0 + 1
+        one = tree.wide(state.count) * 0 + 1
         f = tree.update_moment(updates, state.mu, b3, 1)
         if bias_correction:
             f = tree.scale(1 / (1 - b3 + b3 * tree.one_minus_power(b1, state.count)), f)
         f, mu = tree.cast_like(f, updates), tree.update_moment(updates, state.mu, b1, 1)
-        n, nu = length.of(f, updates, state.nu, count)
+        n, nu = length.of(f, updates, state.nu, state.count + 1)
         factors = how.collected(updates, state.factors, state.roots)
-        correction = one if how.is_sum or not bias_correction else tree.one_minus_power(b2, count)
-        given = factors, tree.stop_gradient(updates), correction, one * eps
-        kept = tree.every(is_due, state.steps, how.rooted, state.roots, *given)
+        correction = one if how.is_sum or not bias_correction else tree.one_minus_power(b2, state.count + 1)
+        given = tree.stop_gradient(updates), correction, one * eps
+        kept = tree.every(is_due, state.steps, how.rooted, state.roots, factors, *given)
         e_g = how.squares(updates, state.e_g, kept) if has_own else ()
         corrected = tree.map(lambda x: tree.cast_leaf(x / correction, x.dtype), e_g)
 
-        directed = functools.partial(how.directed, grafting is not None)
         arguments = n, f, kept, corrected, one * eps
-        if start == 1 or (has_own and not grafting):
-            u = directed(*arguments)
-        else:
-            u = tree.every(lambda steps: steps >= start - 1, state.steps, directed, *arguments)
+        late = start > 1 and not (has_own and grafting is None)
+        u = tree.every(lambda t: t >= start - 1, state.steps, directed, *arguments) if late else directed(*arguments)
         carried = tree.carry(mu, state.mu), tree.carry(nu, state.nu)
-        state = ShampooState(count, state.steps + 1, *carried, factors, kept, tree.carry(e_g, state.e_g))
+        state = ShampooState(state.count + 1, state.steps + 1, *carried, factors, kept, tree.carry(e_g, state.e_g))
         return tree.cast_like(u, updates), state
 
     return GradientTransformation(init, update, leafwise=True)
@@ -292,8 +290,6 @@ def shampoo(
     check_choice("decay", decay, DECAYS)
     check_momentum(momentum, nesterov)
     check_fraction(dampening=dampening)
-    if (peak is None) != (decay in ("decoupled", "l2")):
-        raise ValueError(f"peak must be a number for 'corrected' and 'independent' alone, got {peak!r} for {decay!r}")
     rule = scale_by_shampoo(
         b1,
         b2,
@@ -313,13 +309,23 @@ def shampoo(
         target_dims=target_dims,
         mu_dtype=mu_dtype,
     )
-    if peak is None:
-        decayed = add_decayed_weights(weight_decay, mask)
-    elif decay == "corrected":
-        decayed = add_corrected_decayed_weights(weight_decay, learning_rate, peak, mask)
-    else:
-        decayed = add_independent_decayed_weights(weight_decay, peak, mask)
+    decayed = _decay(decay, weight_decay, learning_rate, peak, mask)
     parts = [decayed, rule] if decay == "l2" else [rule, decayed]
     if momentum is not None:
         parts += [scale(1 - dampening), trace(momentum, nesterov)]
     return chain(*parts, descend(learning_rate))
+
+
+def _decay(
+    kind: str, weight_decay: ScalarOrSchedule, learning_rate: ScalarOrSchedule, peak: Scalar | None, mask: Mask | None
+) -> GradientTransformation:
+    """Decay of one of the kinds."""
+    if (peak is None) != (kind in ("decoupled", "l2")):
+        raise ValueError(f"peak must be a number for 'corrected' and 'independent' alone, got {peak!r} for {kind!r}")
+    if peak is None:
+        return add_decayed_weights(weight_decay, mask)
+    if callable(weight_decay):
+        raise ValueError(f"weight_decay must be a number for {kind!r} decay, whose schedule is that of the rate")
+    if kind == "corrected":
+        return add_corrected_decayed_weights(weight_decay, learning_rate, peak, mask)
+    return add_independent_decayed_weights(weight_decay, peak, mask)
