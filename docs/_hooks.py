@@ -1,6 +1,7 @@
 """What the build of the site does beside mkdocs: maths, tables of names, links, sources, the version."""
 
 import html
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -15,11 +16,15 @@ from pygments.lexers import PythonLexer
 sys.path.insert(0, str(Path(__file__).parent))
 
 import _maths
+import _thumbnails
 
 ROOT = Path(__file__).parent.parent
-VERSION = re.search(r'"(.*?)"', (ROOT / "optimfn" / "_version.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.*?)"', (ROOT / "optimfn" / "_version.py").read_text())[1]
 ENTRY = re.compile(r"^::: (optimfn[\w.]+)", re.MULTILINE)
 PAPER = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+PICTURE = re.compile(r"!\[[^\]]*\]\((images/[\w.]+)\)")
+EXAMPLE = re.compile(r"^\| \[([^\]]+)\]\(([\w-]+)\.md\) \| (.*) \|$", re.MULTILINE)
+DESCRIBED = re.compile(r'^```text title="Output"\n(transform +arguments.*?)^```$', re.MULTILINE | re.DOTALL)
 SOURCE = re.compile(r'href="source:([^"]+)"')
 # Pages whose tables name what is here in their second column, or in the first.
 TABLES = {"coming-from-optax.md": 1, "coming-from-torch.md": 1, "names-elsewhere.md": 1, "cheat-sheet.md": 1}
@@ -74,6 +79,9 @@ def on_files(files, config):
     for file in files.documentation_pages():
         if file.src_uri.startswith("api/"):
             entries[file.src_uri] = ENTRY.findall(file.content_string)
+        if file.src_uri.startswith("gallery/") and not PICTURE.search(file.content_string):
+            uri = f"gallery/images/{file.name}.svg"
+            files.append(File.generated(config, uri, content=_thumbnails.draw(file.content_string)))
     for path in sorted((ROOT / "optimfn").rglob("*.py")):
         uri = path.relative_to(ROOT).as_posix()
         front = "---\nsearch:\n  exclude: true\nhide: [navigation, toc]\n---\n"
@@ -87,6 +95,11 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     uri = page.file.src_uri
     markdown = PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", markdown)
+    if uri == "gallery/index.md":
+        return EXAMPLE.sub(card, markdown).replace("| example | what it shows |", "| | |")
+    if uri == "changelog.md":
+        return folded((ROOT / "CHANGELOG.md").read_text())
+    markdown = DESCRIBED.sub(described, markdown)
     if uri == "api/index.md":
         return markdown + every_name()
     if uri.startswith("api/"):
@@ -94,6 +107,51 @@ def on_page_markdown(markdown, page, config, files):
     if uri in TABLES:
         return re.sub(r"^\|.*\|$", lambda row: linked(row[0], TABLES[uri]), markdown, flags=re.MULTILINE)
     return markdown
+
+
+def folded(changelog):
+    """The changelog with its subsections shut."""
+    return re.sub(r"^### (.*)\n(?P<body>(?:(?!##).*\n)*)", shut, changelog + "\n", flags=re.MULTILINE)
+
+
+def shut(found):
+    return f"<details markdown>\n<summary>{found[1]}</summary>\n\n{found['body'].strip()}\n\n</details>\n\n"
+
+
+def card(found):
+    """A row of the gallery with the picture of its page, or a drawing of what it prints."""
+    title, page, what = found.groups()
+    picture = PICTURE.search((ROOT / "docs" / "gallery" / f"{page}.md").read_text())
+    place = picture[1] if picture else f"images/{page}.svg"
+    return f"| [![]({place}){{: .thumbnail }}]({page}.md) | **[{title}]({page}.md)**<br>{what} |"
+
+
+def described(found):
+    """What `describe` prints, as a table that wraps."""
+    head, *lines = found[1].rstrip("\n").split("\n")
+    start, ends = head.index("arguments"), [found.end() for found in re.finditer(r"state|read|written", head)]
+    rows = []
+    for text in lines:
+        arguments, number = re.fullmatch(r"(.*?)(?: {2,}(\d\S* \w*B))?", text[start : ends[0]].rstrip()).groups()
+        numbers = [number or "", *(text[a:b].strip() for a, b in itertools.pairwise(ends))]
+        if name := text[:start].rstrip():
+            rows.append([name, arguments.strip(), *numbers])
+        else:
+            rows[-1][1:] = [
+                " ".join(filter(None, pair)) for pair in zip(rows[-1][1:], [arguments.strip(), *numbers], strict=True)
+            ]
+    body = "".join(
+        f'<tr><td style="padding-left: {indent(name)}em">{html.escape(name.strip()).replace("_", "_<wbr>")}</td>'
+        + "".join(f"<td>{html.escape('' if cell == '0 B' else cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    titles = "".join(f"<th>{title}</th>" for title in head.split())
+    return f'<table class="describe"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>\n'
+
+
+def indent(name):
+    return 0.6 + 0.35 * (len(name) - len(name.lstrip()))
 
 
 def with_table(markdown, uri):
@@ -117,7 +175,9 @@ def short(path):
 
 
 def row(path):
-    return f"| [`{short(path)}`][{path}] | {names.summary(path)} |"
+    """A row for a name, which may break behind its underscores."""
+    name = re.sub(r"(?<=[a-z])([_.])", r"\1<wbr>", short(path))
+    return f"| [<code>{name}</code>][{path}] | {names.summary(path)} |"
 
 
 def line(uri, folder):
@@ -136,6 +196,7 @@ def every_name():
 def linked(row, first):
     """A row of a table whose names in code, from one column on, are links."""
     cells = re.split(r"(?<!\\)\|", row)
+    first = 0 if cells[2].strip().startswith("same") else first
     for number in range(1 + first, len(cells) - 1):
         cells[number] = re.sub(r"(?<!\[)`([^`]+)`(?!\])", link, cells[number])
     return "|".join(cells)

@@ -123,11 +123,17 @@ class Line:
             elif token.text in RELATIONS and not self.opens_angle(token):
                 close()
                 formula.append(self.operator())
+            elif token.text in (")", "/"):  # of what `is_long` has opened
+                formula.append(self.operator())
+            elif self.is_long():
+                close()
+                formula.append(symbol(self.take().text) if token.call else "")
+                formula.append(self.operator(infix=False))
             elif token.text in "+-" and token.loose:
                 close()
                 formula.append(self.operator(infix=token.open is False))
             else:
-                formula.append(self.product())
+                formula.append(self.product(breaks=True))
         close()
         return "".join(parts).strip()
 
@@ -166,7 +172,25 @@ class Line:
                 parts.append(self.product())
         raise ValueError(f"no {ends} in {' '.join(token.text for token in self.tokens)}")
 
-    def product(self) -> str:
+    def is_long(self) -> bool:
+        """Whether brackets begin here that are too long for a line, and stand over and under nothing."""
+        start = self.at + (self.tokens[self.at].call and self.tokens[self.at].text != "sqrt")
+        if start >= len(self.tokens) or self.tokens[start].text != "(":
+            return False
+        depth = 0
+        for end, token in enumerate(self.tokens[start:], start):
+            depth += (token.text == "(") - (token.text == ")")
+            if depth == 0:
+                after = self.tokens[end + 1 : end + 3]
+                over_words = len(after) == 2 and after[0].text == "/" and after[1].word
+                return end - start > 9 and (not after or over_words or after[0].text not in ("/", "^", "_", "["))
+        return False
+
+    def is_flat(self) -> bool:
+        """Whether nothing is divided from here on."""
+        return all(token.text != "/" for token in self.tokens[self.at :])
+
+    def product(self, breaks: bool = False) -> str:
         """Factors side by side; ` / ` puts those since the last fraction over the next one."""
         done: list[str] = []
         upper: list[tuple[str, str]] = [self.factor()]
@@ -190,6 +214,8 @@ class Line:
             elif token.text in ("*", "·") or (token.text == "." and token.loose and not token.open):
                 self.take()
                 upper.append((tag("mo", "⊙" if token.text == "*" else "·"),) * 2)
+            elif breaks and (self.is_long() or (len(upper) > 2 and token.call and self.is_flat())):
+                break
             elif self.begins_factor(token):
                 upper.append(self.factor())
             else:

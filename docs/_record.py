@@ -15,6 +15,7 @@ import tempfile
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,15 @@ def run_block(code: str, namespace: dict) -> str:
     return printed.getvalue()
 
 
+def transparent(picture: Image.Image) -> Image.Image:
+    """The picture without its white ground: over white it is the same, and a dark page shows through."""
+    shade = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
+    alpha = 1 - shade.min(axis=-1, keepdims=True)
+    colour = (shade - (1 - alpha)) / np.maximum(alpha, 1e-9)
+    layers = np.concatenate([colour, alpha], axis=-1).clip(0, 1) * 255
+    return Image.fromarray(layers.round().astype(np.uint8), "RGBA").quantize(128, method=Image.Quantize.FASTOCTREE)
+
+
 def record(page: Path) -> None:
     namespace, printed = {"__name__": "page"}, ""
 
@@ -56,7 +66,7 @@ def record(page: Path) -> None:
         for picture in sorted(Path(place).rglob("*.png")):
             target = page.parent / "images" / picture.name
             target.parent.mkdir(exist_ok=True)
-            Image.open(picture).convert("RGB").quantize(128).save(target, optimize=True)
+            transparent(Image.open(picture)).save(target, optimize=True)
 
 
 if __name__ == "__main__":
