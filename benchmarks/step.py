@@ -227,9 +227,13 @@ class Ours:
         return lambda: step(self.grads)
 
     def pure(self) -> Step:
-        """Into new trees."""
+        """Into new trees, which the next step is given, as in a functional loop."""
         step = of.make_step(self.tx, backend="fused")
-        return lambda: step(self.params, self.state, self.grads)
+
+        def run() -> None:
+            self.params, self.state = step(self.params, self.state, self.grads)
+
+        return run
 
 
 def contenders(chain: Chain, peers: bool = False) -> dict[str, Callable[[list[torch.nn.Parameter]], Step]]:

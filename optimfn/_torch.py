@@ -4,7 +4,7 @@ import functools
 import importlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,37 @@ no_torch_function = torch._C._disabled_torch_function_impl  # for subclasses who
 foreach_add_ = torch._foreach_add_
 make_wrapper_subclass = Tensor._make_wrapper_subclass
 _modes, _level = torch._C._len_torch_dispatch_stack, _functorch.maybe_current_level
+
+
+_guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+_empty_strided_cpu = getattr(_guards, "_empty_strided_cpu", None)
+
+
+def empty_strided_cpu(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A new tensor on the CPU."""
+    return torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
+
+
+if _empty_strided_cpu is not None:  # what torch.compile calls for its results: half the time, and no other device
+    empty_strided_cpu = _empty_strided_cpu
+
+
+def like_these(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """A function, in C++, of as many tensors: whether all are like their examples; it may say no without reason.
+
+    That is of the same class, dtype, device, shape and strides, and with the same flags: conjugated, negated, requiring
+    a gradient. `None` if this version of torch has no such function.
+    """
+    make = getattr(_guards, "TensorGuards", None)
+    if make is None:
+        return None
+    try:
+        sizes, strides = [list(x.shape) for x in tensors], [list(x.stride()) for x in tensors]
+        guard = make(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        check: Callable[..., bool] = guard.check
+        return check if check(*tensors) else None
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def is_intercepted() -> bool:

@@ -16,6 +16,7 @@ from ..ir._numbers import in_registers
 from ._function import Function, indented, prelude
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double
+LINES = 128  # elements of each new result that go past the caches at a time; with more of them it is slower
 CHUNK = 16384  # elements a thread takes at a time: three to six arrays of them fit into a core's own cache
 
 _COMPUTE = {
@@ -141,6 +142,7 @@ class _Leaf:
         self._halves = any(e.kind == "buffer" and e.dtype in _ops.LOW_PRECISION for e in kernel.entries)
         self._loads, self._runs, self._body, self._ends = list[str](), list[str](), list[str](), list[str]()
         self._totals: list[_Total] = []
+        self._new: list[tuple[str, str]] = []  # what may go past the caches, and what it is in memory
 
     def extents(self, positions: Sequence[int]) -> None:
         names = {"flat": (), "runs": ("run",), "rows": ("times",), "columns": ("times", "inner")}[self._loop]
@@ -169,9 +171,14 @@ class _Leaf:
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         self._body.append(f"const {_COMPUTE[dtype]} {name} = {text};" + (f"  // {line}" if line else ""))
 
-    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int) -> None:
-        self._loads.append(f"{_MEMORY[dtype]} *{name}_to = {_pointer(dtype, buffer)}{self._start};")
-        self._body.append(f"{name}_to[i] = {_stored(dtype, value)};")
+    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int, is_new: bool) -> None:
+        kind = _MEMORY[dtype]
+        self._loads.append(f"{kind} *{name}_to = {_pointer(dtype, buffer)}{self._start};")
+        if is_new and self._loop == "flat":
+            self._new.append((name, kind))
+            self._body.append(f"{name}_in[i - from] = {_stored(dtype, value)};")
+        else:
+            self._body.append(f"{name}_to[i] = {_stored(dtype, value)};")
 
     def reduce(self, name: str, how: str, value: str, dtype: torch.dtype) -> None:
         self._totals.append(_Total(name, how, value, "double" if self._halves else _COMPUTE[dtype]))
@@ -200,15 +207,34 @@ class _Leaf:
         if self._loop == "runs":
             self._runs.insert(0, "const int64_t place = start + from;")
             return [*starts, *self._blocks("0", "n", "run - (start + from) % run")]
+        if self._new:
+            return [*starts, *self._blocks_of_new()]
         if not any(total.how == "sum" for total in self._totals):
             return [*starts, *self._elements("0", "n")]
         return [*starts, *self._blocks("0", "n")]
+
+    def _blocks_of_new(self) -> list[str]:
+        """The blocks of a leaf with new results. Those of large leaves go past the caches, whole lines at a time."""
+        self._runs += [f"{kind} *{name}_in = past ? {name}_block : {name}_to + from;" for name, kind in self._new]
+        most = BLOCK if any(total.how == "sum" for total in self._totals) else LINES
+        *blocks, end = self._blocks("0", "n", str(most))
+        writes = [f"stream({name}_to + from, {name}_block, (to_ - from) * sizeof({kind}));" for name, kind in self._new]
+        return [
+            "const int past = plan->past_caches && chunk->partial_step > 1;",
+            *(f"ALIGNED {kind} {name}_block[{most}];" for name, kind in self._new),
+            *blocks,
+            "  if (past) {",
+            *(f"    {write}" for write in writes),
+            "  }",
+            end,
+            "if (past) STREAMED;",
+        ]
 
     def _blocks(self, start: str, end: str, most: str = "") -> list[str]:
         """A loop over parts that are summed by themselves, and no longer than `most`."""
         sums = [total for total in self._totals if total.how == "sum"]
         size = f"{end} - from"
-        if sums:
+        if sums and most != str(BLOCK):
             size = f"LEAST({size}, {BLOCK})"
         if most:
             size = f"LEAST({size}, {most})"

@@ -33,8 +33,8 @@ class LeafWriter(Protocol):
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         """What is computed, and where the rule says so."""
 
-    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int) -> None:
-        """Write a value into a buffer that is like the leaf."""
+    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int, is_new: bool) -> None:
+        """Write a value into a buffer that is like the leaf, and perhaps such as nobody has read."""
 
     def reduce(self, name: str, how: str, value: str, dtype: torch.dtype) -> None:
         """Reduce a value to one partial result."""
@@ -101,7 +101,7 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
     for number, result in enumerate(kernel.results):
         name, value, own = f"{result.name}{number}", names[result.entry], kernel.entries[result.entry].dtype
         if result.kind == "store":
-            write.store(f"new_{name}", result.dtype, value, next(buffers))
+            write.store(f"new_{name}", result.dtype, value, next(buffers), result.is_new)
         elif kernel.loop in ("rows", "columns"):
             write.fold(f"{result.kind}{number}", result.kind, value, own, next(buffers), result.dtype)
         else:

@@ -243,7 +243,7 @@ class _Leaf:
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         self._body.append(f"{name} = tl.cast({text}, {_COMPUTE[dtype]})" + (f"  # {line}" if line else ""))
 
-    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int) -> None:
+    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int, is_new: bool) -> None:
         self._loads.append(f"{name}_to = {_pointer(dtype, buffer)}{self._start}")
         self._body.append(f"tl.store({name}_to + i, {_stored(dtype, value)}, mask=mask)")
 

@@ -20,6 +20,40 @@
 #define HALFf 0.5f
 $words
 
+#define ALIGNED __attribute__((aligned(64)))
+#if defined(__AVX512F__)
+#define WIDTH 64
+#elif defined(__AVX__)
+#define WIDTH 32
+#elif defined(__SSE2__)
+#define WIDTH 16
+#endif
+#ifdef WIDTH
+typedef float Vector __attribute__((vector_size(WIDTH)));
+#if defined(__clang__)
+#define PAST_CACHES(to, value) __builtin_nontemporal_store(value, to)
+#elif WIDTH == 64
+#define PAST_CACHES(to, value) __builtin_ia32_movntps512((float *)(to), value)
+#elif WIDTH == 32
+#define PAST_CACHES(to, value) __builtin_ia32_movntps256((float *)(to), value)
+#else
+#define PAST_CACHES(to, value) __builtin_ia32_movntps((float *)(to), value)
+#endif
+#define STREAMED __builtin_ia32_sfence()
+#else
+#define STREAMED (void)0
+#endif
+/* Copy from the cache to memory without reading there first; `from` is aligned. */
+static inline void stream(void *to, const void *from, int64_t bytes) {
+  int64_t done = 0;
+#ifdef WIDTH
+  if ((uintptr_t)to % WIDTH == 0)
+    for (; done + WIDTH <= bytes; done += WIDTH)
+      PAST_CACHES((Vector *)((char *)to + done), *(const Vector *)((const char *)from + done));
+#endif
+  if (done < bytes) memcpy((char *)to + done, (const char *)from + done, bytes - done);
+}
+
 typedef union { float f; double d; int64_t i; } Value;
 
 typedef struct {  /* a part of a leaf */
@@ -52,6 +86,7 @@ typedef struct {
   const Call *calls;
   const Chunk *chunks;
   const Stage *stages;
+  int64_t past_caches;  /* whether new results of leaves of several chunks are not read first */
 } Plan;
 
 static inline float from_bfloat16(uint16_t x) {

@@ -43,6 +43,7 @@ class Result(NamedTuple):
     entry: int
     dtype: torch.dtype
     name: str
+    is_new: bool = False  # whether it is stored where nobody has read
 
 
 class Kernel(NamedTuple):

@@ -173,7 +173,7 @@ class _Planner:
         buffer = self._new_buffer() if target is None else target
         # Nothing that was given is overwritten before all that might raise, or read it, is over: see `_stores`.
         stage = self.level[node] if target is None else max(self.level[node], self._last_opaque)
-        self._stores.append(Store(node, buffer, stage, name, owner))
+        self._stores.append(Store(node, buffer, stage, name, owner, target is None))
         return Output("new", buffer, node) if target is None else Output("buffer", buffer)
 
     def _target(self, output: Output) -> int:

@@ -87,7 +87,7 @@ class Rows:
             owners.add(self._owner(root))
             entry = program.visit(node, closure)
             if isinstance(root, Store):
-                results.append(Result("store", entry, node.dtype, root.name))
+                results.append(Result("store", entry, node.dtype, root.name, root.is_new))
                 targets.append(root.buffer)
                 continue
             results.append(Result(root.op, entry, root.dtype, root.name))

@@ -28,6 +28,7 @@ class Store:
     stage: int
     name: str
     owner: Owner
+    is_new: bool = False  # whether it is a result in memory of its own
 
 
 def delay(

@@ -18,6 +18,7 @@ from ..trace._trace import Graph
 from ._cpu import Cpu
 from ._cuda import Cuda
 from ._process import Process
+from ._results import Results
 from ._signature import Signature
 
 _MOST_SELECTIONS = 16  # patterns of absent gradients whose tables are kept; others are put together again
@@ -32,8 +33,11 @@ class Machine(Protocol):
     def run(self, first: int, last: int) -> None:
         """Run stages."""
 
-    def choose(self, chosen: Any) -> None:
-        """Run with a selection of the tables from now on, or those of the whole plan."""
+    def choose(self, chosen: Any, past_caches: bool = False) -> None:
+        """Run with a selection of the tables from now on, or those of the whole plan.
+
+        Large results in new memory may go past the caches.
+        """
 
     def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
         """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
@@ -95,7 +99,6 @@ class Code:
         self.staged = [
             (i, Layout.dense(x)) for i, x in enumerate(inputs) if dense_stride(x) is None or x.device != self.device
         ]
-        self.new = [(out.value, out.node.layout) for out in plan.outputs if out.kind == "new" and out.node]
         self.opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
         self.sizes = array("q", [x.nbytes for x in inputs])
         self.pack = struct.Struct(f"{len(inputs) - fixed}q")
@@ -150,11 +153,12 @@ class Selection:
         self.tables = None if present is None else code.for_machine.select(present)
         # What is written in place stays by itself.
         given = () if code.written or present is None else enumerate(zip(plan.outputs, plan.results, strict=True))
-        self.kept = {
+        kept = {
             i: code.targets[i]
             for i, (output, values) in given
             if output.node is not None and all(own not in (present or ()) for own, _ in values)
         }
+        self.results = Results(plan.outputs, kept, len(plan.inputs), code.device)
 
 
 def _last_uses(nodes: Sequence[Node], kept: Set[Node]) -> dict[Node, list[Node]]:

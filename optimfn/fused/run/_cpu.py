@@ -102,13 +102,14 @@ class Cpu:
         """Run stages."""
         self._run(self._address, first, last, 1 if Process.forked else torch.get_num_threads())
 
-    def choose(self, chosen: "list[array[int]] | None") -> None:
-        """Run with these tables from now on, or those of the whole plan."""
+    def choose(self, chosen: "list[array[int]] | None", past_caches: bool = False) -> None:
+        """Run with these tables from now on, or those of the whole plan; large new results may go past the caches."""
         chosen = chosen or self._code.whole
         if self._chosen is not chosen:
             self._chosen = chosen
-            self._plan = array("q", [table.buffer_info()[0] for table in (*self._own, *chosen)])
+            self._plan = array("q", [table.buffer_info()[0] for table in (*self._own, *chosen)] + [0])
             self._address = self._plan.buffer_info()[0]
+        self._plan[-1] = past_caches
 
     def hold(self, tensors: Sequence[Tensor]) -> None:
         """Memory is not used any more when a stage has run."""

@@ -127,7 +127,7 @@ class Cuda:
         self._chosen = code.whole
         self._launches = self._laid_out(code.whole)
 
-    def choose(self, chosen: _Sent | None) -> None:
+    def choose(self, chosen: _Sent | None, past_caches: bool = False) -> None:
         """Run with these tables from now on, or those of the whole plan."""
         chosen = chosen or self._code.whole
         if self._chosen is not chosen:

@@ -18,6 +18,7 @@ from ..plan._plan import Plan
 from ._code import MACHINES as MACHINES
 from ._code import Code, Machine, Selection
 from ._process import Process
+from ._recycled import Pool
 from ._write import span
 
 _requires_grad = operator.attrgetter("requires_grad")
@@ -76,24 +77,20 @@ class Program:
             self._look_up(inputs, token, chosen)
             for i in chosen.staged:
                 self._buffers[i] = self._staged[i].copy_(inputs[i].detach()).data_ptr()
-            new = {}
-            for buffer, layout in self.code.new:
-                new[buffer] = made = layout.empty(self.code.device)
-                self._buffers[buffer] = made.data_ptr()
-            self._machine.choose(chosen.tables)
+            results = chosen.results
+            recycles = results.recycles
+            made = results.make(self._buffers, self._pool if recycles else None)
+            self._machine.choose(chosen.tables, recycles)
             values = self._run(inputs, chosen)
             if self._written:
                 self._finish(inputs, values, chosen)
                 return []
-        outputs: list[Any] = []
-        for i, (kind, value, _) in enumerate(self.plan.outputs):
-            if kind == "buffer" or i in chosen.kept:
-                outputs.append(inputs[value if kind == "buffer" else chosen.kept[i]])
-            elif kind == "new":
-                outputs.append(new[value])
-            else:
-                outputs.append(values[value] if kind == "opaque" else value)
-        return outputs
+        return results.put_together(inputs, made, values)
+
+    @functools.cached_property
+    def _pool(self) -> Pool:
+        """Memory for large results."""
+        return Pool(self.code.whole.results.large)
 
     def _look_up(self, inputs: list[Any], token: object, chosen: Selection) -> None:
         """Fill in the addresses of the inputs, after a check that they are what kernels expect.
@@ -108,10 +105,13 @@ class Program:
         )
         self._token = token if known else None
         here = others if chosen.is_whole else [x for x in others if x is not None]
-        if not (known or code.fixed_signature.match(fixed)) or not chosen.signature.match(here):
+        plain = known or code.fixed_signature.are_plain(fixed), chosen.signature.are_plain(here)
+        if not (plain[0] or code.fixed_signature.match(fixed)) or not (plain[1] or chosen.signature.match(here)):
             raise Misfit
-        if not self._written and torch.is_grad_enabled() and any(_requires_grad(x) for x in inputs if x is not None):
-            raise StepAside("gradients are to flow through it")
+        if not self._written and torch.is_grad_enabled():
+            doubtful = inputs[code.given :] if all(plain) else inputs
+            if any(_requires_grad(x) for x in doubtful if x is not None):
+                raise StepAside("gradients are to flow through it")
         pointers = list(map(Tensor.data_ptr, fixed))
         if self._captured and not code.captured_signature.match(self._captured):
             raise Misfit

@@ -1,17 +1,20 @@
 """What tensors are like without their values: what a trace depends on, and what kernels expect."""
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..._torch import like_these
 from ..ir._shapes import is_dense
 
 _dtype, _shape, _device = operator.attrgetter("dtype"), operator.attrgetter("shape"), operator.attrgetter("device")
 _is_cpu, _layout = operator.attrgetter("is_cpu"), operator.attrgetter("layout")  # is_cpu is faster than device
+_requires_grad = operator.attrgetter("requires_grad")
+_MOST_TRIES = 4  # to make a function in C++ that knows tensors of a signature by flags that do not belong to it
 
 
 class Signature:
@@ -21,7 +24,17 @@ class Signature:
         tensors: The tensors.
     """
 
-    __slots__ = ("_classes", "_devices", "_dtypes", "_hash", "_may_be_negated", "_shapes", "_strides")
+    __slots__ = (
+        "_are_plain",
+        "_classes",
+        "_devices",
+        "_dtypes",
+        "_hash",
+        "_may_be_negated",
+        "_shapes",
+        "_strides",
+        "_tries",
+    )
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # Columns, not a record for each tensor: a step compares them at the speed of C.
@@ -31,6 +44,8 @@ class Signature:
         self._devices = None if all(map(_is_cpu, tensors)) else list(map(_device, tensors))
         self._hash: int | None = None
         self._may_be_negated: list[bool] | None = None
+        self._are_plain: Callable[..., bool] | None = None
+        self._tries = 0
 
     @property
     def _columns(self) -> tuple[Any, ...]:
@@ -44,8 +59,23 @@ class Signature:
             self._hash = hash((tuple(self._dtypes), tuple(self._shapes)))
         return self._hash
 
+    def are_plain(self, tensors: Sequence[Any]) -> bool:
+        """Whether tensors have this signature, and none requires a gradient. In C++, for what is asked at every step.
+
+        It may say no of those of which `match` says yes; from the second time on it then knows them.
+        """
+        return self._are_plain is not None and self._are_plain(*tensors)
+
     def match(self, tensors: Sequence[Any]) -> bool:
         """Whether tensors have this signature; a leaf that is no tensor has none."""
+        matches = self._match(tensors)
+        if matches and tensors and self._tries < _MOST_TRIES:
+            self._tries += 1
+            if self._tries > 1 and not any(map(_requires_grad, tensors)):  # many signatures are met once only
+                self._are_plain = like_these(tensors)
+        return matches
+
+    def _match(self, tensors: Sequence[Any]) -> bool:
         if list(map(type, tensors)) != self._classes:
             return False
         try:
@@ -74,6 +104,7 @@ class Signature:
         some._strides, some._classes = list(compress(self._strides, present)), list(compress(self._classes, present))
         some._devices = None if self._devices is None else list(compress(self._devices, present))
         some._hash, some._may_be_negated = None, list(compress(self._doubtful(), present))
+        some._are_plain, some._tries = None, 0
         return some
 
 
