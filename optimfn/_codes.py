@@ -9,16 +9,17 @@ from torch import Tensor
 
 
 class Format(NamedTuple):
-    """How blocks of numbers become codes; rows are blocks, and the scale of each is its largest magnitude.
+    """How blocks of numbers become codes, with a scale for each block, which is made of its largest magnitude.
 
-    `encode(x, scale, signed)` and `decode(codes, scale, signed)` take `(blocks, block_size)` and `(blocks, 1)`.
+    `encode(x, unit, signed)` and `decode(codes, scale, signed)` work element by element.
     """
 
     number: int  # by which a quantised tensor knows its format
     block_size: int
     encode: Callable[[Tensor, Tensor, bool], Tensor]
     decode: Callable[[Tensor, Tensor, bool], Tensor]
-    scale_of: Callable[[Tensor, bool], Tensor]  # the scale in the unit of the largest number of each block
+    scale_of: Callable[[Tensor, bool], Tensor]  # of the largest magnitude of each block
+    unit_of: Callable[[Tensor, bool], Tensor]  # of each scale: what the codes of its block are measured with
     dtype: Callable[[bool], torch.dtype]  # that of codes
     packed: bool = False  # two codes in a byte
 
@@ -82,22 +83,30 @@ def _over(scale: Tensor) -> Tensor:
     return torch.where(torch.isfinite(scale), over, torch.nan)
 
 
-def _nearest(name: str, x: Tensor, scale: Tensor, signed: bool) -> Tensor:
+def _one_over(scale: Tensor, signed: bool) -> Tensor:
+    return _over(scale)
+
+
+def _nearest(name: str, x: Tensor, over: Tensor, signed: bool) -> Tensor:
     # A number in the middle of two goes to the lower, as in bitsandbytes.
-    return torch.bucketize(x * _over(scale), _table(name, signed, x)[1], out_int32=True).to(torch.uint8)
+    return torch.bucketize(x * over, _table(name, signed, x)[1], out_int32=True).to(torch.uint8)
 
 
 def _look_up(name: str, codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
     return _table(name, signed, scale)[0][codes.int()] * scale
 
 
-def _compand(x: Tensor, scale: Tensor, signed: bool) -> Tensor:
+def _compand_unit(scale: Tensor, signed: bool) -> Tensor:
+    return torch.clamp(scale, min=torch.finfo(scale.dtype).tiny) if signed else 255.0 * _over(scale)
+
+
+def _compand(x: Tensor, unit: Tensor, signed: bool) -> Tensor:
     """FlashOptim's: the soft sign 2 s / (1 + |s|) of s = x / scale in 127 steps each way, or the root in 255."""
     if signed:
-        y = 254.0 * x / (x.abs() + torch.clamp(scale, min=torch.finfo(x.dtype).tiny))
+        y = 254.0 * x / (x.abs() + unit)
         # Every processor makes something else of a NaN.
         return torch.floor(torch.where(y == y, y, 0.0) + 0.5).to(torch.int8)
-    steps = torch.sqrt(x) * (255.0 * _over(scale))
+    steps = torch.sqrt(x) * unit
     return torch.floor(torch.where(steps <= 255.0, steps, 255.0) + 0.5).to(torch.uint8)
 
 
@@ -112,8 +121,12 @@ def _expand(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
 _FP8_MAX = 448.0
 
 
-def _to_fp8(x: Tensor, scale: Tensor, signed: bool) -> Tensor:
-    y = x / torch.where(scale == 0, 1.0, torch.where(torch.isfinite(scale), scale, torch.nan))
+def _fp8_unit(scale: Tensor, signed: bool) -> Tensor:
+    return torch.where(scale == 0, 1.0, torch.where(torch.isfinite(scale), scale, torch.nan))
+
+
+def _to_fp8(x: Tensor, unit: Tensor, signed: bool) -> Tensor:
+    y = x / unit
     return (y if signed else torch.where(y <= _FP8_MAX, y, _FP8_MAX)).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
@@ -136,20 +149,35 @@ FORMATS = {
         _compand,
         _expand,
         lambda largest, signed: largest if signed else torch.sqrt(largest),
+        _compand_unit,
         lambda signed: torch.int8 if signed else torch.uint8,
     ),
     "dynamic8": Format(
-        2, 256, functools.partial(_nearest, "dynamic8"), functools.partial(_look_up, "dynamic8"), _as_it_is, _bytes
+        2,
+        256,
+        functools.partial(_nearest, "dynamic8"),
+        functools.partial(_look_up, "dynamic8"),
+        _as_it_is,
+        _one_over,
+        _bytes,
     ),
     "4bit": Format(
-        3, 128, functools.partial(_nearest, "4bit"), functools.partial(_look_up, "4bit"), _as_it_is, _bytes, packed=True
+        3,
+        128,
+        functools.partial(_nearest, "4bit"),
+        functools.partial(_look_up, "4bit"),
+        _as_it_is,
+        _one_over,
+        _bytes,
+        packed=True,
     ),
-    "fp8": Format(4, 256, _to_fp8, _from_fp8, lambda largest, signed: largest / _FP8_MAX, _bytes),
+    "fp8": Format(4, 256, _to_fp8, _from_fp8, lambda largest, signed: largest / _FP8_MAX, _fp8_unit, _bytes),
     "bfloat16": Format(
         5,
         1,
         lambda x, scale, signed: x.to(torch.bfloat16),
         lambda codes, scale, signed: codes.float(),
+        _as_it_is,
         _as_it_is,
         lambda signed: torch.bfloat16,
     ),

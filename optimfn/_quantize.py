@@ -10,6 +10,7 @@ from . import tree
 from ._checks import check_choice, check_steps
 from ._codes import FORMATS, Format
 from ._typing import State, Tree
+from .tree._blocks import in_blocks, largest_of_blocks
 
 
 class Quantized(NamedTuple):
@@ -65,10 +66,10 @@ def quantize(x: Tensor, format: str = "companded8", *, block_size: int | None = 
     like = torch.empty((0, own.number, 2 - signed, size, *x.shape), dtype=x.dtype, device=x.device)
     if format == "bfloat16":
         return Quantized(x.to(torch.bfloat16), x.new_empty(0, dtype=scale_dtype(x.dtype)), like)
-    rows = _rows(x.to(scale_dtype(x.dtype)), size)
-    scale = own.scale_of(rows.abs().amax(1), signed)
-    codes = own.encode(rows, scale.unsqueeze(1), signed)
-    return Quantized(_packed(codes, x) if own.packed else _in_shape(codes, x.shape), scale, like)
+    wide = x.to(scale_dtype(x.dtype))
+    scale = own.scale_of(largest_of_blocks(wide, size), signed)
+    codes = in_blocks(lambda x, unit: own.encode(x, unit, signed), wide, own.unit_of(scale, signed), size)
+    return Quantized(_packed(codes) if own.packed else codes, scale, like)
 
 
 def dequantize(q: Quantized) -> Tensor:
@@ -90,8 +91,8 @@ def dequantize(q: Quantized) -> Tensor:
     own, size, signed, shape = form(q)
     if q.codes.dtype == torch.bfloat16:
         return q.codes.to(q.like.dtype)
-    codes = _unpacked(q.codes, math.prod(shape)) if own.packed else q.codes
-    return _in_shape(own.decode(_rows(codes, size), q.scale.unsqueeze(1), signed), shape).to(q.like.dtype)
+    codes = _unpacked(q.codes, shape) if own.packed else q.codes
+    return in_blocks(lambda codes, scale: own.decode(codes, scale, signed), codes, q.scale, size).to(q.like.dtype)
 
 
 def check_format(format: str, block_size: int | None) -> Format:
@@ -169,31 +170,17 @@ def fitted(flat: dict[str, Tensor], wanted: Tree) -> dict[str, Tensor]:
     return found
 
 
-def _rows(x: Tensor, size: int) -> Tensor:
-    """A row for each block, with zeros behind the last."""
-    left = -x.numel() % size
-    if left:
-        flat = x.reshape(-1)
-        x = torch.cat([flat, flat.new_zeros(left)])
-    return x.reshape(-1, size)
-
-
-def _in_shape(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    numel = math.prod(shape)
-    if rows.numel() != numel:
-        rows = rows.reshape(-1)[:numel]
-    return rows.reshape(shape)
-
-
-def _packed(codes: Tensor, like: Tensor) -> Tensor:
+def _packed(codes: Tensor) -> Tensor:
     """Two codes in a byte, the first in the upper half; along the last axis if its length is even."""
-    flat = codes.reshape(-1)[: like.numel() + like.numel() % 2]
+    flat = codes.reshape(-1)
+    if codes.numel() % 2:
+        flat = torch.cat([flat, flat.new_zeros(1)])
     pairs = flat.reshape(-1, 2)
     both = pairs[:, 0] * 16 + pairs[:, 1]
-    even = like.ndim > 0 and like.shape[-1] % 2 == 0
-    return both.reshape(*like.shape[:-1], like.shape[-1] // 2) if even else both
+    even = codes.ndim > 0 and codes.shape[-1] % 2 == 0
+    return both.reshape(*codes.shape[:-1], codes.shape[-1] // 2) if even else both
 
 
-def _unpacked(codes: Tensor, numel: int) -> Tensor:
+def _unpacked(codes: Tensor, shape: tuple[int, ...]) -> Tensor:
     flat = codes.reshape(-1)
-    return torch.stack([flat // 16, flat % 16], 1).reshape(-1)[:numel]
+    return torch.stack([flat // 16, flat % 16], 1).reshape(-1)[: math.prod(shape)].reshape(shape)

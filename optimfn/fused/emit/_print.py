@@ -46,6 +46,19 @@ class LeafWriter(Protocol):
         """The function, with `$` for its name."""
 
 
+class BlockWriter(LeafWriter, Protocol):
+    """Writes a program that goes over blocks, each in several passes."""
+
+    def enter(self, number: int, of_block: bool) -> None:
+        """What follows belongs to a pass, and is there once for each block or for each element."""
+
+    def largest(self, name: str, dtype: torch.dtype, value: str) -> None:
+        """The largest magnitude of a value of the pass before."""
+
+    def keep(self, name: str, dtype: torch.dtype, passes: Sequence[int]) -> None:
+        """Later passes need a value too."""
+
+
 class ScalarWriter(Protocol):
     """Writes the program of 0-dim values. Slots and buffers are given by their position in a row."""
 
@@ -72,7 +85,10 @@ class Writers(Language, Protocol):
     """The writers of a language."""
 
     def leaf(self, kernel: Kernel) -> LeafWriter:
-        """For a kernel."""
+        """For a kernel that does not go over blocks."""
+
+    def blocks(self, kernel: Kernel) -> BlockWriter:
+        """For one that does."""
 
     def scalars(self, form: Form | Chain) -> ScalarWriter:
         """For a form that is no reduction."""
@@ -83,22 +99,32 @@ class Writers(Language, Protocol):
 
 def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]) -> Function:
     """The program of a leaf as a function of one chunk."""
-    write = language.leaf(kernel)
+    in_blocks = language.blocks(kernel) if kernel.block else None
+    write = in_blocks or language.leaf(kernel)
+    passes, later = kernel.passes(), _later(kernel)
     # A name of an entry ends in its number, so no other name may.
     names = [f"{entry.name}{number}" for number, entry in enumerate(kernel.entries)]
     buffers, slots = itertools.count(), itertools.count()
     extents = itertools.count(sum(entry.kind == "scalar" for entry in kernel.entries))
-    write.extents([next(extents) for _ in range({"flat": 0, "runs": 1}.get(kernel.loop, 2))])
-    for name, entry, line in zip(names, kernel.entries, lines_of_rule, strict=True):
+    write.extents([next(extents) for _ in range({"flat": 0, "runs": 1, "blocks": 1}.get(kernel.loop, 2))])
+    for number, (name, entry, line) in enumerate(zip(names, kernel.entries, lines_of_rule, strict=True)):
+        if in_blocks:
+            in_blocks.enter(passes[number], entry.of_block)
         if entry.kind == "scalar":
             write.scalar(name, entry.dtype, next(slots))
         elif entry.kind == "buffer":
             write.element(name, entry.dtype, next(buffers))
         elif entry.kind == "spread":
             write.spread(name, entry.dtype, next(buffers), (next(extents), next(extents)), entry.op)
+        elif in_blocks and entry.op == "largest" and isinstance(entry.args[0], int):
+            in_blocks.largest(name, entry.dtype, names[entry.args[0]])
         else:
             write.value(name, entry.dtype, entry_expression(language, entry, kernel.entries, names), line)
+        if in_blocks and later[number]:
+            in_blocks.keep(name, entry.dtype, later[number])
     for number, result in enumerate(kernel.results):
+        if in_blocks:
+            in_blocks.enter(passes[result.entry], kernel.entries[result.entry].of_block)
         name, value, own = f"{result.name}{number}", names[result.entry], kernel.entries[result.entry].dtype
         if result.kind == "store":
             write.store(f"new_{name}", result.dtype, value, next(buffers), result.is_new)
@@ -107,6 +133,17 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
         else:
             write.reduce(f"{result.kind}{number}", result.kind, value, own)
     return Function.named("_".join(dict.fromkeys(result.name for result in kernel.results)), write.text())
+
+
+def _later(kernel: Kernel) -> list[list[int]]:
+    """For each entry the later passes over a block whose elements need it; what is there once is at hand."""
+    passes, found = kernel.passes(), [set[int]() for _ in kernel.entries]
+    for entry, number in zip(kernel.entries, passes, strict=True):
+        own = number - (entry.op == "largest")
+        for x in entry.args:
+            if isinstance(x, int) and not kernel.entries[x].of_block and kernel.entries[x].kind != "scalar":
+                found[x] |= {own} - {passes[x]}
+    return [sorted(passes) for passes in found]
 
 
 def print_form(language: Writers, form: Form | Chain) -> Function:

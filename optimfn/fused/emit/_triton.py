@@ -65,6 +65,10 @@ class Triton:
         """For a kernel."""
         return _Leaf(kernel)
 
+    def blocks(self, kernel: Kernel) -> "_Blocks":
+        """For a kernel that goes over blocks."""
+        return _Blocks(kernel)
+
     def scalars(self, form: Form | Chain) -> "_Scalars":
         """For a form that is no reduction."""
         return _Scalars(single=isinstance(form, Chain))
@@ -265,10 +269,77 @@ class _Leaf:
         """What is left of a value when the loop is over."""
         part, kind = f"{name}_part", _COMPUTE[dtype] if how in ("sum", "mean") else "tl.float64"
         empty, step, total = _FOLDS[how]
-        shape = "(TILE, COLUMNS)" if self._loop == "columns" else "(BLOCK,)"
-        self._loads.append(f"{part} = tl.full({shape}, {empty}, {kind})")
+        self._loads.append(f"{part} = tl.full({self._shape()}, {empty}, {kind})")
         self._adds.append(f"{part} = {step.format(part, f'tl.where(keep, {value}.to({kind}), {empty})')}")
-        return total.format(f"{part}.to(tl.float64)")
+        return total.format(self._in_line(f"{part}.to(tl.float64)"))
+
+    def _shape(self) -> str:
+        return "(TILE, COLUMNS)" if self._loop == "columns" else "(BLOCK,)"
+
+    def _in_line(self, lanes: str) -> str:
+        """Lanes whose first axis is to be reduced."""
+        return lanes
+
+
+class _Blocks(_Leaf):
+    """Writes the program of a leaf in blocks. A tile of several lies in registers, so that it takes one pass."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self._size, self._of_block = kernel.block, False
+        width = 1 << (kernel.block - 1).bit_length()
+        self._tile = f"({max(BLOCK // width, 1)}, {width})"
+
+    def enter(self, number: int, of_block: bool) -> None:
+        self._of_block = of_block
+
+    def element(self, name: str, dtype: torch.dtype, buffer: int) -> None:
+        if not self._of_block:
+            super().element(name, dtype, buffer)
+            return
+        self._loads.append(f"{name}_of = {_pointer(dtype, buffer)}")
+        self._body.append(f"{name} = {_loaded(dtype, f'tl.load({name}_of + block, mask=begun)')}")
+
+    def store(self, name: str, dtype: torch.dtype, value: str, buffer: int, is_new: bool) -> None:
+        if not self._of_block:
+            # What is there once for each block has one column.
+            super().store(name, dtype, f"tl.broadcast_to({value}, {self._tile})", buffer, is_new)
+            return
+        self._loads.append(f"{name}_to = {_pointer(dtype, buffer)}")
+        self._body.append(f"tl.store({name}_to + block, {_stored(dtype, value)}, mask=begun)")
+
+    def largest(self, name: str, dtype: torch.dtype, value: str) -> None:
+        self._body.append(f"{name} = LARGEST(tl.where(keep, {value}, 0.0))")
+
+    def keep(self, name: str, dtype: torch.dtype, passes: Sequence[int]) -> None:
+        pass
+
+    def text(self) -> str:
+        rows, width = self._tile[1:-1].split(", ")
+        lines = [
+            "partial = tl.load(chunk + 3)",
+            "step = tl.load(chunk + 4)",
+            *self._loads,
+            f"for first in range(0, count, {rows} * {self._size}):",
+            f"    begin = first + {self._size} * tl.arange(0, {rows})[:, None]",
+            "    begun = begin < count",
+            f"    block = (start + begin) // {self._size}",
+            f"    lane = tl.arange(0, {width})[None, :]",
+            "    i = begin + lane",
+            f"    keep = (lane < {self._size}) & (i < count)",
+            "    mask = keep",
+            "    place = (start + i).to(tl.int32)",
+            *(f"    {line}" for line in [*self._body, *self._adds]),
+            *self._ends,
+        ]
+        return _KERNEL + _READ_CHUNK + indented(lines, 4)
+
+    def _shape(self) -> str:
+        return self._tile
+
+    def _in_line(self, lanes: str) -> str:
+        rows, width = self._tile[1:-1].split(", ")
+        return f"tl.reshape({lanes}, ({rows} * {width},))"
 
 
 def _pointer(dtype: torch.dtype, buffer: int) -> str:

@@ -100,6 +100,29 @@ static inline uint16_t to_bfloat16(float x) {
   memcpy(&bits, &x, 4);
   return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
+typedef int32_t Bitsf;  /* of a magnitude: as whole numbers they are in the same order, with NaN above all */
+typedef int64_t Bits;
+#define GREATER(a, b) ((a) > (b) ? (a) : (b))
+static inline Bitsf magnitudef(float x) {
+  Bitsf bits;
+  memcpy(&bits, &x, 4);
+  return bits & INT32_MAX;
+}
+static inline Bits magnitude(double x) {
+  Bits bits;
+  memcpy(&bits, &x, 8);
+  return bits & INT64_MAX;
+}
+static inline float from_magnitudef(Bitsf bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+static inline double from_magnitude(Bits bits) {
+  double value;
+  memcpy(&value, &bits, 8);
+  return value;
+}
 static inline double modulo(double a, double b) {
   double rest = fmod(a, b);
   return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;

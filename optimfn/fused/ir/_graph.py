@@ -21,6 +21,10 @@ class NoShapes(Untraceable):
     """An operator cannot be applied to these shapes, or does not say what it makes of them."""
 
 
+class SeveralBlocks(Untraceable):
+    """One leaf is cut into blocks of several sizes."""
+
+
 class SeveralProcesses(Untraceable):
     """It communicates with other processes, when the host says so."""
 
@@ -67,6 +71,10 @@ class Node:
     one; `fold` reduces over some axes; everything else is `opaque`, which ATen computes, or an `item` of an opaque
     node that returns several.
 
+    Blocks are runs of elements in their order in memory, of which the last may be short. `largest`, of `(x, size)`, has
+    the largest magnitude in each, and `to_blocks`, of the same, repeats a value of each for all of its elements. Both
+    are pointwise: what they need and make is at hand while a kernel goes over a block.
+
     The pointwise operator `spread` repeats a tensor along some axes. It and `fold` have the arguments
     `(x, times, inner)`: the axes are next to each other, `times` elements in all, and those after them have `inner`.
     """
@@ -84,12 +92,15 @@ class Node:
     spreads: bool  # whether kernels compute it from something spread
     is_scalar: bool = False  # whether it is a 0-dim tensor
     has_memory: bool = False  # whether it lies in a tensor when a stage begins, rather than being computed by a kernel
+    of_blocks: bool = False  # whether it has one element for each block of a leaf, in whose kernel it is computed
     _parents: tuple["Node", ...] | None = None
 
     def __post_init__(self) -> None:
         """Say what is asked again and again."""
         self.is_scalar = self.layout.shape == ()
         self.has_memory = self.kind in ("input", "fold", "opaque", "item")
+        if self.spreads and self.op not in ("spread", "to_blocks"):
+            self.of_blocks = self.op == "largest" or any(x.of_blocks for x in self.parents())
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name} {self.number}>"  # its parents are not shown, nor theirs

@@ -25,7 +25,8 @@ class Entry(NamedTuple):
     """One value of a leaf program: a scalar, an element of a buffer, or an operator on earlier entries.
 
     A buffer that is `spread` has fewer elements than the leaf: its op is "row" if it stays the same along the last
-    axes of the leaf, and "column" if it goes along with them.
+    axes of the leaf, and "column" if it goes along with them. What is there once for each block is `of_block`, whether
+    it is computed or a buffer.
     """
 
     kind: Literal["scalar", "buffer", "spread", "compute"]
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     dtype: torch.dtype
     compute: torch.dtype
     name: str
+    of_block: bool = False
 
 
 class Result(NamedTuple):
@@ -50,12 +52,36 @@ class Kernel(NamedTuple):
     """The program of a leaf.
 
     It goes over all elements ("flat"), in runs along which what is spread stays or goes along ("runs"), or has one
-    result for each row ("rows") or column ("columns").
+    result for each row ("rows") or column ("columns"). In blocks ("blocks") it goes over each block as often as it
+    needs the largest magnitude in it to go on, while that is in the cache, and over runs in it if something is spread.
     """
 
     entries: tuple[Entry, ...]
     results: tuple[Result, ...]
-    loop: Literal["flat", "runs", "rows", "columns"]
+    loop: Literal["flat", "runs", "rows", "columns", "blocks"]
+    block: int = 0  # elements of a block
+
+    def passes(self) -> list[int]:
+        """For each entry of a kernel in blocks, in which of the passes over a block it is computed.
+
+        That is the first that needs it, so that as little as possible is kept from one pass to the next. What lies in
+        memory is read in the first: it may be written over in the next.
+        """
+        first: list[int] = []
+        for entry in self.entries:
+            before = max([first[x] for x in entry.args if not isinstance(x, Constant)], default=0)
+            first.append(before + (entry.op == "largest"))
+        needed = [set[int]() for _ in self.entries]
+        for result in self.results:
+            needed[result.entry].add(first[result.entry])
+        found = [*first]
+        for i, entry in reversed([*enumerate(self.entries)]):
+            if entry.kind == "compute" and not entry.of_block:
+                found[i] = min(needed[i], default=first[i])
+            for x in entry.args:
+                if not isinstance(x, Constant):
+                    needed[x].add(found[i] - (entry.op == "largest"))
+        return found
 
 
 class Form(NamedTuple):
@@ -90,7 +116,8 @@ class Chain(NamedTuple):
 class Row:
     """A kernel at work on one leaf.
 
-    The extents are the length of a run, and `times` and `inner` of every spread entry; those of the fold.
+    The extents are the length of a run, and `times` and `inner` of every spread entry; those of the fold. Blocks are
+    the runs where nothing is spread.
     """
 
     kernel: Kernel

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..ir._graph import Node, Untraceable
 from ..ir._kernels import Constant, Entry, Kernel, Owner, Result, Row
+from ._blocks import Blocks
 from ._numbers import Number, Numbers, settled
 from ._stores import Store
 
@@ -74,16 +75,18 @@ class Rows:
         return root.owner if isinstance(root, Store) else self._owners.get(root)
 
     def _row(self, k: int, roots: Sequence[Store | Node], closure: Closure) -> Row:
-        program = _Program(self, k)
+        nodes = [root.node if isinstance(root, Store) else root.args[0] for root in roots]
+        blocks = Blocks(dict.fromkeys([x for node in nodes for x in closure(node, k)]), lambda x: self.is_given(x, k))
+        program = _Program(self, k, blocks.values)
         results: list[Result] = []
         reductions: list[Node] = []
         targets: list[int] = []
-        sizes, owners = set(), set()
-        loop: Literal["flat", "runs", "rows", "columns"] = "flat"
+        sizes, owners = set(blocks.numels), set()
+        loop: Literal["flat", "runs", "rows", "columns", "blocks"] = "flat"
         extents: list[int] = []
-        for root in roots:
-            node = root.node if isinstance(root, Store) else root.args[0]
-            sizes.add(node.numel)
+        for root, node in zip(roots, nodes, strict=True):
+            if node not in blocks.values:
+                sizes.add(node.numel)
             owners.add(self._owner(root))
             entry = program.visit(node, closure)
             if isinstance(root, Store):
@@ -102,7 +105,9 @@ class Rows:
         if program.spreads:
             run = math.gcd(*(times if inner == 1 else inner for times, inner in program.spreads))
             loop, extents = "runs", [run, *(extent for spread in program.spreads for extent in spread)]
-        kernel = Kernel(tuple(program.entries), tuple(results), loop)
+        if blocks.size:
+            loop, extents = "blocks", extents or [blocks.size]
+        kernel = Kernel(tuple(program.entries), tuple(results), loop, blocks.size)
         known = self._kernels.setdefault(kernel, kernel)
         if known is kernel:
             self.lines[kernel] = program.lines
@@ -112,8 +117,8 @@ class Rows:
 class _Program:
     """The entries of one row, and what they are read from."""
 
-    def __init__(self, rows: Rows, k: int) -> None:
-        self._rows, self._stage = rows, k
+    def __init__(self, rows: Rows, k: int, of_block: Set[Node]) -> None:
+        self._rows, self._stage, self._of_block = rows, k, of_block
         self._numbers: dict[Node, int] = {}
         self.entries: list[Entry] = []
         self.lines: list[str] = []
@@ -129,19 +134,23 @@ class _Program:
         return self._numbers[root]
 
     def _enter(self, node: Node) -> Entry:
+        of_block = node in self._of_block
         if node.is_scalar:
             self.slots.append(self._rows.slot[node])
             return Entry("scalar", "", (), node.dtype, node.dtype, node.name)
         if self._rows.is_given(node, self._stage):
             self.buffers.append(self._rows.buffer_of(node))
-            return Entry("buffer", "", (), node.dtype, node.dtype, node.name)
+            return Entry("buffer", "", (), node.dtype, node.dtype, node.name, of_block)
+        if node.op == "to_blocks":
+            source = node.args[0]
+            return Entry("compute", "copy", (self._numbers[source],), node.dtype, node.dtype, source.name)
         if node.op == "spread":
             source, times, inner = node.args
             self.buffers.append(self._rows.buffer_of(source))
             self.spreads.append((times, inner))
             return Entry("spread", "row" if inner == 1 else "column", (), node.dtype, node.dtype, source.name)
         op, args = settled(node)
-        return Entry("compute", op, tuple(map(self._operand, args)), node.dtype, node.compute, node.name)
+        return Entry("compute", op, tuple(map(self._operand, args)), node.dtype, node.compute, node.name, of_block)
 
     def _operand(self, x: Node | Number | Constant) -> int | Constant:
         if isinstance(x, Node):

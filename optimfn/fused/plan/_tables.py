@@ -24,6 +24,11 @@ def cut(size: int, part: int) -> Iterator[tuple[int, int]]:
     return ((start, min(part, size - start)) for start in range(0, size, part))
 
 
+def blocks_within(row: Row, part: int) -> int:
+    """As many elements as a part, or as the blocks in it if the row goes over blocks."""
+    return max(part // row.kernel.block, 1) * row.kernel.block if row.kernel.block else part
+
+
 def cut_columns(row: Row, part: int) -> Iterator[tuple[int, int]]:
     """The results of a fold over columns: no chunk goes beyond those of one matrix."""
     times, inner = row.extents

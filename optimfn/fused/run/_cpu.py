@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..emit._c import BLOCK, CHUNK, C
+from ..emit._c import C
+from ..emit._c_leaf import BLOCK, CHUNK
 from ..emit._print import print_form, print_kernel
 from ..ir._kernels import Owner, Row
 from ..plan._plan import Plan
-from ..plan._tables import Tables, cut, cut_columns
+from ..plan._tables import Tables, blocks_within, cut, cut_columns
 from . import _build
 from ._process import Process
 
@@ -24,7 +25,7 @@ def _chunks(row: Row) -> Iterator[tuple[int, int]]:
         return cut_columns(row, min(BLOCK, max(64, CHUNK // row.extents[0])))
     if row.kernel.loop == "rows":
         return cut(row.numel // row.extents[0], max(1, CHUNK // row.extents[0]))
-    return cut(row.numel, CHUNK)
+    return cut(row.numel, blocks_within(row, CHUNK))
 
 
 class CpuCode:

@@ -26,7 +26,7 @@ from ..emit._triton import CHUNK, COLUMNS, Triton, print_stage, print_unit
 from ..ir._graph import StepAside
 from ..ir._kernels import Call, Chain, Form, Link, Owner, Row, Stage
 from ..plan._plan import Plan
-from ..plan._tables import Section, Tables, cut, cut_columns
+from ..plan._tables import Section, Tables, blocks_within, cut, cut_columns
 from . import _modules
 from ._write import Taken
 
@@ -242,7 +242,7 @@ def _chunks(row: Row) -> Iterator[tuple[int, int]]:
         return cut_columns(row, COLUMNS)
     if row.kernel.loop == "rows":
         return cut(row.numel // row.extents[0], 1)
-    return cut(row.numel, CHUNK)
+    return cut(row.numel, blocks_within(row, CHUNK))
 
 
 def _chained(plan: Plan) -> list[Stage]:

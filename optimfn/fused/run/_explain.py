@@ -13,7 +13,7 @@ def explain(found: Program | str) -> str:
     plan, lines = found.plan, []
     generated = sum(len(stage.rows) > 0 for stage in plan.stages)
     lines.append(f"fused: {len(plan.inputs)} inputs, {generated} parallel stages, {len(plan.kernels)} kernels")
-    moved, largest = 0, 0
+    moved, largest = 0.0, 0
     for k, stage in enumerate(plan.stages):
         if not (stage.opaque or stage.calls or stage.rows):
             continue
@@ -29,7 +29,7 @@ def explain(found: Program | str) -> str:
             rows = [row for row in stage.rows if row.kernel == kernel]
             elements = sum(row.numel for row in rows)
             names = ", ".join(dict.fromkeys(f"{result.kind} {result.name}" for result in kernel.results))
-            lines.append(f"  kernel  {names}: {len(rows)} leaves, {elements} elements, {_bytes(kernel)} bytes each")
+            lines.append(f"  kernel  {names}: {len(rows)} leaves, {elements} elements, {_bytes(kernel):.4g} bytes each")
             moved, largest = moved + elements * _bytes(kernel), max(largest, elements)
     elements = sum(node.numel for node in plan.inputs if node.name == "param")
     if elements:
@@ -38,6 +38,7 @@ def explain(found: Program | str) -> str:
     return "\n".join(lines)
 
 
-def _bytes(kernel: Kernel) -> int:
-    read = sum(entry.dtype.itemsize for entry in kernel.entries if entry.kind == "buffer")
-    return read + sum(result.dtype.itemsize for result in kernel.results if result.kind == "store")
+def _bytes(kernel: Kernel) -> float:
+    moved = [entry for entry in kernel.entries if entry.kind == "buffer"]
+    moved += [kernel.entries[x.entry]._replace(dtype=x.dtype) for x in kernel.results if x.kind == "store"]
+    return sum(x.dtype.itemsize / (kernel.block if x.of_block else 1) for x in moved)

@@ -12,7 +12,7 @@ from ... import tree
 from ..._base import GradientTransformation, apply_updates
 from ..._torch import are_cut
 from ..._typing import Params, State, Updates
-from ..ir._graph import Layout, Misshapen, NoShapes, SeveralDevices, SeveralProcesses, Untraceable
+from ..ir._graph import Layout, Misshapen, NoShapes, SeveralBlocks, SeveralDevices, SeveralProcesses, Untraceable
 from ..plan._owners import Absence
 from ..plan._planner import make_plan
 from ..trace._lower import InShards, Shards, local, lowered
@@ -50,6 +50,7 @@ class Known:
         self._all: Traced | None = None  # what came of all gradients, once some have been absent
         self._slots: list[int] = []  # where they stand among the leaves
         self._joint: Program | None = None  # and what also knows what is computed for leaves without one
+        self._in_blocks = True  # whether kernels go over blocks
         self._apart = False  # whether what leaves may share is computed for each alone, since gradients come and go
         self._unlike: dict[int, tuple[Any, ...]] = {}  # kinds of gradients that are not those of their parameters
 
@@ -190,6 +191,9 @@ class Known:
             return self._code(graph, [local(x) for x in leaves], targets), result, places
         except Opened:
             raise
+        except SeveralBlocks:
+            self._in_blocks = False
+            return self._trace(leaves, shards)
         except Misshapen:
             return Traced(leaves, aside="it would change the structure, a shape or a dtype of what it writes to")
         except Exception as problem:
@@ -257,7 +261,17 @@ class Known:
         names = [name for name, x in zip(self.form.names, leaves, strict=True) if isinstance(x, Tensor)]
         device = device_of(tensors, next(numbers))
         layouts = [Layout.dense(x) for x in tensors]
-        graph = trace(function, leaves, layouts, names, device, targets, in_place=self._donate, apart=self._apart)
+        graph = trace(
+            function,
+            leaves,
+            layouts,
+            names,
+            device,
+            targets,
+            in_place=self._donate,
+            apart=self._apart,
+            in_blocks=self._in_blocks,
+        )
         return graph, results[0], targets
 
 

@@ -13,6 +13,7 @@ from ..ir._shapes import axes_between, contiguous_stride, without
 from ._alike import Call, Example, replaced
 from ._infer import key, line_of_rule
 
+LEAST_BLOCK, LARGEST_BLOCK = 8, 4096
 _MANY = 2**31  # elements; indices of kernels that spread and fold are 32 bits on some devices
 
 
@@ -76,6 +77,20 @@ class Builder:
         if not regular or extents is None or x.layout.stride != contiguous_stride(x.layout.shape):
             return None
         return self._add("pointwise", "spread", (x, *extents), {}, Layout(shape, x.dtype, layout.stride))
+
+    def _in_blocks(self, op: str, x: Node, size: int, layout: Layout) -> Node | None:
+        """What is the largest in each block of a layout, or repeats `x` in each; `None` if kernels cannot.
+
+        Kernels hold a block of each value in a core's own cache.
+        """
+        regular = layout.stride == contiguous_stride(layout.shape) and 1 < math.prod(layout.shape) < _MANY
+        if not (regular and layout.shape != () and LEAST_BLOCK <= size <= LARGEST_BLOCK):
+            return None
+        if x.dtype not in (torch.float32, torch.float64) or (op == "largest" and x.of_blocks):
+            return None
+        blocks = -(-math.prod(layout.shape) // size)
+        own = Layout((blocks,), x.dtype, (1,)) if op == "largest" else layout._replace(dtype=x.dtype)
+        return self._add("pointwise", op, (x, size), {}, own)
 
     def _laid_out(self, x: Node, layout: Layout) -> Node:
         """The same values in the order of memory that the result has."""
@@ -147,8 +162,9 @@ class Builder:
     ) -> Node:
         line = "" if kind == "input" else line_of_rule()
         numel = math.prod(layout.shape)
-        node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, op == "spread")
-        node.spreads |= kind == "pointwise" and any(parent.spreads for parent in node.parents())
+        parents = [x for x in args if isinstance(x, Node)] if kind == "pointwise" else []
+        spreads = op in ("spread", "largest", "to_blocks") or any(x.spreads for x in parents)
+        node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, spreads)
         self.nodes.append(node)
         return node
 

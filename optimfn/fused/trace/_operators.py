@@ -54,7 +54,7 @@ class Operators(Builder):
     def _reduction(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
         """A reduction of a whole tensor to a 0-dim one; `None` for everything else."""
         x = args[0] if args else None
-        if not isinstance(x, Node) or x.dtype not in _ops.DTYPES:
+        if not isinstance(x, Node) or x.dtype not in _ops.DTYPES or x.of_blocks:
             return None
         if name == "linalg_vector_norm":
             order, axes, keepdim = (*args[1:], *(2, None, False)[len(args) - 1 :])[:3]

@@ -16,6 +16,7 @@ from ... import tree
 from ..._torch import DispatchMode, is_differentiating
 from ..._typing import Tree
 from ...tree._batches import joining
+from ...tree._blocks import blocks_by
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable, is_random
 from ._alike import Call, Example, are_alike, is_steady, open_row
@@ -51,6 +52,7 @@ def trace(
     *,
     in_place: bool,
     apart: bool = False,
+    in_blocks: bool = True,
 ) -> Graph:
     """Run `function` on symbols for the tensors among `leaves`.
 
@@ -63,6 +65,7 @@ def trace(
         olds: For each output the number of the tensor in its place before, `None` where there is none.
         in_place: Whether it is to be overwritten.
         apart: Whether what leaves may share is computed for each alone.
+        in_blocks: Whether kernels may go over blocks.
 
     Raises:
         Untraceable: if it cannot be traced.
@@ -71,7 +74,7 @@ def trace(
     tracer = Tracer(device)
     given = zip(layouts, names, strict=True)
     symbols = [tracer.symbol(tracer.input(*next(given)), x) if isinstance(x, Tensor) else x for x in leaves]
-    with torch.no_grad(), tracer, tree.mapped_by(tracer.each):
+    with torch.no_grad(), tracer, tree.mapped_by(tracer.each), blocks_by(tracer if in_blocks else None):
         with joining(not apart) as joined:
             outputs = [tracer.value(out) for out in function(symbols)]
             joins = joined.happened
@@ -146,6 +149,18 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
                 if len(self.decisions) > said or (len(known) == 2 and not are_alike(*known)):
                     examples[kind] = None
         return results
+
+    def largest_of_blocks(self, x: Tensor, size: int) -> Tensor | None:
+        """The largest magnitude in each block; `None` if kernels cannot."""
+        made = self._in_blocks("largest", x.node, size, x.node.layout) if type(x) is Symbol else None
+        return None if made is None else self.symbol(made)
+
+    def to_blocks(self, values: Tensor, like: Tensor, size: int) -> Tensor | None:
+        """A value for each block, repeated for its elements; `None` if kernels cannot."""
+        if not (type(values) is type(like) is Symbol):
+            return None
+        made = self._in_blocks("to_blocks", values.node, size, like.node.layout)
+        return None if made is None else self.symbol(made)
 
     def value(self, x: Any) -> Any:
         """What stands for a value in the graph: tensors become nodes, sequences tuples."""

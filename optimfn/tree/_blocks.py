@@ -1,0 +1,74 @@
+"""Blocks of a tensor: runs of elements in their order, of which the last may be short."""
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Blocking(Protocol):
+    """Goes over blocks in a way of its own; what it does not know it answers with `None`."""
+
+    def largest_of_blocks(self, x: Tensor, size: int) -> Tensor | None:
+        """See the function."""
+
+    def to_blocks(self, values: Tensor, like: Tensor, size: int) -> Tensor | None:
+        """A value for each block, repeated for its elements."""
+
+
+class _Blocking(threading.local):
+    """Who goes over blocks in this thread, instead of us."""
+
+    by: Blocking | None = None
+
+
+_blocking = _Blocking()
+
+
+@contextlib.contextmanager
+def blocks_by(by: Blocking | None) -> Iterator[None]:
+    """Have another go over blocks in this thread."""
+    before, _blocking.by = _blocking.by, by
+    try:
+        yield
+    finally:
+        _blocking.by = before
+
+
+def largest_of_blocks(x: Tensor, size: int) -> Tensor:
+    """The largest magnitude in each block: one vector."""
+    if not torch.compiler.is_compiling() and _blocking.by is not None:
+        found = _blocking.by.largest_of_blocks(x, size)
+        if found is not None:
+            return found
+    return _rows(x, size).abs().amax(1)
+
+
+def in_blocks(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor, size: int) -> Tensor:
+    """Apply a function to the elements of a tensor, each with the value of its block.
+
+    Args:
+        f: A function that works element by element.
+        x: The tensor.
+        values: A value for each block.
+        size: Elements of a block.
+    """
+    if not torch.compiler.is_compiling() and _blocking.by is not None:
+        found = _blocking.by.to_blocks(values, x, size)
+        if found is not None:
+            return f(x, found)
+    found, numel = f(_rows(x, size), values.unsqueeze(1)), math.prod(x.shape)
+    return (found if found.numel() == numel else found.reshape(-1)[:numel]).reshape(x.shape)
+
+
+def _rows(x: Tensor, size: int) -> Tensor:
+    """A row for each block, with zeros behind the last."""
+    left = -x.numel() % size
+    if left:
+        flat = x.reshape(-1)
+        x = torch.cat([flat, flat.new_zeros(left)])
+    return x.reshape(-1, size)

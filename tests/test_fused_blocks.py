@@ -1,0 +1,90 @@
+"""Generated kernels that go over blocks: states in few bits are read, stepped and written in one pass."""
+
+import re
+
+import pytest
+import torch
+from helpers import assert_trees_equal
+
+import optimfn as of
+
+SHAPES = [(64, 64), (7, 13), (300,), (3, 2, 5), (1,), (2, 129), ()]  # with short blocks, short chunks and one element
+PARAMS = {f"p{i}": torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape) for i, shape in enumerate(SHAPES)}
+ADAM = of.scale_by_adam()
+
+
+def grads(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in PARAMS.items()}
+
+
+def run(tx, backend, *, donate=False, steps=4, dtype=torch.float32, change=lambda g: g):
+    params = {name: p.to(dtype, copy=True) for name, p in PARAMS.items()}
+    take = of.make_step(tx, backend=backend, donate=donate)
+    state = tx.init(params)
+    for seed in range(steps):
+        params, state = take(params, state, change({name: g.to(dtype) for name, g in grads(seed).items()}))
+    return (params, state), take
+
+
+def momentum(format, **kwargs):
+    """A rule without roots, which processors round in their own ways."""
+    return of.quantize_state(of.sgd(0.1, momentum=0.9), format, min_size=0, **kwargs)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("block_size", [None, 8, 48, 1024])
+@pytest.mark.parametrize("format", ["companded8"])
+def test_codes_and_scales_are_those_of_eager(format, block_size, dtype, donate):
+    tx = momentum(format, block_size=block_size)
+    got, take = run(tx, "fused", donate=donate, dtype=dtype)
+    want, _ = run(tx, "eager", dtype=dtype)
+    assert_trees_equal(got, want)
+    assert "kernel  store param, store codes, store scale" in str(take.explain())
+
+
+def test_a_step_of_adamw_moves_its_codes_once():
+    params = {"w": torch.zeros(300, 256)}
+    tx = of.quantize_state(of.adamw(1e-3, weight_decay=0.1))
+    take = of.make_step(tx, donate=True, backend="fused")
+    take(params, tx.init(params), {"w": torch.ones(300, 256)})
+    text = str(take.explain())
+    assert "opaque" not in text
+    # Parameters in and out, gradients, and twice a byte in and out; scales of 64 elements.
+    assert float(re.search(r"moves ([\d.]+) bytes", text)[1]) == pytest.approx(12 + 4 * (1 + 4 / 64), abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        of.chain(of.quantize_state(ADAM, min_size=1), of.scale_by_trust_ratio(), of.scale(-0.1)),
+        of.chain(of.quantize_state(ADAM, min_size=1), of.clip_by_global_norm(1.0), of.scale(-0.1)),
+        of.chain(of.quantize_state(of.trace(0.9), min_size=1), of.quantize_state(ADAM, block_size=48, min_size=1)),
+        of.quantize_state(of.adafactor(0.1, momentum=0.9), min_size=1),
+        of.apply_if_finite(of.quantize_state(of.sgd(0.1, momentum=0.9), min_size=1), 2),
+        of.quantize_state(of.schedule_free_adamw(1e-2), min_size=1),
+    ],
+    ids=["trust ratio", "norm", "two sizes", "means of rows", "if finite", "copies of parameters"],
+)
+def test_what_stands_around_blocks(tx):
+    got, _ = run(tx, "fused", donate=True)
+    want, _ = run(tx, "eager")
+    # A code of a tie may go to the other side, after a root or a sum.
+    for a, b in zip(of.tree.leaves(got), of.tree.leaves(want), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1.0 if a.dtype.itemsize == 1 else 1e-4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_spoils_its_block_alone(bad):
+    def spoil(g):
+        g["p0"][3, 5] = bad
+        return g
+
+    tx = momentum("companded8")
+    (_, state), _ = run(tx, "fused", steps=1, change=spoil)
+    (_, want), _ = run(tx, "eager", steps=1, change=spoil)
+    moments = {path: x for path, x in of.tree.leaves_with_path(of.dequantize_state(state)) if path[-1] == "p0"}
+    assert_trees_equal(of.dequantize_state(state), of.dequantize_state(want))
+    (x,) = moments.values()
+    assert x.isfinite().flatten().tolist() == [not 192 <= i < 256 for i in range(64 * 64)]
