@@ -17,10 +17,12 @@ from ..ir._shapes import dense_stride, overlaps_itself
 from ..plan._plan import Plan
 from ._code import MACHINES as MACHINES
 from ._code import Code, Machine, Selection
+from ._huge_pages import join_pages
 from ._process import Process
 from ._recycled import Pool
 from ._write import span
 
+_SETTLED = 3
 _requires_grad = operator.attrgetter("requires_grad")
 
 
@@ -38,6 +40,7 @@ class Program:
         self._captured = code.captured
         self._written, self._fixed = code.written, code.fixed
         self._last: list[Tensor] | None = None
+        self._until_settled = 0  # steps after which tensors are taken to stay where they are
         self._token: object = None
         self._staged = {i: layout.empty(code.device) for i, layout in code.staged}
         self._temporary = _temporaries(code.plan, code.device)
@@ -84,6 +87,10 @@ class Program:
             values = self._run(inputs, chosen)
             if self._written:
                 self._finish(inputs, values, chosen)
+                if self._until_settled:
+                    self._until_settled -= 1
+                    if not self._until_settled:
+                        join_pages([x for x in inputs[: self.code.given] if x is not None])
                 return []
         return results.put_together(inputs, made, values)
 
@@ -143,7 +150,7 @@ class Program:
                 raise StepAside("some of the tensors to be written cannot be")
             self._spans = array("q", itertools.chain.from_iterable(spans))
             self._changing = [x for x in fixed[: self._written] if not x.is_inference()]
-            self._last, self._pointers = fixed, pointers
+            self._last, self._pointers, self._until_settled = fixed, pointers, _SETTLED
             named = [x for x, node in zip(fixed, self.plan.inputs, strict=False) if node.name == "param" and x.ndim > 1]
             self._dense = [x for x in named if x.is_contiguous()]
             self._others = [x for x in named if not x.is_contiguous()]
