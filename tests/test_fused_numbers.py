@@ -63,3 +63,10 @@ def test_numbers_that_decide_what_is_computed_make_kernels_of_their_own(unbuilt)
         got, want = (of.make_step(tx, backend=b)(leaf, tx.init(leaf), leaf / 2)[0] for b in ("fused", "eager"))
         torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
     assert len(list(unbuilt.glob("**/*.c"))) == 3
+
+
+def test_only_the_first_file_of_a_process_has_the_driver(unbuilt):
+    files_after([of.adamw(0.1), of.lion(0.1), of.rmsprop(0.1)], unbuilt)
+    texts = [path.read_text() for path in unbuilt.glob("**/*.c")]
+    assert len(texts) == 3
+    assert sum("void run(const Plan *plan" in text for text in texts) == 1

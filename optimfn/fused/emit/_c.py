@@ -64,11 +64,13 @@ class C:
         return f"{_SCALARS}{indented(lines, 2)}}}\n"
 
 
-def print_unit(functions: Iterable[Function]) -> str:
-    """A whole source file: the functions in alphabetical order, and the driver."""
+def print_unit(functions: Iterable[Function], *, driver: bool) -> str:
+    """A whole source file: the functions in alphabetical order, and the driver if it is not loaded yet."""
     words = "\n".join(f"#define {word} {means.c}" for word, means in _ops.WORDS.items())
     texts = [function.text for function in sorted(functions)]
-    return "\n".join([prelude("prelude.c", words=words), *texts, prelude("driver.c", chunk=CHUNK)])
+    if driver:
+        texts.append(prelude("driver.c", chunk=CHUNK))
+    return "\n".join([prelude("prelude.c", words=words), *texts])
 
 
 class _Scalars:

@@ -1,4 +1,4 @@
-/* What every generated file ends with: it runs any plan, of which all it knows are tables. */
+/* What the first file that a process loads ends with: it runs any plan, of which all it knows are tables. */
 static void combine(const Plan *plan, const Combine *c) {
   const double *part = plan->partials + c->partial;
   const int truth = c->dtype == TRUTH;  /* of nothing, any is false and all is true */

@@ -68,9 +68,11 @@ def load(functions: Sequence[Function]) -> dict[str, int]:
     with _loaded.lock:
         missing = {function.name: function for function in functions if function.name not in _loaded.addresses}
         if missing or not _loaded.libraries:
-            library, source = _library(print_unit(missing.values()))
+            # The driver is half of the compiler's work on a rule, and that of the first serves all.
+            driver = () if _loaded.libraries else ("run", "clash")
+            library, source = _library(print_unit(missing.values(), driver=bool(driver)))
             _loaded.libraries.append(library)
-            for name in (*missing, "run", "clash"):
+            for name in (*missing, *driver):
                 _loaded.addresses[name] = _address(library, name)
                 _loaded.source[name] = source
         return {name: _loaded.addresses[name] for name in (*(f.name for f in functions), "run", "clash")}
