@@ -357,5 +357,6 @@ from ._transforms._zoom import ScaleByZoomLinesearchState as ScaleByZoomLinesear
 from ._transforms._zoom import ZoomLinesearchInfo as ZoomLinesearchInfo
 from ._transforms._zoom import scale_by_zoom_linesearch as scale_by_zoom_linesearch
 from ._typing import Assign as Assign, Mask as Mask, Params as Params, Scalar as Scalar
-from ._typing import ScalarOrSchedule as ScalarOrSchedule, Schedule as Schedule, State as State, Tree as Tree
+from ._typing import ScalarOrSchedule as ScalarOrSchedule, Schedule as Schedule, ScheduleFn as ScheduleFn
+from ._typing import State as State, Tree as Tree
 from ._typing import Updates as Updates

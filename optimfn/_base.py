@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -12,8 +12,10 @@ from ._assign import becomes, values
 from ._checks import check_callable
 from ._gate import Gate, InitGate, UpdateGate
 from ._order import Place, check_order
-from ._recipe import Recorded, factory
+from ._recipe import Recipe, Recorded, factory
 from ._typing import Assign, Params, State, Updates
+
+T = TypeVar("T")
 
 
 class InitFn(Protocol):
@@ -29,6 +31,13 @@ class UpdateFn(Protocol):
     def __call__(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        """Transform the updates; nothing that is passed in is written to."""
+
+
+class CheckedUpdateFn(Protocol):
+    """An `UpdateFn` as its caller sees it: the updates keep the type of their tree."""
+
+    def __call__(self, updates: T, state: State, params: Params | None = None, **extra: Any) -> tuple[T, State]:
         """Transform the updates; nothing that is passed in is written to."""
 
 
@@ -80,7 +89,7 @@ class GradientTransformation(Recorded):
     """
 
     init: InitFn
-    update: UpdateFn
+    update: CheckedUpdateFn
     members: Mapping[Any, "GradientTransformation"] = field(default_factory=dict, kw_only=True)
     leafwise: bool = field(default=False, kw_only=True)
     elementwise: bool = field(default=False, kw_only=True)
@@ -88,6 +97,23 @@ class GradientTransformation(Recorded):
     takes_shards: bool = field(default=True, kw_only=True)
     eval_params: EvalParamsFn | None = field(default=None, kw_only=True)
     place: Place | None = field(default=None, kw_only=True)
+
+    if TYPE_CHECKING:  # a rule may be annotated as loosely or as narrowly as its author likes
+
+        def __init__(
+            self,
+            init: InitFn,
+            update: UpdateFn,
+            *,
+            members: Mapping[Any, "GradientTransformation"] = ...,
+            leafwise: bool = ...,
+            elementwise: bool = ...,
+            takes_assigned: bool = ...,
+            takes_shards: bool = ...,
+            eval_params: EvalParamsFn | None = ...,
+            place: Place | None = ...,
+            recipe: Recipe | None = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         made: Any = self.init
@@ -323,7 +349,7 @@ def _eval_params_of(members: Mapping[Any, GradientTransformation]) -> EvalParams
     return eval_params if said else None
 
 
-def apply_updates(params: Params, updates: Updates) -> Params:
+def apply_updates(params: T, updates: Updates) -> T:
     """Add the updates to the parameters.
 
     The sum is taken in the wider of the two dtypes and rounded once, to that of the parameter. Where the update is an
@@ -352,7 +378,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         return becomes(p, u)
 
     try:
-        return tree.map(leaf, params, updates)
+        stepped: T = tree.map(leaf, params, updates)
     except AttributeError:
         tree.check_tensors("params", params)
         tree.check_tensors("updates", updates)
@@ -363,6 +389,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
         if wrong is None:
             raise
         raise wrong from error
+    return stepped
 
 
 def check_transformation(**values: object) -> None:

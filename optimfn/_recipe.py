@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._checks import plain
 from ._hints import call_of, misfit
+from ._typing import Schedule, ScheduleFn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,6 +161,13 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
 
     vars(made).update(dict.fromkeys(("init", "update"), functools.partial(_uncalled, made)))
     return made
+
+
+def schedule_factory(make: Callable[P, ScheduleFn]) -> Callable[P, Schedule]:
+    """The same for a schedule, of which type checkers then know `arguments` and `replace`."""
+    made: Any = factory(make)
+    checked: Callable[P, Schedule] = made
+    return checked
 
 
 def _uncalled(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

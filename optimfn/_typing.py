@@ -1,7 +1,7 @@
 """The words the signatures are written in."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -20,10 +20,25 @@ State: TypeAlias = Tree
 Scalar: TypeAlias = float | Tensor
 """A Python number, or a 0-dim tensor that may change between steps, be batched or require grad."""
 
-Schedule: TypeAlias = Callable[[int | Tensor], Tensor]
-"""A pure function from the number of steps taken before this one to a 0-dim float64 tensor."""
+ScheduleFn: TypeAlias = Callable[[int | Tensor], Tensor]
+"""A pure function from the number of steps taken before this one to a 0-dim float64 tensor: a `Schedule`, a lambda."""
 
-ScalarOrSchedule: TypeAlias = Scalar | Schedule
+
+class Schedule(Protocol):
+    """What the factories of schedules return: a `ScheduleFn` that remembers how it was made."""
+
+    def __call__(self, count: int | Tensor, /) -> Tensor:
+        """The value after `count` steps."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments it was made with, defaults included."""
+
+    def replace(self, **changes: Any) -> "Schedule":
+        """The same schedule with some arguments changed."""
+
+
+ScalarOrSchedule: TypeAlias = Scalar | ScheduleFn
 """What a learning rate may be."""
 
 Mask: TypeAlias = Tree | Callable[[Params], Tree]

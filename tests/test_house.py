@@ -231,7 +231,7 @@ def test_every_transformation_has_a_case(name):
     assert any(case.make.__name__ == name or name in case.covers for case in CASES)
 
 
-@pytest.mark.parametrize("name", list(factories(of.Schedule)))
+@pytest.mark.parametrize("name", list(factories(of.ScheduleFn)))
 def test_every_schedule_has_a_case(name):
     assert any(case.make.__name__ == name or name in case.covers for case in SCHEDULES)
 
@@ -251,7 +251,7 @@ SECTIONS = {
 @pytest.mark.parametrize(
     ("name", "kind"),
     [(name, "transformation") for name in factories(of.GradientTransformation)]
-    + [(name, "schedule") for name in factories(of.Schedule)],
+    + [(name, "schedule") for name in factories(of.ScheduleFn)],
 )
 def test_docstrings_have_their_sections(name, kind):
     value = getattr(of, name)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_choice, check_number, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 from ._polynomial import constant_schedule
 
 
-@factory
-def cosine_annealing_lr(init_value: Scalar, T_max: int, eta_min: Scalar = 0.0) -> Schedule:
+@schedule_factory
+def cosine_annealing_lr(init_value: Scalar, T_max: int, eta_min: Scalar = 0.0) -> ScheduleFn:
     """Fall along half a cosine wave to `eta_min`, and rise again, for ever.
 
     For a fall that ends, use `cosine_decay_schedule`.
@@ -48,8 +48,8 @@ def cosine_annealing_lr(init_value: Scalar, T_max: int, eta_min: Scalar = 0.0) -
     return schedule
 
 
-@factory
-def cosine_annealing_warm_restarts(init_value: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0) -> Schedule:
+@schedule_factory
+def cosine_annealing_warm_restarts(init_value: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0) -> ScheduleFn:
     """Fall along half a cosine wave, jump back to the start, and fall again, `T_mult` times as slowly.
 
     Maths:
@@ -90,8 +90,8 @@ def cosine_annealing_warm_restarts(init_value: Scalar, T_0: int, T_mult: int = 1
     return schedule
 
 
-@factory
-def swa_lr(init_value: Scalar, swa_lr: Scalar, anneal_epochs: int = 10, anneal_strategy: str = "cos") -> Schedule:
+@schedule_factory
+def swa_lr(init_value: Scalar, swa_lr: Scalar, anneal_epochs: int = 10, anneal_strategy: str = "cos") -> ScheduleFn:
     """Go from one value to another along half a cosine wave or a line, then stay: for weight averaging.
 
     Maths:

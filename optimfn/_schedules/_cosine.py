@@ -7,16 +7,16 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_number, check_positive, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 from ._join import join_schedules
 from ._polynomial import linear_schedule
 
 
-@factory
+@schedule_factory
 def cosine_decay_schedule(
     init_value: Scalar, decay_steps: int, alpha: Scalar = 0.0, exponent: Scalar = 1.0
-) -> Schedule:
+) -> ScheduleFn:
     """Fall along half a cosine wave, then stay.
 
     Maths:
@@ -47,7 +47,7 @@ def cosine_decay_schedule(
     return lambda count: _cosine(count, init_value, decay_steps, alpha, exponent)
 
 
-@factory
+@schedule_factory
 def warmup_cosine_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,
@@ -55,7 +55,7 @@ def warmup_cosine_decay_schedule(
     decay_steps: int,
     end_value: Scalar = 0.0,
     exponent: Scalar = 1.0,
-) -> Schedule:
+) -> ScheduleFn:
     """Rise in a straight line, then fall along half a cosine wave.
 
     Args:

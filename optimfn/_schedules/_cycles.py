@@ -5,12 +5,12 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_choice, check_fraction, check_nonnegative, check_number, check_positive, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 from ._annealing import half_wave
 
 
-@factory
+@schedule_factory
 def cyclic_lr(
     base_lr: Scalar,
     max_lr: Scalar,
@@ -18,7 +18,7 @@ def cyclic_lr(
     step_size_down: int | None = None,
     mode: str = "triangular",
     gamma: Scalar = 1.0,
-) -> Schedule:
+) -> ScheduleFn:
     """Go from `base_lr` to `max_lr` and back in straight lines, over and over.
 
     For a momentum that cycles against the learning rate, swap the bounds:
@@ -72,7 +72,7 @@ def cyclic_lr(
     return schedule
 
 
-@factory
+@schedule_factory
 def one_cycle_lr(
     max_lr: Scalar,
     total_steps: int,
@@ -81,7 +81,7 @@ def one_cycle_lr(
     div_factor: Scalar = 25.0,
     final_div_factor: Scalar = 1e4,
     three_phase: bool = False,
-) -> Schedule:
+) -> ScheduleFn:
     """Rise to `max_lr` once, and fall far below the start.
 
     For torch's momentum that cycles against the learning rate, swap the bounds:

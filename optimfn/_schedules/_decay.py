@@ -5,15 +5,15 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_nonnegative, check_number, check_positive, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 from ._polynomial import polynomial_schedule
 
 
-@factory
+@schedule_factory
 def linear_lr(
     init_value: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar = 1.0, total_iters: int = 5
-) -> Schedule:
+) -> ScheduleFn:
     """Go from one fraction of the value to another in a straight line, then stay: the usual warm-up.
 
     Maths:
@@ -49,8 +49,8 @@ def linear_lr(
     return schedule
 
 
-@factory
-def exponential_lr(init_value: Scalar, gamma: Scalar) -> Schedule:
+@schedule_factory
+def exponential_lr(init_value: Scalar, gamma: Scalar) -> ScheduleFn:
     """Multiply the value by `gamma` every step.
 
     Maths:
@@ -81,8 +81,8 @@ def exponential_lr(init_value: Scalar, gamma: Scalar) -> Schedule:
     return schedule
 
 
-@factory
-def polynomial_lr(init_value: Scalar, total_iters: int = 5, power: Scalar = 1.0) -> Schedule:
+@schedule_factory
+def polynomial_lr(init_value: Scalar, total_iters: int = 5, power: Scalar = 1.0) -> ScheduleFn:
     """Fall to zero along a power of the time that is left, then stay.
 
     Maths:

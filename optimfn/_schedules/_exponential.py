@@ -5,12 +5,12 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_fraction, check_nonnegative, check_number, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 from ._polynomial import constant_schedule
 
 
-@factory
+@schedule_factory
 def exponential_decay(
     init_value: Scalar,
     transition_steps: int,
@@ -18,7 +18,7 @@ def exponential_decay(
     transition_begin: int = 0,
     staircase: bool = False,
     end_value: Scalar | None = None,
-) -> Schedule:
+) -> ScheduleFn:
     """Multiply the value by `decay_rate` every `transition_steps` steps, smoothly or in steps.
 
     Maths:
@@ -65,10 +65,10 @@ def exponential_decay(
     return schedule
 
 
-@factory
+@schedule_factory
 def precond_update_prob_schedule(
     max_prob: Scalar = 1.0, min_prob: Scalar = 0.03, decay: Scalar = 0.001, flat_start: int = 500
-) -> Schedule:
+) -> ScheduleFn:
     """Say how often a preconditioner is worth an update: often at first, then exponentially less.
 
     Maths:

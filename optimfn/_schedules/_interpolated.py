@@ -16,14 +16,14 @@ from .._checks import (
     check_rising,
     check_steps,
 )
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 
 
-@factory
+@schedule_factory
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Scalar, boundaries_and_scales: Mapping[int, Scalar] | None = None
-) -> Schedule:
+) -> ScheduleFn:
     """Go from value to value, along a line or half a cosine wave; each is a multiple of the one before.
 
     Args:
@@ -49,7 +49,7 @@ def piecewise_interpolate_schedule(
     return _through(interpolate_type, lambda: (init_value, sorted(scales.items())))
 
 
-@factory
+@schedule_factory
 def linear_onecycle_schedule(
     transition_steps: int,
     peak_value: Scalar,
@@ -57,7 +57,7 @@ def linear_onecycle_schedule(
     pct_final: float = 0.85,
     div_factor: Scalar = 25.0,
     final_div_factor: Scalar = 1e4,
-) -> Schedule:
+) -> ScheduleFn:
     """Go up in a line, down again, and on to almost nothing.
 
     Maths:
@@ -102,14 +102,14 @@ def linear_onecycle_schedule(
     return _through("linear", values, peak=up)
 
 
-@factory
+@schedule_factory
 def cosine_onecycle_schedule(
     transition_steps: int,
     peak_value: Scalar,
     pct_start: float = 0.3,
     div_factor: Scalar = 25.0,
     final_div_factor: Scalar = 1e4,
-) -> Schedule:
+) -> ScheduleFn:
     """Go up along half a cosine wave, and down along another to almost nothing.
 
     Maths:
@@ -158,7 +158,7 @@ def _check_cycle(transition_steps: int, peak_value: Scalar, div_factor: Scalar, 
 
 def _through(
     kind: str, values: Callable[[], tuple[Scalar, Sequence[tuple[int, Scalar]]]], peak: int | None = None
-) -> Schedule:
+) -> ScheduleFn:
     """The schedule through a value and its multiples, which are computed at every call: tensors may change.
 
     Of multiples at the same step the last holds; but a peak is gone through, unless the end is there.

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_callable, check_nonnegative, check_number, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 
 
-@factory
-def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+@schedule_factory
+def join_schedules(schedules: Sequence[ScheduleFn], boundaries: Sequence[int]) -> ScheduleFn:
     """Follow several schedules one after the other; each counts from its own first step.
 
     Args:
@@ -47,10 +47,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     return joined
 
 
-@factory
+@schedule_factory
 def piecewise_constant_schedule(
     init_value: Scalar, boundaries_and_scales: Mapping[int, float] | None = None
-) -> Schedule:
+) -> ScheduleFn:
     """Multiply the value by a factor at each of a few steps.
 
     Args:

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_number, check_positive, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 
 
-@factory
-def constant_schedule(value: Scalar) -> Schedule:
+@schedule_factory
+def constant_schedule(value: Scalar) -> ScheduleFn:
     """Hold one value.
 
     Args:
@@ -32,10 +32,10 @@ def constant_schedule(value: Scalar) -> Schedule:
     return schedule
 
 
-@factory
+@schedule_factory
 def linear_schedule(
     init_value: Scalar, end_value: Scalar, transition_steps: int, transition_begin: int = 0
-) -> Schedule:
+) -> ScheduleFn:
     """Go from one value to another in a straight line, then stay.
 
     Maths:
@@ -61,10 +61,10 @@ def linear_schedule(
     return polynomial_schedule(init_value, end_value, 1, transition_steps, transition_begin)
 
 
-@factory
+@schedule_factory
 def polynomial_schedule(
     init_value: Scalar, end_value: Scalar, power: Scalar, transition_steps: int, transition_begin: int = 0
-) -> Schedule:
+) -> ScheduleFn:
     """Go from one value to another along a power of the time that is left, then stay.
 
     Maths:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_callable, check_number, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 
 
-@factory
-def lambda_lr(init_value: Scalar, lr_lambda: Callable[[Any], Scalar]) -> Schedule:
+@schedule_factory
+def lambda_lr(init_value: Scalar, lr_lambda: Callable[[Any], Scalar]) -> ScheduleFn:
     """Multiply the value by a function of the count.
 
     Maths:
@@ -44,8 +44,8 @@ def lambda_lr(init_value: Scalar, lr_lambda: Callable[[Any], Scalar]) -> Schedul
     return schedule
 
 
-@factory
-def multiplicative_lr(init_value: Scalar, lr_lambda: Callable[[Any], Scalar], total_steps: int) -> Schedule:
+@schedule_factory
+def multiplicative_lr(init_value: Scalar, lr_lambda: Callable[[Any], Scalar], total_steps: int) -> ScheduleFn:
     """Multiply the value by another factor every step.
 
     Every evaluation takes the whole product, of length `total_steps`. If you have a formula for it, use
@@ -84,8 +84,8 @@ def multiplicative_lr(init_value: Scalar, lr_lambda: Callable[[Any], Scalar], to
     return schedule
 
 
-@factory
-def chained_schedules(schedules: Sequence[Schedule]) -> Schedule:
+@schedule_factory
+def chained_schedules(schedules: Sequence[ScheduleFn]) -> ScheduleFn:
     """Multiply several schedules: one for the value, the others, which begin at 1.0, for factors on it.
 
     Maths:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_nonnegative, check_number, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 
 
-@factory
-def step_lr(init_value: Scalar, step_size: int, gamma: Scalar = 0.1) -> Schedule:
+@schedule_factory
+def step_lr(init_value: Scalar, step_size: int, gamma: Scalar = 0.1) -> ScheduleFn:
     """Multiply the value by `gamma` every `step_size` steps.
 
     Maths:
@@ -45,8 +45,8 @@ def step_lr(init_value: Scalar, step_size: int, gamma: Scalar = 0.1) -> Schedule
     return schedule
 
 
-@factory
-def multi_step_lr(init_value: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1) -> Schedule:
+@schedule_factory
+def multi_step_lr(init_value: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1) -> ScheduleFn:
     """Multiply the value by `gamma` at each milestone.
 
     Maths:
@@ -82,8 +82,8 @@ def multi_step_lr(init_value: Scalar, milestones: Sequence[int], gamma: Scalar =
     return schedule
 
 
-@factory
-def constant_lr(init_value: Scalar, factor: Scalar = 1 / 3, total_iters: int = 5) -> Schedule:
+@schedule_factory
+def constant_lr(init_value: Scalar, factor: Scalar = 1 / 3, total_iters: int = 5) -> ScheduleFn:
     """Begin at a fraction of the value, and jump to the value after `total_iters` steps.
 
     Maths:

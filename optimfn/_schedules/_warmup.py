@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_choice, check_number, check_steps
-from .._recipe import factory
-from .._typing import Scalar, Schedule
+from .._recipe import schedule_factory
+from .._typing import Scalar, ScheduleFn
 from ._annealing import half_wave
 from ._cosine import warmup_cosine_decay_schedule
 from ._exponential import exponential_decay
@@ -17,8 +17,8 @@ from ._join import join_schedules
 from ._polynomial import constant_schedule, linear_schedule
 
 
-@factory
-def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: int) -> Schedule:
+@schedule_factory
+def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: int) -> ScheduleFn:
     """Rise in a straight line, then stay.
 
     Args:
@@ -39,7 +39,7 @@ def warmup_constant_schedule(init_value: Scalar, peak_value: Scalar, warmup_step
     return linear_schedule(init_value, peak_value, warmup_steps)
 
 
-@factory
+@schedule_factory
 def warmup_exponential_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,
@@ -49,7 +49,7 @@ def warmup_exponential_decay_schedule(
     transition_begin: int = 0,
     staircase: bool = False,
     end_value: Scalar | None = None,
-) -> Schedule:
+) -> ScheduleFn:
     """Rise in a straight line, then fall exponentially.
 
     Args:
@@ -79,8 +79,8 @@ def warmup_exponential_decay_schedule(
     return join_schedules([linear_schedule(init_value, peak_value, warmup_steps), fall], [warmup_steps])
 
 
-@factory
-def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Schedule:
+@schedule_factory
+def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> ScheduleFn:
     """Follow several `warmup_cosine_decay_schedule`s one after the other: warm restarts.
 
     Args:
@@ -107,7 +107,7 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Schedule:
     return join_schedules(schedules, ends)
 
 
-@factory
+@schedule_factory
 def warmup_stable_decay_schedule(
     init_value: Scalar,
     peak_value: Scalar,
@@ -116,7 +116,7 @@ def warmup_stable_decay_schedule(
     decay_steps: int,
     end_value: Scalar = 0.0,
     decay: str = "linear",
-) -> Schedule:
+) -> ScheduleFn:
     """Rise in a straight line, stay, and fall at the end.
 
     The length of training need not be known before the fall begins.
@@ -163,10 +163,10 @@ def warmup_stable_decay_schedule(
     )
 
 
-@factory
+@schedule_factory
 def trapezoidal_schedule(
     peak_value: Scalar, total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0
-) -> Schedule:
+) -> ScheduleFn:
     """Rise from zero, stay, and fall to zero at the end, in straight lines.
 
     Maths:
@@ -207,8 +207,8 @@ def trapezoidal_schedule(
     return schedule
 
 
-@factory
-def warmup_inverse_sqrt_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: int) -> Schedule:
+@schedule_factory
+def warmup_inverse_sqrt_schedule(init_value: Scalar, peak_value: Scalar, warmup_steps: int) -> ScheduleFn:
     """Rise in a straight line, then fall with the root of the count.
 
     Maths:

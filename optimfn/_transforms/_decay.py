@@ -10,7 +10,7 @@ from .._base import GradientTransformation, stateless
 from .._checks import check_rate, need_params
 from .._order import Place
 from .._recipe import factory
-from .._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Schedule, Updates
+from .._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, ScheduleFn, Updates
 
 
 class WeightDecaySchedule(NamedTuple):
@@ -64,7 +64,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule = 0.0, mask: Mask | None 
     return replace(stateless(decay), leafwise=tree.sees_leaves(mask), elementwise=mask is None, place=place)
 
 
-def _scheduled(weight_decay: Schedule, mask: Mask | None) -> GradientTransformation:
+def _scheduled(weight_decay: ScheduleFn, mask: Mask | None) -> GradientTransformation:
     def init(params: Params) -> WeightDecaySchedule:
         return WeightDecaySchedule(tree.count(params))
 

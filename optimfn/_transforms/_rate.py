@@ -6,7 +6,7 @@ from .. import tree
 from .._base import GradientTransformation, elementwise, identity, stateless
 from .._checks import check_callable, check_number, check_rate
 from .._recipe import factory
-from .._typing import Count, Params, Scalar, ScalarOrSchedule, Schedule, Updates
+from .._typing import Count, Params, Scalar, ScalarOrSchedule, ScheduleFn, Updates
 
 
 class ScaleByScheduleState(NamedTuple):
@@ -79,7 +79,7 @@ def descend(learning_rate: ScalarOrSchedule) -> GradientTransformation:
 
 
 @factory
-def scale_by_schedule(step_size_fn: Schedule) -> GradientTransformation:
+def scale_by_schedule(step_size_fn: ScheduleFn) -> GradientTransformation:
     """Multiply the updates by the value of a schedule; the sign is not flipped.
 
     Args:

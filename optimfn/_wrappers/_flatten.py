@@ -46,7 +46,8 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
             if params is None
             else tree.map(lambda p, u: torch.zeros_like(p) if u is None else u, params, updates)
         )
-        flat, state = inner.update(_flat(full), state, None if params is None else _flat(params), **extra)
+        vector: Any = _flat(full)
+        flat, state = inner.update(vector, state, None if params is None else _flat(params), **extra)
         vector = flat.value if type(flat) is Assign else flat
         apart = _apart(vector, full)
         if vector is flat:

@@ -11,7 +11,7 @@ from .._base import GradientTransformation, check_transformation
 from .._checks import check_callable, check_dtype, check_steps
 from .._evaluation import eval_within
 from .._recipe import factory
-from .._typing import Params, Scalar, Schedule, State, Tree, Updates
+from .._typing import Params, Scalar, ScheduleFn, State, Tree, Updates
 
 
 class MultiStepsState(NamedTuple):
@@ -34,7 +34,7 @@ class ShouldSkipUpdateFunction(Protocol):
 @factory
 def multi_steps(
     inner: GradientTransformation,
-    every_k_schedule: int | Schedule,
+    every_k_schedule: int | ScheduleFn,
     use_grad_mean: bool = True,
     should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
     accumulator_dtype: torch.dtype | None = None,

@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,9 @@ from ._shared import Keys, itself
 from ._traced import Traced
 from ._unread import Opened, live_arguments
 from ._write import overwrite, settle
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 BACKENDS = ("auto", "fused", "eager")
 _MOST_STRUCTURES = 64  # that a step remembers
@@ -56,7 +59,7 @@ class Step:
     def __repr__(self) -> str:
         return f"make_step({self._tx!r}, donate={self._donate}, backend={self._backend!r})"
 
-    def __call__(self, params: Params, state: State, grads: Updates, **extra: Any) -> tuple[Params, State]:
+    def __call__(self, params: T, state: S, grads: Updates, **extra: Any) -> tuple[T, S]:
         """Take one optimizer step."""
         if not self._steps_aside():
             done = self._run_with(params, state, grads, extra)
