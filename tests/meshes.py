@@ -71,6 +71,40 @@ def matrices_on_a_part_of_the_world():
     return found
 
 
+def matrices_of_several_kinds():
+    """What goes wrong where leaves have dimension numbers of several kinds: two collectives serve all of them."""
+    values, grads = kinds()
+    numbers = of.MuonDimensionNumbers
+    dims = {"heads": "batch", "conv": "flatten", "qkv": numbers(1, 0, (8, 2, 2)), "w": numbers(1, 0)}
+    rules = {
+        "torch_muon": (of.torch_muon(0.1, weight_dimension_numbers=dims), 2, 0.0),
+        "muon": (of.muon(0.1, muon_weight_dimension_numbers=dims), 2, 0.0),
+        "dion2": (of.dion2(0.1, dtype=torch.float32, weight_dimension_numbers=dims), 4, 1e-6),
+        "normuon": (of.normuon(0.1, dtype=torch.float32, weight_dimension_numbers=dims), 5, 1e-6),
+    }
+    found = {}
+    for name, (tx, sends, tolerance) in rules.items():
+        params, own = (
+            {n: distribute_tensor(x, MESHES["four"], [S(0)], src_data_rank=None) for n, x in tree.items()}
+            for tree in (values, grads)
+        )
+        want = tx.update(grads, tx.init(values), values)[0]
+        state = tx.init(params)
+        with CommDebugMode() as heard:
+            got = tx.update(own, state, params)[0]
+        wrong = problems(got, want, tolerance)
+        if heard.get_total_counts() > sends:
+            wrong.append(f"sends {dict(heard.get_comm_counts())}")
+        if wrong:
+            found[name] = wrong
+    return found
+
+
+def kinds():
+    shapes = {"heads": (4, 3, 5), "conv": (6, 2, 2, 2), "qkv": (12, 5), "w": (7, 4)}
+    return [drawn(shapes, torch.float32, seed) for seed in (1, 2)]
+
+
 def world_of_more(group=None, real=dist.get_world_size):
     """As if there were processes beside those of the mesh."""
     return real(group) + (group is None)

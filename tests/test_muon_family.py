@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from cases import low_rank, matrix, psgd
+from cases import low_rank, matrix, psgd, soap
 from graphs import NoHostReads
 from helpers import follow, plain_params, rough_gradients
+from oracles.matrix import Dion2, NorMuon
 
 import optimfn as of
 
@@ -87,6 +88,47 @@ def test_rows_in_blocks_are_matrices_with_the_factor_of_their_own_shape(blocks):
         low.init(x)
 
 
+def matrices_of(x, layout):
+    """The matrices of a leaf, one by one."""
+    if layout == "flatten":
+        return [x.reshape(len(x), -1)]
+    if layout == "batch":
+        return [*x.reshape(-1, *x.shape[-2:])]
+    if layout == "positions":
+        return [x[:, :, i, j] for i in range(x.shape[2]) for j in range(x.shape[3])]
+    return [*x.split(len(x) // layout.blocks if isinstance(layout.blocks, int) else [*layout.blocks])]
+
+
+LAYOUTS = [
+    ("flatten", (6, 4, 3, 2)),
+    ("batch", (3, 2, 4, 5)),
+    ("batch", (2, 5, 5)),
+    ("positions", (6, 4, 3, 2)),
+    (of.MuonDimensionNumbers(1, 0, (8, 2, 2)), (12, 5)),
+    (of.MuonDimensionNumbers(1, 0, 3), (12, 5)),
+]
+
+
+@pytest.mark.parametrize("rule", ["normuon", "dion2"])
+def test_rules_with_layouts_step_each_matrix_by_itself(rule):
+    torch.manual_seed(8)
+    polar = of.ns_coefficients("polar_express", 5)
+    for layout, shape in LAYOUTS:
+        kwargs = {"weight_decay": 0.1, "dtype": torch.float64, "weight_dimension_numbers": lambda p, own=layout: own}
+        if rule == "normuon":
+            tx, oracle = of.normuon(0.02, beta=0.9, b2=0.95, **kwargs), lambda: NorMuon(0.9, 0.95, 0.02, 0.1, True)
+        else:
+            tx, oracle = of.dion2(0.02, 0.5, 0.9, **kwargs), lambda: Dion2(0.5, 0.9, 0.02, 0.1, polar)
+        p = torch.randn(shape, dtype=torch.float64)
+        state, oracles = tx.init(p), [oracle() for _ in matrices_of(p, layout)]
+        for t, g in enumerate(rough_gradients(p, 3)):
+            updates, state = tx.update(g, state, p)
+            rows = zip(oracles, *[matrices_of(x, layout) for x in (g, p, updates)], strict=True)
+            for own, grad, param, found in rows:
+                assert_close(found, torch.as_tensor(own(grad.numpy(), param.numpy(), t)))
+            p = of.apply_updates(p, updates)
+
+
 def test_a_sum_moves_as_a_mean_does():
     """They differ by a factor, which is scaled away, but for `eps`."""
     torch.manual_seed(4)
@@ -139,7 +181,7 @@ def test_half_precision_of_the_products():
         of.orthogonalize(gram=True)
 
 
-@pytest.mark.parametrize("case", [*matrix.CASES, *low_rank.CASES, *psgd.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*matrix.CASES, *low_rank.CASES, *psgd.CASES, *soap.CASES], ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 def test_no_rule_for_matrices_reads_a_device(case, backend):
     """A count of the host is known as such; whatever else is read would wait for a device."""

@@ -113,6 +113,11 @@ def test_rules_of_whole_matrices_take_a_part_of_the_world():
     assert not found, found
 
 
+def test_matrices_of_several_kinds_go_through_two_collectives():
+    found = told(on_ranks("meshes.matrices_of_several_kinds"))
+    assert not found, found
+
+
 def test_a_step_with_collectives_is_one_graph():
     found = told(on_ranks("meshes.compiled"))
     assert not found, found

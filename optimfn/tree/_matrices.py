@@ -11,14 +11,13 @@ from torch import Tensor
 
 from .._torch import is_dtensor, local_shard, placed_like, replicate, without_parts
 from .._typing import Tree
-from ._core import leaves, map, unflatten
-from ._shards import wrapped
+from ._shards import map_rows, wrapped
 
 Slices = tuple[slice, ...]
 Axes = tuple[int, ...]
 
 
-def on_full_matrix(f: Callable[[Any], Any], tree: Tree, *, together: bool = False) -> Tree:
+def on_full_matrix(f: Callable[..., Any], tree: Tree, *others: Tree, together: bool = False) -> Tree:
     """Apply a function to each leaf as a whole; where leaves lie in shards, each process does its share of them.
 
     Every leaf has an owner among the processes of its mesh, chosen so that all have about as much to do. It is given
@@ -30,8 +29,10 @@ def on_full_matrix(f: Callable[[Any], Any], tree: Tree, *, together: bool = Fals
         f: A function of a leaf that returns one of the same shape and dtype. It must not raise: the owner alone would,
             and the others would wait for it. Check shapes and dtypes of all leaves before.
         tree: The tree.
-        together: Whether `f` is given a list of leaves, all that this process does, and returns one of results; with
-            `batched`, those of one shape then take their products together.
+        others: What else `f` is given with each leaf, in the structure of the tree: not tensors in shards, but how the
+            leaf is to be taken, say.
+        together: Whether `f` is given a list of leaves, all that this process does, and of what else there is, and
+            returns a list of results; with `batched`, those of one shape then take their products together.
 
     Example:
         >>> import torch, optimfn as of
@@ -39,11 +40,21 @@ def on_full_matrix(f: Callable[[Any], Any], tree: Tree, *, together: bool = Fals
         {'w': tensor([[0.5000, 0.0000],
                 [0.0000, 0.2500]])}
     """
-    own = leaves(tree)
+    return map_rows(lambda rows: _on_rows(f, rows, together), tree, *others)
+
+
+def _on_rows(f: Callable[..., Any], rows: Sequence[Sequence[Any]], together: bool) -> list[Any]:
+    def on_all(chosen: Sequence[int], xs: Sequence[Tensor]) -> list[Tensor]:
+        if not chosen:
+            return []
+        along = [list(column) for column in zip(*[rows[i][1:] for i in chosen], strict=True)]
+        return f([*xs], *along) if together else [f(*row) for row in zip(xs, *along, strict=True)]
+
+    own = [row[0] for row in rows]
     if not any(is_dtensor(x) for x in own):
-        return unflatten(tree, f(own)) if together else map(f, tree)
-    on_all = f if together else (lambda xs: [f(x) for x in xs])
-    plain = iter(on_all([x for x in own if not is_dtensor(x)]))
+        return on_all(range(len(own)), own)
+    here = [i for i, x in enumerate(own) if not is_dtensor(x)]
+    plain = iter(on_all(here, [own[i] for i in here]))
     found = [x if is_dtensor(x) else next(plain) for x in own]
     settled = [without_parts(x) if is_dtensor(x) else x for x in own]
     given = [*settled]
@@ -52,19 +63,19 @@ def on_full_matrix(f: Callable[[Any], Any], tree: Tree, *, together: bool = Fals
         if not is_dtensor(x):
             continue
         if not any(p.is_shard() and x.device_mesh.size(axis) > 1 for axis, p in enumerate(x.placements)):
-            found[i] = wrapped(on_all([local_shard(x)])[0], x)
+            found[i] = wrapped(on_all([i], [local_shard(x)])[0], x)
         elif torch.compiler.is_compiling() or any(p.is_shard() and type(p).__name__ != "Shard" for p in x.placements):
             # Where a graph is the same for all, or a shard is not one piece of the whole: by all on their own.
-            found[i] = placed_like(on_all([x.full_tensor()])[0], x)
+            found[i] = placed_like(on_all([i], [x.full_tensor()])[0], x)
         else:
             x, axes = _within_one_group(x)
             given[i] = x
             by_group.setdefault((x.device_mesh, axes), []).append(i)
     for (mesh, axes), chosen in by_group.items():
-        results = _Exchange(mesh, axes, [given[i] for i in chosen]).run(on_all)
+        results = _Exchange(mesh, axes, chosen, [given[i] for i in chosen]).run(on_all)
         for i, result in zip(chosen, results, strict=True):
             found[i] = placed_like(wrapped(result, given[i]), settled[i])
-    return unflatten(tree, found)
+    return found
 
 
 def _within_one_group(x: Any) -> tuple[Any, Axes]:
@@ -89,6 +100,7 @@ def _group_of(mesh: Any, axes: Axes) -> Any:
 class _Leaf(NamedTuple):
     """A leaf that lies in shards."""
 
+    number: int  # among all leaves
     x: Any
     owner: int  # its place in the mesh
     here: dict[int, Slices]  # what of it each process has, by its place in the mesh
@@ -98,31 +110,31 @@ class _Leaf(NamedTuple):
 class _Exchange:
     """Leaves of one mesh, on their way to their owners and back."""
 
-    def __init__(self, mesh: Any, axes: Axes, given: Sequence[Any]) -> None:
+    def __init__(self, mesh: Any, axes: Axes, numbers: Sequence[int], given: Sequence[Any]) -> None:
         self.group = _group_of(mesh, axes)
         self.sizes = tuple(mesh.mesh.shape)
         here = mesh.get_coordinate()
         spans = [range(size) if axis in axes else (here[axis],) for axis, size in enumerate(self.sizes)]
         self.coordinates = list(itertools.product(*spans))
         # Places in the mesh, in the order of the ranks of the group.
-        numbers = dict(
+        ranks_at = dict(
             zip(itertools.product(*[range(size) for size in self.sizes]), mesh.mesh.flatten().tolist(), strict=True)
         )
-        ranks = [numbers[at] for at in self.coordinates]
+        ranks = [ranks_at[at] for at in self.coordinates]
         order = sorted(range(len(ranks)), key=lambda i: dist.get_group_rank(self.group, ranks[i]))
         self.places, self.me = order, order[dist.get_rank(self.group)]
         owners = _owners([tuple(x.shape) for x in given], len(ranks))
-        self.leaves = [self._leaf(x, owner) for x, owner in zip(given, owners, strict=True)]
+        self.leaves = [self._leaf(*row) for row in zip(numbers, given, owners, strict=True)]
 
-    def _leaf(self, x: Any, owner: int) -> _Leaf:
+    def _leaf(self, number: int, x: Any, owner: int) -> _Leaf:
         here = {i: _region(x, at, self.sizes) for i, at in enumerate(self.coordinates)}
         whole = [axis for axis, p in enumerate(x.placements) if not p.is_shard()]
         at = self.coordinates[owner]
         givers = [i for i, other in enumerate(self.coordinates) if all(other[axis] == at[axis] for axis in whole)]
-        return _Leaf(x, owner, here, frozenset(givers))
+        return _Leaf(number, x, owner, here, frozenset(givers))
 
-    def run(self, f: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-        """What of each result belongs here."""
+    def run(self, f: Callable[[list[int], list[Tensor]], list[Tensor]]) -> list[Tensor]:
+        """What of each result belongs here; `f` is given the numbers of leaves, and these."""
         shards = [local_shard(leaf.x) for leaf in self.leaves]
         outgoing = [
             [x for leaf, x in zip(self.leaves, shards, strict=True) if leaf.owner == to and self.me in leaf.givers]
@@ -134,7 +146,8 @@ class _Exchange:
         for pieces, wanted in zip(self._swap(outgoing, incoming), incoming, strict=True):
             for piece, (leaf, region) in zip(pieces, wanted, strict=True):
                 wholes[id(leaf)][region] = piece
-        done = [*zip(mine, f([wholes.pop(id(leaf)) for leaf in mine]), strict=True)]
+        made = f([leaf.number for leaf in mine], [wholes.pop(id(leaf)) for leaf in mine])
+        done = [*zip(mine, made, strict=True)]
         back = [[result[leaf.here[i]] for leaf, result in done] for i in self.places]
         own = [[(leaf, leaf.here[self.me]) for leaf in self.leaves if leaf.owner == i] for i in self.places]
         found: dict[int, Tensor] = {}
@@ -145,7 +158,9 @@ class _Exchange:
     def _swap(self, outgoing: list[list[Tensor]], incoming: list[list[tuple[_Leaf, Slices]]]) -> list[list[Tensor]]:
         """One collective: tensors for each process, as bytes, so that dtypes may differ."""
         device = local_shard(self.leaves[0].x).device
-        parts = [[x.contiguous().reshape(-1).view(torch.uint8) for x in own] for own in outgoing]
+        # Strided anew, since one element may have any stride, and bytes of it are seen with that of one alone.
+        flat = [[x.contiguous().as_strided((x.numel(),), (1,)) for x in own] for own in outgoing]
+        parts = [[x.view(torch.uint8) for x in own] for own in flat]
         kinds = [[(_extent(region), leaf.x.dtype) for leaf, region in own] for own in incoming]
         counts = [[_numel(shape) * dtype.itemsize for shape, dtype in own] for own in kinds]
         sent = torch.cat([torch.empty(0, dtype=torch.uint8, device=device), *[x for own in parts for x in own]])

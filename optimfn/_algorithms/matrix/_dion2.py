@@ -15,6 +15,17 @@ from ..._transforms._decay import add_decayed_weights
 from ..._transforms._rate import descend
 from ..._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
 from ._muon import scale_by_matrix_shape
+from ._newton_schulz import (
+    Box,
+    DimensionNumbers,
+    MuonDimensionNumbers,
+    fans,
+    fit_all,
+    on_matrices,
+    orthogonal,
+    resolve_dimensions,
+    sides,
+)
 
 _SAFETY = 1.02  # by which the authors divide beside the norm
 
@@ -34,6 +45,7 @@ def scale_by_dion2(
     eps: Scalar = 1e-8,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    weight_dimension_numbers: DimensionNumbers | None = None,
 ) -> GradientTransformation:
     """Sum the updates, and make those rows of the sum orthogonal that are largest; the others wait.
 
@@ -52,13 +64,14 @@ def scale_by_dion2(
         ns_steps: Number of its steps, >= 1.
         eps: Added to 1.02 times the norm that is divided by, in the unit of `|g|`, >= 0.
         dtype: Dtype in which the rows are made orthogonal.
+        weight_dimension_numbers: As in `orthogonalize`; each matrix of a batch or of blocks has rows of its own.
 
     Shapes:
-        updates: real matrices. state: mu like params. Memory: 1 x params.
+        updates: real matrices, or leaves with dimension numbers. state: mu like params. Memory: 1 x params.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
-        ValueError: in `update` if a leaf has not two axes or is complex.
+        ValueError: in `update` if a leaf is no matrix or is complex.
 
     Source: Ahn et al., 2025, arXiv:2512.16928.
 
@@ -85,15 +98,12 @@ def scale_by_dion2(
         o = polynomials(tree.cast_leaf(wide / (_SAFETY * size + eps), dtype), steps)
         return torch.scatter(torch.zeros_like(m), -2, best, tree.cast_leaf(o, m.dtype))
 
-    def on_all(ms: list[Tensor]) -> list[Tensor]:
-        found = tree.batched(chosen, [m.mT if m.shape[0] > m.shape[1] else m for m in ms])
-        return [x.mT if m.shape[0] > m.shape[1] else x for m, x in zip(ms, found, strict=True)]
+    def matrices(ms: list[Tensor], dims: MuonDimensionNumbers) -> list[Tensor]:
+        return orthogonal(ms, dims, chosen, squares_by_outputs=True)
 
-    def check(m: Tensor) -> None:  # by every process, see `tree.on_full_matrix`
-        if m.ndim != 2 or m.is_complex():
-            raise ValueError(
-                f"dion2 takes real matrices only, got a leaf of shape {tuple(m.shape)} of {m.dtype}; mask it out"
-            )
+    def moved(us: list[Tensor], dims: MuonDimensionNumbers) -> list[Tensor]:
+        """Ones in the rows that moved."""
+        return orthogonal(us, dims, _not_zero, squares_by_outputs=True)
 
     def init(params: Params) -> Dion2State:
         return Dion2State(tree.init_moment(params))
@@ -101,18 +111,30 @@ def scale_by_dion2(
     def update(
         updates: Updates, state: Dion2State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, Dion2State]:
-        for g in tree.leaves(updates):
-            check(g)
+        if any(g.is_complex() for g in tree.leaves(updates)):  # by every process, see `tree.on_full_matrix`
+            raise ValueError("dion2 takes real matrices only, got a complex leaf; mask it out")
+        dims = resolve_dimensions(weight_dimension_numbers, updates if params is None else params)
         mu = tree.add(updates, state.mu)
-        o = tree.on_full_matrix(on_all, mu, together=True)
+        o = on_matrices(matrices, mu, dims, "dion2")
         # What moved is told by what it became: rows of zeros decay to zeros, moved or not.
-        sizes = tree.fold_each(
-            "sum", lambda x: (-2,) if x.shape[0] > x.shape[1] else (-1,), tree.map(torch.abs, o), keepdim=True
-        )
+        if all(tree.leaves(tree.map(lambda _, box: box.content.blocks is None, o, dims))):
+            sizes = tree.fold_each("sum", _along_rows, tree.map(torch.abs, o), dims, keepdim=True)
+        else:
+            sizes = on_matrices(moved, o, dims, "dion2")
         left = tree.map(lambda m, size: torch.where(size > 0, tree.scale(ef_decay, m), m), mu, sizes)
         return tree.cast_like(o, updates), Dion2State(tree.carry(left, state.mu))
 
-    return GradientTransformation(init, update, leafwise=True)
+    return GradientTransformation(init, update, leafwise=fit_all(weight_dimension_numbers))
+
+
+def _along_rows(x: Tensor, box: Box) -> tuple[int, ...]:
+    """The axes along the rows of the shorter side."""
+    fan_in, fan_out = fans(x, box.content)
+    return sides(x, box.content)[1 if fan_in >= fan_out else 2]
+
+
+def _not_zero(x: Tensor) -> Tensor:
+    return tree.cast_leaf(x.abs().sum(-1, keepdim=True) > 0, x.dtype).expand(x.shape)
 
 
 @factory
@@ -128,6 +150,7 @@ def dion2(
     *,
     mode: str = "spectral_unclamped",
     dtype: torch.dtype = torch.bfloat16,
+    weight_dimension_numbers: DimensionNumbers | None = None,
 ) -> GradientTransformation:
     """Move the rows of each matrix whose gradients have summed up most, made orthogonal: a share of Muon's products.
 
@@ -147,6 +170,7 @@ def dion2(
         weight_decay_mask: Which leaves decay: a tree of bools, a prefix of one, or a function of the parameters.
         mode: How the factor depends on the shape, see `scale_by_matrix_shape`.
         dtype: Dtype in which the rows are made orthogonal.
+        weight_dimension_numbers: As in `scale_by_dion2`.
 
     Shapes:
         params: needed. state: that of `scale_by_dion2`. Memory: 1 x params.
@@ -166,8 +190,16 @@ def dion2(
         tensor([ True, False, False])
     """
     return chain(
-        scale_by_dion2(fraction, ef_decay, ns_coeffs, ns_steps, eps, dtype=dtype),
-        scale_by_matrix_shape(mode),
+        scale_by_dion2(
+            fraction,
+            ef_decay,
+            ns_coeffs,
+            ns_steps,
+            eps,
+            dtype=dtype,
+            weight_dimension_numbers=weight_dimension_numbers,
+        ),
+        scale_by_matrix_shape(mode, weight_dimension_numbers),
         add_decayed_weights(weight_decay, weight_decay_mask),
         descend(learning_rate),
     )

@@ -120,37 +120,48 @@ def on_matrices(
 ) -> Tree:
     """Apply a function to whole leaves, together those of the same dimension numbers, which it is given."""
     check_matrices(rule, leaves, dims)
-    boxes = tree.leaves(tree.map(lambda _, box: box, leaves, dims))
-    done = leaves
-    kinds: list[MuonDimensionNumbers] = []
-    for box in boxes:
-        if box.content not in kinds:
-            kinds.append(box.content)
-    for kind in kinds:
 
-        def turn(xs: list[Tensor], kind: MuonDimensionNumbers = kind) -> list[Tensor]:
-            return f(xs, kind)
+    def by_kind(xs: list[Tensor], boxes: list[Box]) -> list[Tensor]:
+        found: list[Any] = [None] * len(xs)
+        kinds: list[MuonDimensionNumbers] = []
+        for box in boxes:
+            if box.content not in kinds:
+                kinds.append(box.content)
+        for kind in kinds:
+            own = [i for i, box in enumerate(boxes) if box.content == kind]
+            for i, done in zip(own, f([xs[i] for i in own], kind), strict=True):
+                found[i] = done
+        return found
 
-        own = tree.map(lambda x, box, kind=kind: x if box.content == kind else None, leaves, dims)
-        found = tree.on_full_matrix(turn, own, together=True)
-        done = tree.map(lambda was, new: was if new is None else new, done, found)
-    return done
+    return tree.on_full_matrix(by_kind, leaves, dims, together=True)
 
 
-def orthogonal(xs: list[Tensor], dims: MuonDimensionNumbers, iterate: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """What an iteration makes of the matrices (..., rows, cols) of some leaves, which are not tall."""
+def orthogonal(
+    xs: list[Tensor],
+    dims: MuonDimensionNumbers,
+    iterate: Callable[[Tensor], Tensor],
+    *,
+    squares_by_outputs: bool = False,
+) -> list[Tensor]:
+    """What an iteration makes of the matrices (..., rows, cols) of some leaves, which are not tall.
+
+    The rows of a square one are its inputs, if not said otherwise; for what treats rows alike that is all the same.
+    """
+
+    def is_tall(fan_in: int, rows: int) -> bool:
+        return fan_in > rows or (squares_by_outputs and fan_in == rows)
 
     def opened(x: Tensor) -> list[Tensor]:
         batch, inputs, outputs = sides(x, dims)
         moved = x.permute(batch + inputs + outputs)
         y = moved.reshape([x.shape[axis] for axis in batch] + [*fans(x, dims)])
         parts = [y] if dims.blocks is None else torch.split(y, rows_of(x, dims), -1)
-        return [part.mT if part.shape[-2] > part.shape[-1] else part for part in parts]
+        return [part.mT if is_tall(*part.shape[-2:]) else part for part in parts]
 
     def closed(x: Tensor, parts: list[Tensor]) -> Tensor:
         batch, inputs, outputs = sides(x, dims)
         order, (fan_in, _) = batch + inputs + outputs, fans(x, dims)
-        parts = [part.mT if fan_in > rows else part for part, rows in zip(parts, rows_of(x, dims), strict=True)]
+        parts = [part.mT if is_tall(fan_in, rows) else part for part, rows in zip(parts, rows_of(x, dims), strict=True)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         y = y.reshape([x.shape[axis] for axis in order]).permute([order.index(axis) for axis in range(x.ndim)])
         # A view of axes in another order would be another graph in the next step of `torch.compile`.
@@ -163,22 +174,12 @@ def scaled_by_shape(factor: Callable[[int, int], Scalar], leaves: Tree, dims: Tr
     """Leaves times a factor of the rows and columns of their matrices."""
     check_matrices(rule, leaves, dims)
 
-    def is_even(x: Tensor, box: Box) -> bool:
-        return len({*rows_of(x, box.content)}) == 1
-
-    def even(x: Tensor, box: Box) -> Any:
+    def scaled(x: Tensor, box: Box) -> Any:
         fan_in, _ = fans(x, box.content)
-        return tree.scale(factor(rows_of(x, box.content)[0], fan_in), x) if is_even(x, box) else x
+        rows = rows_of(x, box.content)
+        return tree.scale(factor(rows[0], fan_in), x) if len({*rows}) == 1 else _each_block(x, box.content, factor)
 
-    def uneven(xs: list[Tensor], kind: MuonDimensionNumbers) -> list[Tensor]:
-        return [_each_block(x, kind, factor) for x in xs]
-
-    done = tree.map(even, leaves, dims)
-    if all(tree.leaves(tree.map(is_even, leaves, dims))):
-        return done
-    own = tree.map(lambda x, box: None if is_even(x, box) else x, leaves, dims)
-    found = on_matrices(uneven, own, dims, rule)
-    return tree.map(lambda was, new: was if new is None else new, done, found)
+    return tree.map(scaled, leaves, dims)
 
 
 def _each_block(x: Tensor, dims: MuonDimensionNumbers, factor: Callable[[int, int], Scalar]) -> Tensor:
@@ -190,7 +191,8 @@ def _each_block(x: Tensor, dims: MuonDimensionNumbers, factor: Callable[[int, in
     shape = [x.shape[axis] for axis in outputs]
     order = batch + inputs + outputs
     spread = numbers.reshape([1] * (x.ndim - len(outputs)) + shape)
-    return x * tree.cast_leaf(spread.permute([order.index(axis) for axis in range(x.ndim)]), x.dtype)
+    factors = tree.cast_leaf(spread.permute([order.index(axis) for axis in range(x.ndim)]), x.dtype)
+    return x * tree.settled(factors.expand(x.shape), x)
 
 
 def is_turned(x: Tensor) -> bool:
