@@ -192,7 +192,8 @@ def _each_block(x: Tensor, dims: MuonDimensionNumbers, factor: Callable[[int, in
     order = batch + inputs + outputs
     spread = numbers.reshape([1] * (x.ndim - len(outputs)) + shape)
     factors = tree.cast_leaf(spread.permute([order.index(axis) for axis in range(x.ndim)]), x.dtype)
-    return x * tree.settled(factors.expand(x.shape), x)
+    spread_out: Tensor = tree.settled(factors.expand(x.shape), x)
+    return x * spread_out
 
 
 def is_turned(x: Tensor) -> bool:
