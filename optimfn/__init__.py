@@ -13,6 +13,8 @@ from ._algorithms.matrix._dion2 import dion2 as dion2
 from ._algorithms.matrix._dion2 import scale_by_dion2 as scale_by_dion2
 from ._algorithms.matrix._eigenbasis import EigenbasisState as EigenbasisState
 from ._algorithms.matrix._eigenbasis import eigenbasis as eigenbasis
+from ._algorithms.matrix._kl_shampoo import kl_shampoo as kl_shampoo
+from ._algorithms.matrix._kl_shampoo import scale_by_kl_shampoo as scale_by_kl_shampoo
 from ._algorithms.matrix._kron import KronState as KronState
 from ._algorithms.matrix._kron import kron as kron
 from ._algorithms.matrix._kron import scale_by_kron as scale_by_kron
@@ -39,6 +41,8 @@ from ._algorithms.matrix._shampoo import scale_by_shampoo as scale_by_shampoo
 from ._algorithms.matrix._shampoo import shampoo as shampoo
 from ._algorithms.matrix._soap import scale_by_soap as scale_by_soap
 from ._algorithms.matrix._soap import soap as soap
+from ._algorithms.matrix._splus import scale_by_splus as scale_by_splus
+from ._algorithms.matrix._splus import splus as splus
 from ._algorithms.parts._asam import asam as asam
 from ._algorithms.parts._asam import scale_by_asam as scale_by_asam
 from ._algorithms.parts._autoclip import AutoClipState as AutoClipState

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from oracles.shampoo import Shampoo
+from oracles.shampoo import Shampoo, SPlus
 
 import optimfn as of
 
@@ -112,3 +112,19 @@ def test_a_gradient_too_large_for_its_square_leaves_factors_and_roots():
     _, after = tx.update({"w": torch.full((3, 2), 1e30)}, before)
     assert all(map(torch.equal, of.tree.leaves(before.factors), of.tree.leaves(after.factors)))
     assert all(torch.isfinite(x).all() for x in of.tree.leaves(after.roots))
+
+
+def test_splus_evaluates_the_average_before_decay():
+    torch.manual_seed(0)
+    params, tx = drawn(SHAPES), of.splus(0.1, ema_rate=0.9, inverse_every=3, weight_decay=0.1)
+    rules = {key: SPlus(0.1, ema_rate=0.9, k=3, weight_decay=0.1) for key, p in params.items() if p.numel()}
+    expected, state = {key: params[key].numpy().copy() for key in rules}, tx.init(params)
+    for t in range(1, 8):
+        grads = drawn(SHAPES)
+        updates, state = tx.update(grads, state, params)
+        params = of.apply_updates(params, updates)
+        shown = of.eval_params(tx, state, params)
+        for key, rule in rules.items():
+            expected[key] = expected[key] + rule(grads[key].numpy(), expected[key], t)
+            np.testing.assert_allclose(params[key].numpy(), expected[key], rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(shown[key].numpy(), rule.evaluated, rtol=1e-9, atol=1e-9)

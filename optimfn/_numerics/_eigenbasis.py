@@ -54,7 +54,7 @@ def eigenvectors(matrix: Tensor, *, descending: bool = True) -> tuple[Tensor, Te
     return values * size.squeeze(-1), vectors + 0 * size
 
 
-def refine_eigenvectors(matrix: Tensor, basis: Tensor, num_iters: int = 1) -> Refined:
+def refine_eigenvectors(matrix: Tensor, basis: Tensor, num_iters: int = 1, *, sort: bool = True) -> Refined:
     """Follow the eigenvectors of symmetric matrices that change slowly: one product and one QR, which cannot fail.
 
     Each iteration orders the basis by what the matrix is along its vectors, largest first, multiplies it by the matrix,
@@ -69,6 +69,7 @@ def refine_eigenvectors(matrix: Tensor, basis: Tensor, num_iters: int = 1) -> Re
         matrix: Symmetric, or Hermitian, positive semidefinite matrices (..., n, n).
         basis: Orthogonal matrices (..., n, n), the vectors in columns.
         num_iters: Iterations, >= 1.
+        sort: Whether the basis is ordered; otherwise each vector stays in its place.
 
     Returns:
         The new `vectors`; the `order`, so that `x[..., order]` goes with them what went with the old ones; and the
@@ -87,20 +88,22 @@ def refine_eigenvectors(matrix: Tensor, basis: Tensor, num_iters: int = 1) -> Re
     """
     check_steps(num_iters=num_iters, at_least=1)
     check_square(matrix)
-    found = _refined(matrix, basis)
+    found = _refined(matrix, basis, sort)
     for _ in range(num_iters - 1):
-        again = _refined(matrix, found.vectors)
+        again = _refined(matrix, found.vectors, sort)
         found = Refined(again.vectors, found.order.gather(-1, again.order), again.values)
     return found
 
 
-def _refined(matrix: Tensor, basis: Tensor) -> Refined:
+def _refined(matrix: Tensor, basis: Tensor, sort: bool) -> Refined:
     image = matrix @ basis
     values = (basis.conj() * image).sum(-2).real
     if not matrix.numel():
         return Refined(basis, values.long(), values)
     there = values > rounding(matrix) * values.amax(-1, keepdim=True)
     order = torch.argsort(torch.where(there, values, 0), dim=-1, descending=True, stable=True)
+    if not sort:
+        order = torch.zeros_like(order) + torch.arange(order.shape[-1], device=order.device)
     columns = along(torch.where(there.unsqueeze(-2), image, basis), order)
     return Refined(orthogonal(columns), order, values.gather(-1, order))
 

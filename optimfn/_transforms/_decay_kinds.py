@@ -57,7 +57,7 @@ def decay_after_step(
     def leaf(u: Tensor, p: Tensor, share: Scalar) -> Tensor:
         return u - share * (p + u)
 
-    return _step_decay("decay_after_step", leaf, weight_decay, learning_rate, mask)
+    return step_decay("decay_after_step", leaf, weight_decay, learning_rate, mask)
 
 
 @factory
@@ -96,7 +96,7 @@ def decay_proximally(
     def leaf(u: Tensor, p: Tensor, share: Scalar) -> Tensor:
         return (u - share * p) / (1 + share)
 
-    return _step_decay("decay_proximally", leaf, weight_decay, learning_rate, mask)
+    return step_decay("decay_proximally", leaf, weight_decay, learning_rate, mask)
 
 
 @factory
@@ -231,7 +231,7 @@ def add_decay_toward_start(weight_decay: Scalar, mask: Mask | None = None) -> Gr
     return GradientTransformation(init, update, leafwise=tree.sees_leaves(mask), elementwise=mask is None)
 
 
-def _step_decay(
+def step_decay(
     name: str,
     leaf: Callable[[Tensor, Tensor, Scalar], Tensor],
     weight_decay: ScalarOrSchedule,

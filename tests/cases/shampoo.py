@@ -2,10 +2,12 @@
 
 from case import Case
 from oracles.blocks import leafwise
-from oracles.shampoo import Shampoo
+from oracles.shampoo import Shampoo, SPlus
+from oracles.soap import Soap
 
 import optimfn as of
 
+from .averages import AVERAGES_ALL
 from .common import BAD_DECAY, BAD_RATE, negative, no_decay
 from .soap import BASIS, PRODUCTS
 
@@ -88,6 +90,38 @@ CASES = (
             ({"peak": 0.1}, ValueError, "peak must be a number for 'corrected' .*, got 0.1 for 'decoupled'"),
             ({"momentum": None, "nesterov": True}, ValueError, "nesterov needs a momentum, got momentum=None"),
             ({"dampening": 2.0}, ValueError, r"dampening must be in \[0, 1\], got 2.0"),
+        ),
+    ),
+    Case(
+        "kl_shampoo",
+        of.kl_shampoo,
+        {"learning_rate": 0.01, "b1": 0.9, "b2": 0.98, "eps": 1e-3, "weight_decay": 0.1, "precondition_frequency": 5},
+        oracle=leafwise(
+            lambda _: Soap(0.01, (0.9, 0.98), eps=1e-3, weight_decay=0.1, k=5, correct=False, kl=True, whiten=True)
+        ),
+        **BASIS,
+        live=("learning_rate", "b1", "b2", "eps", "weight_decay"),
+        covers=("kl_shampoo", "scale_by_kl_shampoo"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "differentiable": CHOSEN},
+        bad=(BAD_RATE, BAD_DECAY, *no_decay("b1", "b2"), *negative("eps")),
+    ),
+    Case(
+        "splus",
+        of.splus,
+        {"learning_rate": 0.1, "weight_decay": 0.1, "ema_rate": 0.9, "inverse_every": 7, "max_dim": 4},
+        oracle=leafwise(lambda _: SPlus(0.1, weight_decay=0.1, k=7, max_dim=4)),
+        **BASIS,
+        live=("learning_rate", "weight_decay", "ema_rate"),
+        covers=("splus", "scale_by_splus"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "differentiable": CHOSEN, "sensitive": "it takes signs", "absent": AVERAGES_ALL},
+        bad=(
+            BAD_RATE,
+            BAD_DECAY,
+            ({"b2": 1.0}, ValueError, r"b2 must be in \[0, 1\), got 1.0"),
+            ({"inverse_every": 0}, ValueError, "inverse_every must be >= 1, got 0"),
+            ({"max_dim": 1}, ValueError, "max_dim must be >= 2, got 1"),
         ),
     ),
 )

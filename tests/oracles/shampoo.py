@@ -139,3 +139,34 @@ class Shampoo:
             self.M = self.momentum * self.M + (1 - self.dampening) * d
             d = (1 - self.dampening) * d + self.momentum * self.M if self.nesterov else self.M
         return -lr * d
+
+
+class SPlus:
+    """The class SPlus of its authors for one parameter, with the factor of their paper; it keeps its average."""
+
+    def __init__(self, lr=0.1, b1=0.9, b2=0.999, weight_decay=1e-2, k=100, max_dim=10000, other=0.001, ema_rate=0.999):
+        self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
+        self.m, self.average, self.s, self.q = 0.0, 0.0, {}, {}
+
+    def __call__(self, g, p, t):
+        is_matrix = g.ndim == 2
+        lr = self.lr * (2 / sum(g.shape) if is_matrix and max(g.shape) <= self.max_dim else self.other)
+        self.m = self.b1 * self.m + (1 - self.b1) * g
+        if t == 1 and is_matrix:
+            for i, n in enumerate(g.shape):
+                if n < self.max_dim:
+                    self.s[i], self.q[i] = np.zeros((n, n)), np.eye(n)
+        u = self.m
+        for i, q in self.q.items():
+            u = times(u, q.T, i)
+        u = np.sign(u)
+        for i, q in self.q.items():
+            u = times(u, q, i)
+        for i in self.s:
+            self.s[i] = self.b2 * self.s[i] + (1 - self.b2) * unfolded(g, i) @ unfolded(g, i).T
+            if t == 1 or t % self.k == 0:
+                self.q[i] = first_basis(self.s[i])
+        moved = p - lr * u
+        self.average = self.ema_rate * self.average + (1 - self.ema_rate) * moved
+        self.evaluated = self.average / (1 - self.ema_rate**t)
+        return moved * (1 - lr * self.weight_decay) - p

@@ -31,11 +31,11 @@ def first_basis(s):
     return np.where(null, found * np.sign(np.diag(r)), q)
 
 
-def next_basis(s, q):
+def next_basis(s, q, sort=True):
     """One power iteration, and the order of the old vectors."""
     values = np.diag(q.T @ s @ q)
     there = values > len(s) * np.finfo(float).eps * values.max()
-    order = np.argsort(-np.where(there, values, 0), kind="stable")
+    order = np.argsort(-np.where(there, values, 0), kind="stable") if sort else np.arange(len(s))
     found, r = np.linalg.qr(np.where(there, s @ q, q)[:, order])
     return found * np.sign(np.diag(r)), order
 
@@ -101,7 +101,9 @@ class Soap:
             self.m = b1 * self.m + (1 - b1) * h
             self.v = b2 * self.v + (1 - b2) * h**2
             u = self.m / (np.sqrt(self.v) + self.eps)
-            if self.whiten:
+            if self.whiten and not any(self.has):
+                u = self.m
+            elif self.whiten:
                 w = np.ones(g.shape)
                 for i, there in enumerate(self.has):
                     w = w * np.expand_dims(self.e[i], [j for j in range(g.ndim) if j != i]) if there else w
@@ -118,7 +120,7 @@ class Soap:
             m = self.turn(state.m, self.q)
             for i, there in enumerate(self.has):
                 if there:
-                    self.q[i], order = next_basis(self.s[i], self.q[i])
+                    self.q[i], order = next_basis(self.s[i], self.q[i], not self.kl)
                     state.v = np.take(state.v, order, axis=i)
             state.m = self.turn(m, [q.T for q in self.q])
         return moved - p

@@ -34,11 +34,12 @@ class Layouts:
     merge: bool = False
     vectors: bool = False
     sides: str = "both"
+    others: bool = True  # whether leaves of more than two axes have matrices
 
     def of(self, x: Tensor) -> Layout:
         """That of a leaf; matrices of size 1 are none."""
         shape = tuple(x.shape)
-        if not x.numel() or (len(shape) == 1 and not self.vectors):
+        if not x.numel() or (len(shape) == 1 and not self.vectors) or (len(shape) > 2 and not self.others):
             return Layout(x.ndim, shape, ())
         view = merged(shape, self.largest) if self.merge and len(shape) > 1 else shape
         axes = [axis for axis, size in enumerate(view) if 1 < size <= self.largest]

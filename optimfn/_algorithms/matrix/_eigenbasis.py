@@ -15,7 +15,7 @@ from ..._recipe import factory
 from ..._state_spec import HostCount, map_values, values_of
 from ..._typing import Params, Scalar, State, Tree, Updates
 from ._axes import Axes, Layout, Layouts, adjoint, apply, in_batches, nodes, outer, replaced, sorted_along, split
-from ._kl import new_scales, statistics
+from ._kl import new_scales, statistics, whitened
 from ._newton_schulz import Box
 
 
@@ -48,6 +48,7 @@ class Eigenbasis:
     first: str
     start: int = 1
     by: str = "qr"
+    eps: Scalar | None = None  # beside scales by which the answer of the rule is divided; `None`: it is not
 
     def __post_init__(self) -> None:
         check_decay(decay=self.decay)
@@ -59,6 +60,11 @@ class Eigenbasis:
         check_choice("sides", self.layouts.sides, ("both", "one"))
         if self.first == "skip" and self.start != 1:
             raise ValueError(f"start must be 1 where the first step is skipped, got {self.start}")
+
+    @property
+    def sort(self) -> bool:
+        """Whether vectors that are followed are ordered; those of "kl", which have scales, never are."""
+        return self.init_factor is None
 
     def begun(self, params: Params) -> tuple[Tree, Tree, Tree]:
         """Factors of nothing, the axes as their basis, and scales of one."""
@@ -104,8 +110,8 @@ class Eigenbasis:
         flat = [x for node in own for x in node.axes], [x for node in old for x in node.axes]
         if not flat[0]:
             return kept
-        f = _found if anew else _followed
-        new, vectors, orders = tree.batched(functools.partial(f, self.second_moment == "kept"), *flat)
+        f = functools.partial(_found, self.second_moment == "kept") if anew else functools.partial(_followed, self.sort)
+        new, vectors, orders = tree.batched(f, *flat)
         turns = zip(tree.leaves(updates), split(vectors, old), split(orders, old), strict=True)
         boxes = tree.unflatten(updates, [Box((self.layouts.of(g), _Turn(*turn))) for g, *turn in turns])
         how = "kept" if anew and self.second_moment == "sorted" else self.second_moment
@@ -147,8 +153,8 @@ def _found(ascending: bool, factor: Tensor, old: Tensor) -> tuple[Tensor, ...]:
     return vectors.contiguous(), adjoint(vectors) @ old, order
 
 
-def _followed(_: bool, factor: Tensor, old: Tensor) -> tuple[Tensor, ...]:
-    refined = refine_eigenvectors(factor, old)
+def _followed(sort: bool, factor: Tensor, old: Tensor) -> tuple[Tensor, ...]:
+    refined = refine_eigenvectors(factor, old, sort=sort)
     return refined.vectors.contiguous(), adjoint(refined.vectors) @ old, refined.order
 
 
@@ -193,7 +199,7 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
     template = values_of(rule)
 
     def moved(f: Any, updates: Updates, basis: Tree) -> Updates:
-        """A function of each leaf that has a basis, small ones of one shape together."""
+        """A function of each leaf that has a basis and of that, or of its scales, small ones of one shape together."""
         own = [tree.whole(x) for x in tree.leaves(updates)]
         rows = list(zip(own, nodes(basis, updates), strict=True))
         found = iter(in_batches(f, [(how.layouts.of(x), (x, *node.axes)) for x, node in rows if node.axes]))
@@ -206,8 +212,10 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
     def update(
         updates: Updates, state: EigenbasisState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EigenbasisState]:
-        def step(kept: Tree, basis: Tree) -> Tree:
+        def step(kept: Tree, basis: Tree, scales: Tree) -> Tree:
             u, opt_state = rule.rule(moved(_into, kept[0], basis), kept[1], None, **extra)
+            if how.eps is not None:
+                u = moved(functools.partial(whitened, how.eps), u, scales)
             return moved(_out_of, u, basis), opt_state
 
         def renew(anew: bool, kept: Tree, factors: Tree, given: Updates) -> Tree:
@@ -222,14 +230,14 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
         held = (state.basis, scales, state.opt_state)
         if how.first == "now":
             basis, scales, opt_state = follow(held, factors)
-            u, opt_state = step((updates, opt_state), basis)
+            u, opt_state = step((updates, opt_state), basis, scales)
             return u, EigenbasisState(state.count + 1, factors, basis, scales, opt_state)
         begun = (updates, state.opt_state)
         if how.first == "skip":
-            u, opt_state = tree.every(lambda t: t > 0, state.count, step, begun, state.basis)
+            u, opt_state = tree.every(lambda t: t > 0, state.count, step, begun, state.basis, state.scales)
             u = tree.every(lambda t: t == 0, state.count, tree.zeros_like, u)
         else:
-            u, opt_state = step(begun, state.basis)
+            u, opt_state = step(begun, state.basis, state.scales)
         basis, scales, opt_state = follow((state.basis, scales, opt_state), factors)
         return u, EigenbasisState(state.count + 1, factors, basis, scales, opt_state)
 
@@ -263,7 +271,8 @@ def eigenbasis(
         h = g in the basis, u = rule(h) turned back
         G_i <- decay G_i + (1 - decay) g_(i) g_(i)^H  for each axis i; g_(i) is the unfolding
         first step: basis = eigenvectors of G_i, largest first, and no update
-        when t mod precondition_frequency is 0, t the steps after it: the basis follows as in `refine_eigenvectors`
+        when t mod precondition_frequency is 0, t the steps after it: the basis follows as in `refine_eigenvectors`,
+            for "kl" without an order
 
     Args:
         rule: Any rule that works element by element and needs no parameters, such as `scale_by_adam()`.

@@ -33,6 +33,13 @@ def statistics(layout: Layout, x: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
     return (*products, *squares)
 
 
+def whitened(eps: Scalar, layout: Layout, x: Tensor, *scales: Tensor) -> Tensor:
+    """A leaf in the basis times the inverse roots of its eigenvalues, which eps bounds."""
+    y = seen(layout, x)
+    w = scaled(layout, torch.ones_like(y), scales)
+    return tree.cast_leaf(y * (w / (1 + eps * w)), x.dtype).reshape(x.shape)
+
+
 def new_scales(old: Sequence[Axes], squares: Sequence[Tensor], decay: Scalar) -> list[Tensor]:
     """Inverse roots of eigenvalues that have taken in the mean squares."""
     own = [e for node in old for e in node.axes]
