@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import tree
+from ._rows import put, take
 from ._torch import placed_like
 from ._typing import Assign, Params, Tree, Updates
 
@@ -48,6 +49,10 @@ def becomes(p: Tensor, update: Any) -> Tensor:
     if type(update) is Assign:
         # In memory of its own: the value may be a leaf of the state, and steps write in place.
         return p if update.value is None else placed_like(update.value.to(p.dtype, copy=True), p)
+    if update.is_sparse:
+        update = update.coalesce()
+        index = tuple(update.indices())
+        return put(p, index, take(p, index) + update.values())
     return placed_like(tree.cast_leaf(p + update, p.dtype), p)
 
 

@@ -9,6 +9,7 @@ from ... import tree
 from ..._base import GradientTransformation
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
+from ..._rows import put, take
 from ..._typing import Params, Scalar, Updates
 from ._adam import ScaleByAdamState
 
@@ -66,8 +67,8 @@ def scale_by_sparse_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-
         direction = tree.scale(correction, tree.div_by_root(mu, nu, eps))
         return tree.map(_spread, updates, tree.cast_like(direction, g)), ScaleByAdamState(
             count,
-            tree.carry(tree.map(_replace, updates, state.mu, mu), state.mu),
-            tree.carry(tree.map(_replace, updates, state.nu, nu), state.nu),
+            tree.map(_replace, state.mu, updates, mu),
+            tree.map(_replace, state.nu, updates, nu),
         )
 
     return GradientTransformation(init, update, leafwise=True, elementwise=True)
@@ -75,12 +76,14 @@ def scale_by_sparse_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-
 
 def _rows(g: Tensor, moment: Tensor) -> Tensor:
     """What of a moment belongs to the entries of a gradient."""
-    return moment[tuple(g.indices())] if g.is_sparse else moment
+    return take(moment, tuple(g.indices())) if g.is_sparse else moment
 
 
-def _replace(g: Tensor, moment: Tensor, rows: Tensor) -> Tensor:
+def _replace(moment: Tensor, g: Tensor | None, rows: Tensor) -> Tensor:
     """A moment with new values in the entries of a gradient."""
-    return moment.index_put(tuple(g.indices()), rows.to(moment.dtype)) if g.is_sparse else rows
+    if g is None:
+        return moment
+    return put(moment, tuple(g.indices()), rows) if g.is_sparse else tree.carry(rows, moment)
 
 
 def _spread(g: Tensor, rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """One call for update and apply, pure or in place, run as generated kernels where that can be."""
 
+import contextlib
 import os
 import threading
 import warnings
@@ -9,6 +10,7 @@ import torch
 
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice
+from ..._rows import are_sparse, donating
 from ..._torch import is_differentiating, is_intercepted
 from ..._typing import Params, State, Updates
 from ..ir._graph import Misfit, StepAside
@@ -101,7 +103,8 @@ class Step:
         with torch.no_grad():
             if self._parts.take(params, state, grads, extra):
                 return params, state
-            new = pure(self._tx, params, state, grads, extra)
+            with donating() if are_sparse(grads) else contextlib.nullcontext():
+                new = pure(self._tx, params, state, grads, extra)
             state, new_state = settle(state, new[1])
             overwrite((params, state), (new[0], new_state))
         return params, state

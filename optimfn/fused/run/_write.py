@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import tree
 from ..._checks import plain
+from ..._rows import Replaced
 from ..._torch import unwrapped
 from ..._typing import Tree
 from ..ir._shapes import overlaps_itself
@@ -34,7 +35,9 @@ def overwrite(old: Tree, new: Tree) -> None:
     safe = _set_aside(old, targets, values)
     with torch.no_grad():
         for target, value in zip(targets, safe, strict=True):
-            if value is not target:
+            if isinstance(value, Replaced):
+                value.write_into(target)
+            elif value is not target:
                 target.copy_(value)
 
 
@@ -98,7 +101,13 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
         if value is not target:
             _check_target(old, position, target)
     taken, pairs = _taken(old, targets), zip(targets, values, strict=True)
-    return [value.clone() if value is not target and taken.holds(value) else value for target, value in pairs]
+    return [value if value is target else _kept(target, value, taken) for target, value in pairs]
+
+
+def _kept(target: Tensor, value: Tensor, taken: Taken) -> Tensor:
+    if isinstance(value, Replaced):
+        return value if value.base is target else value.whole()
+    return value.clone() if taken.holds(value) else value
 
 
 def _check_target(old: Tree, position: int, target: Tensor) -> None:

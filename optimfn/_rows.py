@@ -1,0 +1,103 @@
+"""Some rows of a table: read them, and say what becomes of them without making the table anew.
+
+A gradient with a sparse layout has a few rows of a table, so a step that works on these alone costs what they cost,
+as long as nobody copies the table. A pure step must: its result is a new one. A donating step writes into the old one,
+but only when everything else is known, and what a rule returns may be looked at before, by a wrapper around it. So
+under `donating` the result is a tensor that becomes a table when an operator asks for one, and mostly none does.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tree
+from ._typing import Tree
+
+
+class Replaced(Tensor):
+    """A table with other values in some rows.
+
+    Args:
+        base: The table.
+        index: Where the rows are, as for `Tensor.index_put`.
+        rows: Their values, in the dtype of the table.
+    """
+
+    base: Tensor
+    index: tuple[Tensor, ...]
+    rows: Tensor
+
+    @staticmethod
+    def __new__(cls, base: Tensor, index: tuple[Tensor, ...], rows: Tensor) -> "Replaced":
+        self: Any = Tensor._make_wrapper_subclass(
+            cls, base.shape, strides=base.stride(), dtype=base.dtype, device=base.device
+        )
+        self.base, self.index, self.rows = base, index, rows
+        return self  # type: ignore[no-any-return]
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def whole(self) -> Tensor:
+        """The table that it stands for."""
+        return self.base.index_put(self.index, self.rows)
+
+    def write_into(self, target: Tensor) -> None:
+        """Give a tensor these values."""
+        if target is not self.base:
+            target.copy_(self.whole())
+        elif len(self.index) == 1:
+            target.index_copy_(0, self.index[0], self.rows)
+        else:
+            target.index_put_(self.index, self.rows)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator on the table."""
+        return func(*_looked_at(args), **_looked_at(kwargs or {}))
+
+
+def _looked_at(x: Any) -> Any:
+    if isinstance(x, Replaced):
+        return x.whole()
+    if type(x) is dict:
+        return {key: _looked_at(value) for key, value in x.items()}
+    return type(x)(map(_looked_at, x)) if type(x) in (list, tuple) else x
+
+
+class _Donating(threading.local):
+    """Whether what a rule returns is written into what it was given."""
+
+    now = False
+
+
+_donating = _Donating()
+
+
+@contextlib.contextmanager
+def donating() -> Iterator[None]:
+    """Let `put` leave tables as they are: whoever asks for this writes the rows into them."""
+    before, _donating.now = _donating.now, True
+    try:
+        yield
+    finally:
+        _donating.now = before
+
+
+def take(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    """Some rows of a table."""
+    return table.index_select(0, index[0]) if len(index) == 1 else table[index]  # several times as fast
+
+
+def put(table: Tensor, index: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    """A table with other values in some rows, rounded to its dtype."""
+    rows = tree.cast_leaf(rows, table.dtype)
+    return Replaced(table, index, rows) if _donating.now else table.index_put(index, rows)
+
+
+def are_sparse(updates: Tree) -> bool:
+    """Whether a leaf has rows of its parameter alone."""
+    return any(isinstance(x, Tensor) and x.is_sparse for x in tree.leaves(updates))
