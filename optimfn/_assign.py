@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import tree
-from ._rows import put, take
+from ._rows import Replaced, add_rows, put
 from ._torch import placed_like
 from ._typing import Assign, Params, Tree, Updates
 
@@ -47,12 +47,12 @@ def becomes(p: Tensor, update: Any) -> Tensor:
     if update is None:
         return p
     if type(update) is Assign:
+        if isinstance(update.value, Replaced):
+            return put(p, update.value.index, update.value.rows)
         # In memory of its own: the value may be a leaf of the state, and steps write in place.
         return p if update.value is None else placed_like(update.value.to(p.dtype, copy=True), p)
     if update.is_sparse:
-        update = update.coalesce()
-        index = tuple(update.indices())
-        return put(p, index, take(p, index) + update.values())
+        return add_rows(p, update)
     return placed_like(tree.cast_leaf(p + update, p.dtype), p)
 
 

@@ -13,6 +13,7 @@ from . import tree
 from ._arguments import check_kinds, mistake, warn_unmatched
 from ._assign import is_assigned, refuse, values
 from ._recipe import Recipe
+from ._rows import are_sparse
 from ._typing import Params, State, Updates
 
 
@@ -152,7 +153,7 @@ def on_wide(
     wants the loss, and in the end the new ones, by `apply_updates`.
     """
     given = updates, params
-    wide = tree.widen(given)
+    wide = (tree.widen(updates), _widen_but_tables(params, updates)) if are_sparse(updates) else tree.widen(given)
     if wide is given:
         return rule(updates, state, params, **extra)
     extra = {key: _from_wide(key, value, params) for key, value in extra.items()}
@@ -162,6 +163,14 @@ def on_wide(
         new = rule(wide[0], state, wide[1], **extra)
     tree.forget(wide)
     return new
+
+
+def _widen_but_tables(params: Params | None, updates: Updates) -> Params | None:
+    """The parameters in float32, but for those of which a step takes out some rows, and widens them itself."""
+    if params is None:
+        return None
+    others = tree.widen(tree.map(lambda p, u: None if u is not None and u.is_sparse else p, params, updates))
+    return tree.map(lambda p, other: p if other is None else other, params, others)
 
 
 def _from_wide(key: str, value: Any, params: Params | None) -> Any:

@@ -101,3 +101,20 @@ def put(table: Tensor, index: tuple[Tensor, ...], rows: Tensor) -> Tensor:
 def are_sparse(updates: Tree) -> bool:
     """Whether a leaf has rows of its parameter alone."""
     return any(isinstance(x, Tensor) and x.is_sparse for x in tree.leaves(updates))
+
+
+_TAKEN = "__taken__"  # where an update knows the rows of its parameter, so that nobody takes them out again
+
+
+def update_rows(g: Tensor, new: Tensor, p: Tensor, own: Tensor) -> Tensor:
+    """An update laid out as a gradient is, for a parameter whose rows there are `own`."""
+    update = torch.sparse_coo_tensor(g.indices(), new, g.shape, is_coalesced=True, check_invariants=False)
+    setattr(update, _TAKEN, (p, own))
+    return update
+
+
+def add_rows(p: Tensor, update: Tensor) -> Tensor:
+    """A parameter with a sparse update added, rounded once."""
+    update = update.coalesce()
+    index, (of, own) = tuple(update.indices()), getattr(update, _TAKEN, (None, None))
+    return put(p, index, (own if of is p else take(p, index)) + update.values())

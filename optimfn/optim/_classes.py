@@ -71,6 +71,10 @@ class SGD(ShowsSparse, torch.optim.SGD):
             return _chain(group, trace(momentum, nesterov))
         return _chain(group, dampened_trace(momentum, dampening, nesterov))
 
+    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
+        grad = super()._gradient(p, group)
+        return grad if not grad.is_sparse or _is_zero(group["momentum"]) else self._touched(p, grad)
+
 
 class Adam(DropIn, torch.optim.Adam):
     """torch.optim.Adam on the rules `scale_by_adam` and `scale_by_amsgrad`."""

@@ -85,16 +85,12 @@ class DropIn(KeepsDtypes, Engine):
         return self._step(closure, {})
 
     def _gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """The gradient of a parameter as the rule takes it; raises as torch does for those it does not take.
-
-        Where a rule takes sparse gradients, rows that are not there count as zeros. That gives torch's numbers,
-        with the work and the memory of a dense step.
-        """
+        """The gradient of a parameter as the rule takes it; raises as torch does for those it does not take."""
         grad = p.grad
         assert grad is not None
         if grad.is_sparse and not self.takes_sparse:
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        return grad.to_dense() if grad.is_sparse else grad
+        return grad
 
     # What the engine asks
 
@@ -105,7 +101,9 @@ class DropIn(KeepsDtypes, Engine):
             known = rules.get(id(group), (None, None))[1]
             values = None if known is None or known.number != number else known.values(group)
             if known is None or values is None:
-                known = TorchRules.of(type(self).rule, type(self).__name__, number, self._options(), group)
+                known = TorchRules.of(
+                    type(self).rule, type(self).__name__, number, self._options(), group, self.takes_sparse
+                )
                 rules[id(group)], values = (group, known), known.values(group) or {}
             said.append((known, values))
         return said

@@ -13,6 +13,7 @@ from .._base import GradientTransformation, init_empty_state
 from .._recipe import Recorded, factory, find_arguments, is_own, signature_of, substitute, uses_factory
 from .._transforms._rate import scale
 from .._typing import Assign, Params, Scalar, State, Updates
+from .._wrappers._by_rows import rows
 from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule, lets_tensors_in
 from ._members import Member, Place, Route, labelled
 from ._members import members as members_of
@@ -128,7 +129,7 @@ class FactoryRules(NamedTuple):
 
     def takes_sparse(self) -> bool:
         """Whether a member takes sparse gradients as they are."""
-        return uses_factory(self.tx, scale_by_sparse_adam)
+        return uses_factory(self.tx, scale_by_sparse_adam) or uses_factory(self.tx, rows)
 
     def __repr__(self) -> str:
         return repr(self.tx)

@@ -7,6 +7,7 @@ and a number that changes is nothing new to a trace.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -167,12 +168,21 @@ def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None
         runs: What is done, in order.
         count: Brings what is shown up to date, after the runs.
     """
+    made: list[tuple[list[Tensor], GradientTransformation]] = []  # from tensors that stay, in steps of the rule itself
+
+    def of(state: EngineState) -> GradientTransformation:
+        numbers = [*state.numbers, *state.rates.values()]
+        if made and len(made[0][0]) == len(numbers) and all(map(is_, made[0][0], numbers)):
+            return made[0][1]
+        tx = whole(build(parts, runs, state.numbers, state.rates), parts, runs, count)
+        if all(type(x) is Tensor for x in numbers) and not torch.compiler.is_compiling():
+            made[:] = [(numbers, tx)]
+        return tx
 
     def update(
         updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EngineState]:
-        built = build(parts, runs, state.numbers, state.rates)
-        return whole(built, parts, runs, count).rule(updates, state, params, **extra)
+        return of(state).rule(updates, state, params, **extra)
 
     firsts: list[int] = []  # where the tail begins does not depend on numbers
 

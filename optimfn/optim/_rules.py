@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from .._base import GradientTransformation, chain
 from .._recipe import is_own
 from .._transforms._rate import scale
+from .._wrappers._by_rows import rows
 from .._wrappers._complex import through_pairs
 from ._members import Member
 from ._numbers import same_number
@@ -39,9 +40,12 @@ class TorchRules(NamedTuple):
     options: tuple[tuple[str, Any], ...]  # with `_Live.NUMBER` for each number
     live: tuple[Hashable, ...]  # the keys of those numbers, in order
     is_complex: bool
+    by_rows: bool  # whether it steps the rows of sparse gradients
 
     @staticmethod
-    def of(rule: Rule, name: str, number: int, keys: Sequence[str], group: Mapping[str, Any]) -> "TorchRules":
+    def of(
+        rule: Rule, name: str, number: int, keys: Sequence[str], group: Mapping[str, Any], by_rows: bool = False
+    ) -> "TorchRules":
         """Read the options of a group.
 
         Args:
@@ -50,11 +54,14 @@ class TorchRules(NamedTuple):
             number: Which group it is.
             keys: What it has for options.
             group: The group.
+            by_rows: Whether it steps the rows of sparse gradients.
         """
         options = [(key, _static(key, group[key])) for key in keys if key in group and key not in _EXECUTIONS]
         several = [(key, x if type(x) is tuple else (x,)) for key, x in options]
         live = tuple([(key, i) for key, own in several for i, x in enumerate(own) if x is _Live.NUMBER])
-        return TorchRules(rule, name, number, tuple(options), live, any(p.is_complex() for p in group["params"]))
+        return TorchRules(
+            rule, name, number, tuple(options), live, any(p.is_complex() for p in group["params"]), by_rows
+        )
 
     def values(self, group: Mapping[str, Any]) -> dict[Hashable, Any] | None:
         """The live numbers of the group; `None` if these are not its rules, whatever those numbers are."""
@@ -73,7 +80,8 @@ class TorchRules(NamedTuple):
             made = tuple([numbers[key, i] if x is _Live.NUMBER else x for i, x in enumerate(several)])
             options[key] = made if type(static) is tuple else made[0]
         tx = directed(self.rule, options)
-        return [Member((self.number,), (), "", through_pairs(tx) if self.is_complex else tx)]
+        tx = through_pairs(tx) if self.is_complex else tx
+        return [Member((self.number,), (), "", rows(tx) if self.by_rows else tx)]
 
     def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> list[Hashable]:
         """Nothing that another group could have too."""

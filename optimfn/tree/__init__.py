@@ -110,6 +110,7 @@ from ._views import forget as forget
 from ._views import narrow as narrow
 from ._views import resolve as resolve
 from ._views import seen_as as seen_as
+from ._views import seen_in as seen_in
 from ._views import shown as shown
 from ._views import split_parts as split_parts
 from ._views import widen as widen

@@ -75,6 +75,11 @@ def widen(tree: Tree) -> Tree:
     return _note(map(_widened, tree), tree)
 
 
+def seen_in(parts: Tree, whole: Tree) -> Tree:
+    """The parts, with masks and labels that are functions given the whole leaves, see `resolve`, until `forget`."""
+    return _note(parts, whole)
+
+
 def seen_as(tree: Tree, like: Tree) -> Tree:
     """The tree, with masks and labels that are functions given what they are given for another, see `resolve`."""
     for leaf, other in zip(leaves(tree), leaves(like), strict=True):

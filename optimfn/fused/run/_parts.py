@@ -24,6 +24,7 @@ from ..._recipe import find_tensors, is_own
 from ..._torch import is_differentiating, without_modes
 from ..._transforms._rate import scale_by_learning_rate, scale_by_schedule
 from ..._typing import Params, State, Updates
+from ..._wrappers._by_rows import rows
 from ._write import targets_apart
 
 # A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, or with
@@ -55,14 +56,23 @@ class InHalves(GradientTransformation):
     halves: Callable[[State], Halves | None] = field(default=lambda state: None, kw_only=True)
 
 
+def _on_dense(tx: GradientTransformation) -> GradientTransformation:
+    """What steps dense gradients: of sparse ones there are no parts."""
+    while tx.recipe is not None and tx.recipe.factory is rows:
+        tx = tx.arguments["inner"]
+    return tx
+
+
 def is_apart(tx: GradientTransformation) -> bool:
     """Whether no leaf sees another, but for a number of steps that all share."""
+    tx = _on_dense(tx)
     counts = tx.recipe is not None and tx.recipe.factory in (scale_by_schedule, scale_by_learning_rate)
     return tx.leafwise or counts or (bool(tx.members) and all(map(is_apart, tx.members.values())))
 
 
 def _halves(tx: GradientTransformation) -> Halves | None:
     """A rule in two; `None` if its end looks at all leaves."""
+    tx = _on_dense(tx)
     if is_apart(tx):
         return Halves(None, tx.rule)
     keys, members = list(tx.members), list(tx.members.values())

@@ -101,9 +101,10 @@ class Step:
         if not self._donate:
             return pure(self._tx, params, state, grads, extra)
         with torch.no_grad():
-            if self._parts.take(params, state, grads, extra):
+            by_rows = are_sparse(grads)
+            if not by_rows and self._parts.take(params, state, grads, extra):
                 return params, state
-            with donating() if are_sparse(grads) else contextlib.nullcontext():
+            with donating() if by_rows else contextlib.nullcontext():
                 new = pure(self._tx, params, state, grads, extra)
             state, new_state = settle(state, new[1])
             overwrite((params, state), (new[0], new_state))
