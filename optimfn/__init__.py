@@ -148,9 +148,9 @@ from ._state_dict import state_dict as state_dict
 from ._state_spec import LeafSpec as LeafSpec
 from ._state_spec import state_spec as state_spec
 from ._version import __version__ as __version__
-from ._wrappers._by_rows import rows as rows
 from ._wrappers._complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._wrappers._complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
+from ._wrappers._by_rows import rows as rows
 from ._wrappers._complex import split_real_and_imaginary as split_real_and_imaginary
 from ._wrappers._conditional import ConditionallyMaskState as ConditionallyMaskState
 from ._wrappers._conditional import ConditionallyTransformState as ConditionallyTransformState
@@ -215,6 +215,9 @@ from ._algorithms.adagrad._madgrad import scale_by_madgrad as scale_by_madgrad
 from ._algorithms.adagrad._rmsprop import ScaleByRmsState as ScaleByRmsState, ScaleByRStdDevState as ScaleByRStdDevState
 from ._algorithms.adagrad._rmsprop import rmsprop as rmsprop, scale_by_rms as scale_by_rms
 from ._algorithms.adagrad._rmsprop import scale_by_stddev as scale_by_stddev
+from ._algorithms.adagrad._rowwise import ScaleByRowwiseRssState as ScaleByRowwiseRssState
+from ._algorithms.adagrad._rowwise import rowwise_adagrad as rowwise_adagrad
+from ._algorithms.adagrad._rowwise import scale_by_rowwise_rss as scale_by_rowwise_rss
 from ._algorithms.adagrad._sm3 import ScaleBySM3State as ScaleBySM3State, scale_by_sm3 as scale_by_sm3, sm3 as sm3
 from ._algorithms.adam._acprop import acprop as acprop, scale_by_acprop as scale_by_acprop
 from ._algorithms.adam._adabelief import ScaleByBeliefState as ScaleByBeliefState, adabelief as adabelief

@@ -5,7 +5,7 @@ import math
 import torch
 from case import NEGATIVE, NO_DECAY, Case
 from oracles.adafactor import RowCol
-from oracles.adagrad import AdaGrad
+from oracles.adagrad import AdaGrad, RowwiseAdaGrad
 from oracles.blocks import leafwise, torch_optimizer
 from oracles.optax_rules import SM3, AdafactorAsOptax, Factored
 from oracles.rmsprop import RmsProp
@@ -138,6 +138,22 @@ CASES = (
         of.scale_by_rss,
         {"initial_accumulator_value": 0.0, "eps": 0.0},
         oracle=leafwise(lambda _: AdaGrad(start=0.0, delta=0.0)),
+    ),
+    Case(
+        "scale_by_rowwise_rss",
+        of.scale_by_rowwise_rss,
+        {"initial_accumulator_value": 0.1, "eps": 1e-8},
+        oracle=leafwise(lambda _: RowwiseAdaGrad(start=0.1)),
+        live=("eps",),
+        bad=BAD_RSS,
+    ),
+    Case(
+        "rowwise_adagrad",
+        of.rowwise_adagrad,
+        {"learning_rate": 0.1, "initial_accumulator_value": 0.0, "eps": 1e-2},
+        oracle=leafwise(lambda _: RowwiseAdaGrad(0.1, eps=1e-2)),
+        live=("learning_rate", "eps"),
+        bad=(*BAD_RSS, BAD_RATE),
     ),
     Case(
         "adagrad",

@@ -152,6 +152,12 @@ def adam_per_leaf(learning_rate):
 
 
 @of.factory
+def adam_by_rows(learning_rate):
+    """Adam for sparse gradients, given dense ones: tests/test_rows.py gives the others."""
+    return of.rows(of.adam(learning_rate))
+
+
+@of.factory
 def flat_adam(learning_rate):
     """Adam on one vector."""
     return of.flatten(of.adam(learning_rate))
@@ -340,6 +346,15 @@ CASES = (
         oracle=leafwise(lambda _: Adam(1e-2)),
         live=("learning_rate",),
         covers=("per_leaf",),
+        bad=(BAD_RATE,),
+    ),
+    Case(
+        "rows",
+        adam_by_rows,
+        {"learning_rate": 1e-2},
+        oracle=leafwise(lambda _: Adam(1e-2)),
+        live=("learning_rate",),
+        covers=("rows",),
         bad=(BAD_RATE,),
     ),
     Case(

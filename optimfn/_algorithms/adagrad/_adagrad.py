@@ -61,7 +61,7 @@ def scale_by_rss(
         updates: Updates, state: ScaleByRssState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByRssState]:
         sums = tree.add(tree.abs_sq(updates), state.sum_of_squares)
-        direction = tree.map(lambda g, s: _divide(g, s, eps, eps_in_sqrt), updates, sums)
+        direction = tree.map(lambda g, s: divide(g, s, eps, eps_in_sqrt), updates, sums)
         return tree.cast_like(direction, updates), ScaleByRssState(tree.carry(sums, state.sum_of_squares))
 
     return GradientTransformation(init, update, leafwise=True, elementwise=True)
@@ -111,7 +111,7 @@ def adagrad(
     )
 
 
-def _divide(g: Tensor, s: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
+def divide(g: Tensor, s: Tensor, eps: Scalar, eps_in_sqrt: bool) -> Tensor:
     # The root is never taken of 0, not even where its value is thrown away: its gradient there is not finite.
     if eps_in_sqrt:
         seen = s > 0
