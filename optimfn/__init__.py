@@ -148,9 +148,9 @@ from ._state_dict import state_dict as state_dict
 from ._state_spec import LeafSpec as LeafSpec
 from ._state_spec import state_spec as state_spec
 from ._version import __version__ as __version__
+from ._wrappers._by_rows import rows as rows
 from ._wrappers._complex import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._wrappers._complex import SplitRealAndImaginaryState as SplitRealAndImaginaryState
-from ._wrappers._by_rows import rows as rows
 from ._wrappers._complex import split_real_and_imaginary as split_real_and_imaginary
 from ._wrappers._conditional import ConditionallyMaskState as ConditionallyMaskState
 from ._wrappers._conditional import ConditionallyTransformState as ConditionallyTransformState

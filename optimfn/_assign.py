@@ -48,7 +48,7 @@ def becomes(p: Tensor, update: Any) -> Tensor:
         return p
     if type(update) is Assign:
         if isinstance(update.value, Replaced):
-            return put(p, update.value.index, update.value.rows)
+            return put(p, update.value.places, update.value.rows)
         # In memory of its own: the value may be a leaf of the state, and steps write in place.
         return p if update.value is None else placed_like(update.value.to(p.dtype, copy=True), p)
     if update.is_sparse:

@@ -117,7 +117,7 @@ class UpdateGate(Gate):
         except Exception as error:
             if not usual:
                 tree.check_shapes(updates, like)
-            wrong = mistake(values(updates), state, params)
+            wrong = mistake(values(updates), state, params) or self._no_sparse(updates, error)
             if wrong is None:
                 raise
             raise wrong from error
@@ -127,6 +127,16 @@ class UpdateGate(Gate):
             else:
                 tree.check_shapes(new[0], params)
         return new
+
+    def _no_sparse(self, updates: Updates, error: Exception) -> Exception | None:
+        """What to say of a sparse gradient that an operator has not taken."""
+        if not isinstance(error, RuntimeError) or "parse" not in str(error) or not are_sparse(updates):
+            return None
+        name = "this rule" if self.recipe is None else self.recipe.factory.__name__
+        return TypeError(
+            f"{name} takes no sparse gradients: put rows(...) around the whole optimizer, or give it gradients made "
+            "dense with .to_dense()"
+        )
 
     def _look_at_dtypes(self, updates: Updates, like: Params) -> None:
         """What goes through a rule without an error, and does not do what was meant."""

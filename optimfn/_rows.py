@@ -9,12 +9,13 @@ under `donating` the result is a tensor that becomes a table when an operator as
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from . import tree
+from ._torch import make_wrapper_subclass
 from ._typing import Tree
 
 
@@ -22,41 +23,40 @@ class Replaced(Tensor):
     """A table with other values in some rows.
 
     Args:
-        base: The table.
-        index: Where the rows are, as for `Tensor.index_put`.
+        table: The table.
+        places: Where the rows are, as for `Tensor.index_put`.
         rows: Their values, in the dtype of the table.
     """
 
-    base: Tensor
-    index: tuple[Tensor, ...]
+    table: Tensor
+    places: tuple[Tensor, ...]
     rows: Tensor
 
     @staticmethod
-    def __new__(cls, base: Tensor, index: tuple[Tensor, ...], rows: Tensor) -> "Replaced":
-        self: Any = Tensor._make_wrapper_subclass(
-            cls, base.shape, strides=base.stride(), dtype=base.dtype, device=base.device
-        )
-        self.base, self.index, self.rows = base, index, rows
-        return self  # type: ignore[no-any-return]
-
-    def __init__(self, *_: Any) -> None: ...
+    def __new__(cls: type[Self], table: Tensor, places: tuple[Tensor, ...], rows: Tensor) -> Self:
+        """Make what stands for the table."""
+        shape, stride = table.shape, table.stride()
+        stands = make_wrapper_subclass(cls, shape, strides=stride, dtype=table.dtype, device=table.device)
+        stands.table, stands.places, stands.rows = table, places, rows
+        return stands
 
     def whole(self) -> Tensor:
         """The table that it stands for."""
-        return self.base.index_put(self.index, self.rows)
+        return self.table.index_put(self.places, self.rows)
 
     def write_into(self, target: Tensor) -> None:
         """Give a tensor these values."""
-        if target is not self.base:
+        if target is not self.table:
             target.copy_(self.whole())
-        elif len(self.index) == 1:
-            target.index_copy_(0, self.index[0], self.rows)
+        elif len(self.places) == 1:
+            target.index_copy_(0, self.places[0], self.rows)
         else:
-            target.index_put_(self.index, self.rows)
+            target.index_put_(self.places, self.rows)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, *given: Any) -> Any:
         """Run an operator on the table."""
+        _, args, kwargs = given
         return func(*_looked_at(args), **_looked_at(kwargs or {}))
 
 
@@ -116,5 +116,6 @@ def update_rows(g: Tensor, new: Tensor, p: Tensor, own: Tensor) -> Tensor:
 def add_rows(p: Tensor, update: Tensor) -> Tensor:
     """A parameter with a sparse update added, rounded once."""
     update = update.coalesce()
-    index, (of, own) = tuple(update.indices()), getattr(update, _TAKEN, (None, None))
-    return put(p, index, (own if of is p else take(p, index)) + update.values())
+    index, taken = tuple(update.indices()), getattr(update, _TAKEN, None)
+    own: Tensor = taken[1] if taken is not None and taken[0] is p else take(p, index)
+    return put(p, index, own + update.values())

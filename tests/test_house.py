@@ -22,6 +22,7 @@ LEVELS = [
     ["_checks"],
     ["_recipe"],
     ["tree"],
+    ["_rows"],
     ["_assign", "_codes"],
     ["_quantize"],
     ["_arguments"],

@@ -32,10 +32,11 @@ class Memory(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         given = {id(x) for x in _pytree.tree_leaves((args, kwargs))}
-        given |= {_storage(x) for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        given |= {own._cdata for x in _pytree.tree_leaves((args, kwargs)) for own in _storages(x)}
         for x in _pytree.tree_leaves(out):
-            if isinstance(x, torch.Tensor) and _storage(x) not in given | self.known:
-                self._made(x.untyped_storage())
+            for own in _storages(x):
+                if own._cdata not in given | self.known:
+                    self._made(own)
         return out
 
     def _made(self, storage):
@@ -50,8 +51,10 @@ class Memory(TorchDispatchMode):
         self.live -= size
 
 
-def _storage(x):
-    return x.untyped_storage()._cdata
+def _storages(x):
+    if not isinstance(x, torch.Tensor):
+        return []
+    return [own.untyped_storage() for own in ([x._indices(), x._values()] if x.is_sparse else [x])]
 
 
 def _tensors(seed):

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import tree
@@ -26,12 +25,11 @@ def rows(inner: GradientTransformation) -> GradientTransformation:
 
     A donating step, `Optimizer` included, takes time and memory in proportion to the rows. A pure step gives new
     tables, so it copies those of the parameters and of the state. Steps with a sparse gradient run the rule itself, not
-    kernels.
+    kernels; `torch.func` and `torch.compile` take no sparse tensors, so leave such a step out of what they transform.
 
     Args:
-        inner: The whole optimizer, or a part whose result is sparse again. Clips, decay and rate belong inside: other
-            rules do not take sparse updates. What looks at a leaf as a whole, such as a trust ratio or a norm, sees the
-            rows that are there.
+        inner: The whole optimizer, wrappers included, since other rules take no sparse updates. What looks at a leaf as
+            a whole, such as a trust ratio or a norm, sees the rows that are there.
 
     Shapes:
         updates: leaves in sparse COO layout, coalesced or not, or dense; the result has the same layout.
@@ -43,10 +41,9 @@ def rows(inner: GradientTransformation) -> GradientTransformation:
         ValueError: in `update`, naming the leaf, for a sparse gradient of a parameter of which the state holds
             something else, such as means of columns; or if `inner` changes its mind about a shape, as rules do that
             factor large leaves only.
-        RuntimeError: under `torch.func.vmap`, which takes no sparse tensors: make a stack of dense gradients.
 
-    Differs from: torch.optim.SparseAdam, which is this for one rule; torch.optim.SGD with momentum, where the moments of
-        absent rows go on.
+    Differs from: torch.optim.SparseAdam, which is this for one rule; torch.optim.SGD with momentum, where the moments
+        of absent rows go on.
 
     Example:
         >>> import torch, optimfn as of
@@ -113,8 +110,8 @@ def _place_of(updates: Updates) -> Callable[[str, Tensor, Tensor | None], _Place
         name = next(tree.join_path(path) for path, other in tree.leaves_with_path(updates) if other is g)
         raise ValueError(
             f"rows cannot step {name or 'the parameter'}: it has shape {tuple(g.shape)} and a sparse gradient, and the "
-            f"rule keeps a tensor of shape {tuple(leaf.shape)} for it, which has no row for each of its rows; give it a "
-            "dense gradient, or a rule whose state has the shape of the parameter"
+            f"rule keeps a tensor of shape {tuple(leaf.shape)} for it, which has no row for each of its rows; give it "
+            "a dense gradient, or a rule whose state has the shape of the parameter"
         )
 
     return find
@@ -134,8 +131,8 @@ def _check_shapes(old: State, new: State) -> None:
     for (path, was), now in zip(tree.leaves_with_path(old), tree.leaves(new), strict=True):
         if was.shape != now.shape:
             raise ValueError(
-                f"rows cannot apply this rule: {tree.join_path(path)} of its state has shape {tuple(was.shape)} for the "
-                f"rows that have a gradient and would become {tuple(now.shape)}; it looks at the size of a leaf"
+                f"rows cannot apply this rule: {tree.join_path(path)} of its state has shape {tuple(was.shape)} for "
+                f"the rows that have a gradient and would become {tuple(now.shape)}; it looks at the size of a leaf"
             )
 
 

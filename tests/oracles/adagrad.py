@@ -16,7 +16,7 @@ class AdaGrad:
 
 
 class RowwiseAdaGrad:
-    """s_i = s_i + mean over j of g_ij^2; x_ij <- x_ij - eta g_ij / (sqrt(s_i) + eps). Numbers are rows of one element."""
+    """s_i = s_i + mean over j of g_ij^2; x_ij <- x_ij - eta g_ij / (sqrt(s_i) + eps)."""
 
     def __init__(self, eta=-1.0, start=0.0, eps=1e-8):
         self.eta, self.eps, self.s = eta, eps, start

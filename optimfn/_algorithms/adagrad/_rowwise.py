@@ -2,9 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from ... import tree
 from ..._base import GradientTransformation, chain
 from ..._checks import check_nonnegative
@@ -24,8 +21,8 @@ class ScaleByRowwiseRssState(NamedTuple):
 def scale_by_rowwise_rss(initial_accumulator_value: Scalar = 0.0, eps: Scalar = 1e-8) -> GradientTransformation:
     """Divide each row of the updates by the root of the sum of the mean squares of that row so far.
 
-    A row is what the first axis counts, as in a table of embeddings; an element of a vector, and a leaf without axes, is
-    a row of its own. Inside `rows` it costs what the rows of a sparse gradient cost.
+    A row is what the first axis counts, as in a table of embeddings; an element of a vector, and a leaf without axes,
+    is a row of its own. Inside `rows` it costs what the rows of a sparse gradient cost.
 
     Maths:
         s_i <- s_i + mean over j of |g_ij|^2
@@ -58,10 +55,10 @@ def scale_by_rowwise_rss(initial_accumulator_value: Scalar = 0.0, eps: Scalar = 
     check_nonnegative(initial_accumulator_value=initial_accumulator_value, eps=eps)
 
     def init(params: Params) -> ScaleByRowwiseRssState:
-        def leaf(p: Tensor) -> Tensor:
-            return tree.full_like(p[(slice(None), *[slice(1)] * (p.ndim - 1))] if p.ndim else p, initial_accumulator_value)
-
-        return ScaleByRowwiseRssState(tree.map(leaf, tree.init_moment(params, real=True)))
+        firsts = tree.map(
+            lambda p: p[(slice(None), *[slice(1)] * (p.ndim - 1))] if p.ndim else p, tree.init_moment(params, real=True)
+        )
+        return ScaleByRowwiseRssState(tree.full_like(firsts, initial_accumulator_value))
 
     def update(
         updates: Updates, state: ScaleByRowwiseRssState, params: Params | None = None, **extra: Any

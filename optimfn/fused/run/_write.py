@@ -106,7 +106,7 @@ def _set_aside(old: Tree, targets: Sequence[Tensor], values: Sequence[Tensor]) -
 
 def _kept(target: Tensor, value: Tensor, taken: Taken) -> Tensor:
     if isinstance(value, Replaced):
-        return value if value.base is target else value.whole()
+        return value if value.table is target else value.whole()
     return value.clone() if taken.holds(value) else value
 
 
