@@ -873,7 +873,7 @@ schedule_free_adamw_warmed_up prodigy prodigy_of_the_authors prodigy_safeguarded
 momo_adam momo_adam_adapted scale_by_galore galore_adamw fira scale_by_apollo apollo apollo_of_random_directions
 scale_by_adam_mini scale_by_adam_mini_along_axes adam_mini adamp adamp_one_ahead scale_by_came came
 scale_by_sophia_g sophia_g gpa gpa_at_z
-clip_spikes spam dadapt_adagrad kron_whiten scale_by_kron kron lra_whiten
+clip_spikes spam dadapt_adagrad rows rowwise_adagrad scale_by_rowwise_rss kron_whiten scale_by_kron kron lra_whiten
 """
 # These call a sum of squares of 0 no information, and stand still; for the others eps decides.
 NOTHING_SEEN = frozenset({"scale_by_rss_from_nothing", "scale_by_sm3", "sm3"})

@@ -55,16 +55,13 @@ def scale_by_rowwise_rss(initial_accumulator_value: Scalar = 0.0, eps: Scalar = 
     check_nonnegative(initial_accumulator_value=initial_accumulator_value, eps=eps)
 
     def init(params: Params) -> ScaleByRowwiseRssState:
-        firsts = tree.map(
-            lambda p: p[(slice(None), *[slice(1)] * (p.ndim - 1))] if p.ndim else p, tree.init_moment(params, real=True)
-        )
-        return ScaleByRowwiseRssState(tree.full_like(firsts, initial_accumulator_value))
+        rows = _means(tree.init_moment(params, real=True))
+        return ScaleByRowwiseRssState(tree.full_like(rows, initial_accumulator_value))
 
     def update(
         updates: Updates, state: ScaleByRowwiseRssState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByRowwiseRssState]:
-        means = tree.fold_each("mean", lambda x: tuple(range(1, x.ndim)) or None, tree.abs_sq(updates), keepdim=True)
-        sums = tree.add(means, state.sum_of_squares)
+        sums = tree.add(_means(tree.abs_sq(updates)), state.sum_of_squares)
         direction = tree.map(lambda g, s: divide(g, s, eps, eps_in_sqrt=False), updates, sums)
         return tree.cast_like(direction, updates), ScaleByRowwiseRssState(tree.carry(sums, state.sum_of_squares))
 
@@ -104,3 +101,8 @@ def rowwise_adagrad(
         >>> optimizer.step()
     """
     return chain(scale_by_rowwise_rss(initial_accumulator_value, eps), descend(learning_rate))
+
+
+def _means(squares: Updates) -> Updates:
+    """The mean of each row."""
+    return tree.fold_each("mean", lambda x: tuple(range(1, x.ndim)) or None, squares, keepdim=True)
