@@ -78,6 +78,7 @@ def rows(inner: GradientTransformation) -> GradientTransformation:
         inner.init,
         update,
         leafwise=inner.leafwise,
+        elementwise=inner.elementwise,
         takes_assigned=inner.takes_assigned,
         takes_shards=inner.takes_shards,
         eval_params=inner.eval_params,
