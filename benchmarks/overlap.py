@@ -47,12 +47,15 @@ def main(rank, folder):
     model = torch.nn.Linear(2000, NUMBERS // 2000, bias=False)
     model.weight.grad = torch.ones_like(model.weight)
     heat = of.optim.DataParallelOptimizer(torch.optim.SGD(model.parameters(), lr=0.0))
+    own = torch.nn.Parameter(torch.zeros_like(leaf))
+    own.grad, behind = leaf, of.Optimizer([own], late)
 
     def begin():
         return _comm.start_mean(leaf, peers)
 
     results = {
         "deferred": left(lambda: late.update(leaf, late.init(leaf))[1], of.distributed.flush, 1.3 * whole),
+        "deferred, Optimizer": left(lambda: behind.step() or behind.state_tree(), of.distributed.flush, 1.3 * whole),
         "outer_sync(delay=...)": left(
             lambda: _flight.launch(begin, peers, leaf.device), lambda t: _flight.land(t, begin, peers), 1.3 * whole
         ),

@@ -1,7 +1,6 @@
 """What torch does not promise: its private names, and where its versions differ. No other module uses them."""
 
 import functools
-import importlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,12 +204,6 @@ def wait_for(x: Any) -> Tensor:
         return here
     arrived: Tensor = torch.ops._c10d_functional.wait_tensor(own)
     return arrived
-
-
-def in_flight(x: Tensor) -> Tensor:
-    """A view of the result of a collective that waits for it by itself, when an operator wants to read it."""
-    made: Tensor = importlib.import_module("torch.distributed._functional_collectives").AsyncCollectiveTensor(x)
-    return made
 
 
 def is_in_flight(x: Any) -> bool:

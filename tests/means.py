@@ -47,7 +47,6 @@ def verbs():
         "mean": comm.mean(sent, peers),
         "one by one": comm.mean(sent, peers, None, 1),
         "in low precision": comm.mean(sent, peers, torch.bfloat16),
-        "in flight": comm.waited(comm.start_mean(sent, peers).in_flight()),
     }
     for name, got in flights.items():
         if got["none"] is not None or not torch.equal(got["a"], want["a"]) or not torch.equal(got["c"], want["c"]):
@@ -155,6 +154,71 @@ def whole_means(size):
         found.append("flush gives another mean")
     if not far(run(outside, params, own)[0], run(of.scale(-0.1), params, means[:-1])[0]) <= 1e-12:
         found.append("only the mean is late: wrong")
+    return found
+
+
+def travelling(folder):
+    """What goes wrong behind `Optimizer` while a mean is on its way: saved, read, failed and compiled."""
+    mesh, found = replicas(2), []
+    if mesh is None:
+        return found
+    params, steps = drawn(SHAPES, torch.float64, 0), [batches(2, step) for step in range(4)]
+    own, means = [each[dist.get_rank()] for each in steps], [mean_of(each) for each in steps]
+    broken = [False]
+
+    def maybe(updates, params):
+        if broken[0]:
+            raise OverflowError("on purpose")
+        return updates
+
+    rule = of.chain(of.distributed.all_reduce_mean(mesh), of.stateless(maybe), of.adam(0.1))
+    late = of.distributed.deferred(rule)
+    mine = {name: torch.nn.Parameter(p.clone()) for name, p in params.items()}
+    optimizer = of.Optimizer([*mine.items()], late)
+
+    def state_of(tree):
+        return next(node for _, node in of.tree.walk(tree) if type(node) is of.distributed.DeferredState)
+
+    def step(grads):
+        for name, p in mine.items():
+            p.grad = grads[name].clone()
+        optimizer.step()
+
+    step(own[0])
+    now = state_of(optimizer.state_tree())
+    if not int(now.ticket) or far(now.mean, own[0]) != 0:
+        found.append("a step waits for its mean")
+    if dist.get_rank() == 0:  # one process saves alone, and all go on
+        entries = optimizer.state_dict()["state"].values()
+        saved = {name: entry["deferred.mean"] for name, entry in zip(mine, entries, strict=True)}
+        if far(saved, means[0]) > 1e-12:
+            found.append("what is saved is no mean")
+    step(own[1])
+    broken[0], before = True, [p.detach().clone() for p in mine.values()]
+    try:
+        step(own[2])
+        found.append("it does not fail")
+    except OverflowError:
+        pass
+    broken[0] = False
+    if far([*map(torch.detach, mine.values())], before) != 0:
+        found.append("a failed step moves parameters")
+    step(own[2])
+    pure, state = run(late, params, own[:3])
+    of.distributed.save(folder, pure, state, late, group=mesh.get_group())
+    pure, state = of.distributed.load(folder, pure, late.init(params), late, group=mesh.get_group())
+    if int(state.ticket) or far(state.mean, means[2]) > 1e-12:
+        found.append("a checkpoint holds no mean")
+    updates, state = late.update(own[3], state, pure)
+    pure = of.apply_updates(pure, updates)
+    step(own[3])
+    if far(of.tree.map(torch.detach, mine), pure) > 1e-12:
+        found.append("behind an optimizer it goes elsewhere")
+    try:
+        torch.compile(lambda g, s, p: late.update(g, s, p), backend="eager")(own[3], state, pure)
+        found.append("a compiled step takes what was sent for its mean")
+    except RuntimeError as error:
+        found += [] if "call flush(state)" in str(error) else [str(error)[:300]]
     return found
 
 
@@ -370,6 +434,8 @@ def sent_in_a_step(size):
         tx = make(mesh)
         with of.distributed.comm_trace() as before:
             state = tx.init(params)
+        # The first mean that travels in a group also agrees on a mark for its tickets.
+        of.distributed.flush(tx.update(params, state, params)[1])
         with of.distributed.comm_trace() as sent:
             of.distributed.flush(tx.update(params, state, params)[1])
         found[name] = sent.calls, sent.bytes, before.calls

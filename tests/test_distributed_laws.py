@@ -1,10 +1,14 @@
 """The laws of the table, for rules of several processes where there is one: the table proper would take minutes."""
 
+import importlib
+
 import pytest
 import test_laws as laws
 import torch
 from case import Case
 from helpers import assert_trees_equal, like, plain_params
+from ranks import on_ranks
+from test_sharded import told
 
 import optimfn as of
 
@@ -73,6 +77,12 @@ def test_members_of_a_batch_are_refused(case):
 def test_repr_makes_an_equal_value(case):
     assert all(f"{name}=" in repr(case.tx()) for name in case.kwargs)
     assert eval(repr(case.tx()), {**vars(of), **vars(od), "torch": torch}) == case.tx()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_trees_without_leaves_and_leaves_without_elements(alone):
+    found = told([importlib.import_module("empties").trees(True)] if alone else on_ranks("empties.trees", False))
+    assert not found, found
 
 
 def test_every_rule_is_here():

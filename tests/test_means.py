@@ -110,6 +110,10 @@ def test_compressors_are_hooks_of_torchs_wrappers():
         assert max(found.values()) <= 1e-6, found
 
 
+def test_a_mean_travels_behind_an_optimizer(tmp_path):
+    no_problems(on_ranks("means.travelling", str(tmp_path / "checkpoint")))
+
+
 def test_the_guide_says_what_a_step_sends():
     two, four = on_ranks("means.sent_in_a_step", 2), on_ranks("means.sent_in_a_step", 4)
     assert all(one == two[0] for one in two[:2])

@@ -15,6 +15,7 @@ from .._checks import plain
 from .._state_spec import LeafSpec, spec_of
 from .._torch import is_dtensor
 from .._typing import Params, State, Tree
+from ._means import flush, flush_in_place
 
 PathLike = str | os.PathLike[str]
 
@@ -40,6 +41,7 @@ def save(path: PathLike, params: Params, state: State, tx: Any, *, group: Any = 
         TypeError: if a leaf is neither a tensor nor a number, naming it.
         ValueError: if two leaves have the same name; or if a leaf is a partial sum, which differs between processes.
     """
+    state = flush(state)
     run(dcp().save, _stacked(_flat(params, state), _specs(tx, params, state), group), path, group)
 
 
@@ -131,6 +133,7 @@ class TrainState:
         """
         if _are_apart(self.state) and dist.is_initialized() and dist.get_world_size() > 1:
             raise ValueError("each replica has parameters and a state of its own: use optimfn.distributed.save")
+        flush_in_place(self.state)
         return _flat(self.params, self.state)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:

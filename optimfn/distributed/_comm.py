@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import tree
-from .._torch import collective, in_flight, is_batched, is_dtensor, is_in_flight, wait_for
+from .._torch import collective, is_batched, wait_for
 from .._typing import Tree
 from ..fused.ir._graph import SeveralProcesses
 from ..fused.trace._symbol import Symbol
@@ -129,19 +129,6 @@ class Departure(NamedTuple):
             self._put(places, wait_for(flat), found)
         return self.form.unflatten(found)
 
-    def in_flight(self) -> Tree:
-        """The result in the dtype in which it was sent, as leaves that wait when they are first read."""
-        if torch.compiler.is_compiling():  # between graphs nothing is on its way
-            return self.wait()
-        found = [*self.leaves]
-        for places, flat in self.buckets:
-            pieces = torch.split(flat, [_numel(self.leaves[i]) for i in places])
-            for i, piece in zip(places, pieces, strict=True):
-                x = local(self.leaves[i])
-                shaped = torch.view_as_complex(piece.reshape(*x.shape, 2)) if x.is_complex() else piece.reshape(x.shape)
-                found[i] = wrapped(in_flight(shaped), self.leaves[i])
-        return self.form.unflatten(found)
-
     def _put(self, places: Sequence[int], flat: Tensor, found: list[Any]) -> None:
         pieces = torch.split(flat, [_numel(self.leaves[i]) for i in places])
         for i, piece in zip(places, pieces, strict=True):
@@ -178,7 +165,7 @@ def start_mean(
     for places in _buckets(leaves, dtype, bucket_bytes):
         flat = torch.cat([_flat(local(leaves[i]), dtype) for i in places])
         if how == "mean":  # each its part, as DDP does it, so that low precision does not overflow
-            flat = flat / peers.size
+            flat = flat.div_(peers.size) if not flat.requires_grad else flat / peers.size
         buckets.append((places, begin_all_reduce(flat, peers)))
     return Departure(leaves, form, buckets)
 
@@ -203,17 +190,6 @@ def broadcast_tree(sent: Tree, source: int, peers: Peers, bucket_bytes: int = BU
         flat = torch.cat([_flat(local(leaves[i]), None) for i in places])
         buckets.append((places, broadcast(flat, source, peers)))
     return Departure(leaves, form, buckets).wait()
-
-
-def waited(state: Tree) -> Tree:
-    """The same tree with everything in it that was on its way."""
-
-    def leaf(x: Any) -> Any:
-        if is_dtensor(x) and is_in_flight(local(x)):
-            return wrapped(wait_for(local(x)), x)
-        return wait_for(x) if is_in_flight(x) else x
-
-    return tree.map(leaf, state)
 
 
 def _buckets(leaves: Sequence[Any], dtype: torch.dtype | None, most: int) -> list[list[int]]:

@@ -151,7 +151,7 @@ def daso(
 
     def end_epoch(state: DasoState, loss: float | Tensor, *, averaged: bool = False) -> DasoState:
         if not averaged:
-            device = tree.leaves(state.sent)[0].device
+            device = next((x.device for x in tree.leaves(state.sent)), torch.device("cpu"))
             loss = mean_loss(loss, exchange, device)
         now, seen = after_epoch(Phase.unpack(state.phase), state.seen, loss, detector, epochs)
         return state._replace(phase=now.pack(state.phase), seen=seen)

@@ -90,6 +90,8 @@ class Exchange:
         Returns:
             The three as they are then; parameters that nothing was done to are the same object.
         """
+        if not tree.size(params):  # there is nothing to agree about, for anyone
+            return params, sent, ticket
         for what, one in actions:
             takes_part = not self.exact or one == self.local.rank
             if what == SEND and takes_part:

@@ -52,6 +52,17 @@ def launch(begin: Callable[[], Any], peers: Peers, device: torch.device) -> int:
     return ticket
 
 
+def look_for(ticket: int, *, forget: bool = False) -> Any:
+    """What came of the collective for a ticket; `None` if this process knows of no such ticket. Begins nothing.
+
+    Args:
+        ticket: The ticket; it stays good, unless the process is to `forget` it.
+        forget: Whether nobody will come with it again.
+    """
+    departure = _board.departures.pop(ticket, None) if forget else _board.departures.get(ticket)
+    return None if departure is None else departure.wait()
+
+
 def land(ticket: int, begin: Callable[[], Any], peers: Peers) -> Any:
     """What came of the collective for a ticket; if this process knows of no such ticket, it only begins now."""
     # Only what this very group has launched: others may hold the ticket on some of these processes and not on all.

@@ -14,6 +14,7 @@ from .._checks import check_nonnegative
 from .._gate import look_for_unmatched
 from .._hints import shown as say
 from .._recipe import fingerprint, is_own
+from ..distributed._means import flush_in_place
 from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
 from ._hyperparameters import complete_betas, make_members, show
@@ -167,6 +168,8 @@ class Optimizer(FactorySource):
 
     def state_dict(self) -> dict[str, Any]:
         """What `torch.save` and the like store: flat, plain tensors, which are copies."""
+        if any(key == "ticket" or str(key).endswith(".ticket") for own in self.state.values() for key in own):
+            flush_in_place(self.state_tree())
         return self._with_trained(copy_state(super().state_dict()))
 
     def load_state_dict(  # type: ignore[override]  # as nn.Module does, it says what it has found
