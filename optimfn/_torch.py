@@ -209,3 +209,8 @@ def wait_for(x: Any) -> Tensor:
 def is_in_flight(x: Any) -> bool:
     """Whether a tensor is the result of a collective that may still be on its way."""
     return type(x) not in _ORDINARY and hasattr(type(x), "trigger_wait")
+
+
+def assert_later(condition: Tensor, message: str) -> None:
+    """Raise when the condition turns out not to hold, also in a compiled graph."""
+    torch._assert_async(condition, message)

@@ -11,6 +11,7 @@ from .._base import GradientTransformation, apply_updates, check_transformation,
 from .._checks import check_dtype, check_steps
 from .._recipe import factory, uses_factory
 from .._state_spec import HostCount
+from .._torch import assert_later
 from .._typing import Params, State, Updates
 from ..tree._core import cast_leaf
 from ._comm import BUCKET_BYTES, Departure, Peers, check_unbatched, check_whole, start_mean
@@ -176,7 +177,7 @@ class _Courier:
     def mean_of(self, state: DeferredState) -> Updates:
         """The mean of the step before, when it has arrived."""
         if torch.compiler.is_compiling():
-            torch._assert_async(state.ticket == 0, "a mean is on its way: call flush(state) before a compiled step")
+            assert_later(state.ticket == 0, "a mean is on its way: call flush(state) before a compiled step")
             return state.mean
         ticket = int(state.ticket)
         return land(ticket, lambda: self.begin(state.mean), self.peers) if ticket else state.mean
