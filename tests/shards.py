@@ -26,6 +26,16 @@ LAYOUTS = {
     "fsdp and tensor parallel": ("square", [S(0), S(1)], [S(0), R], [S(0), S(2)], [S(1), S(0)]),
     "mixed with plain": ("four", [S(0)], None, [S(1)], None),
 }
+# Others, as nobody lays parameters out on purpose, but some wrappers do: leaves on several meshes (with their own
+# placements), more ranks than columns, whole leaves beside shards, and an axis cut twice.
+ODD_LAYOUTS = {
+    "uneven columns": ("four", [S(1)], [S(0)], [S(2)], [S(1)]),
+    "two meshes": ("four", [S(0)], ("square", [R, S(0)]), ("square", [S(2), S(0)]), None),
+    "whole beside shards": ("four", [R], [S(0)], [R], [S(1)]),
+    "replicas of columns": ("square", [R, S(1)], [R, R], [S(1), R], [R, S(1)]),
+    "cut twice": ("square", [S(0), S(0)], [S(0), S(0)], [S(1), S(1)], [S(1), S(1)]),
+}
+LAYOUTS_OF_ALL = {**LAYOUTS, **ODD_LAYOUTS}
 SHAPES = {"a": (5, 3), "b": (6,), "c": (4, 3, 2), "d": (1, 4)}
 
 
@@ -38,16 +48,16 @@ def make_meshes():
 
 def works_on(layout):
     """Whether this rank belongs to the mesh of a layout."""
-    return dist.get_rank() in MESHES[LAYOUTS[layout][0]].mesh
+    return dist.get_rank() in MESHES[LAYOUTS_OF_ALL[layout][0]].mesh
 
 
 def sharded(layout, values):
     """Leaves, which all ranks have, in the shards of a layout."""
-    mesh, *placed = LAYOUTS[layout]
-    where = dict(zip(SHAPES, placed, strict=True))
+    mesh, *placed = LAYOUTS_OF_ALL[layout]
+    where = {name: x if type(x) is tuple else (mesh, x) for name, x in zip(SHAPES, placed, strict=True)}
     return {
-        name: x if where[name] is None else distribute_tensor(x, MESHES[mesh], where[name], src_data_rank=None)
-        for name, x in values.items()
+        name: x if own is None else distribute_tensor(x, MESHES[on], own, src_data_rank=None)
+        for name, x, (on, own) in ((name, x, where[name]) for name, x in values.items())
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import on_ranks
-from shards import LAYOUTS
+from shards import LAYOUTS, ODD_LAYOUTS
 
 FLAT = "one vector of all elements cannot be cut where uneven shards of the leaves are"
 # Cases that do not hold on shards yet, each with the reason. This list only shrinks.
@@ -17,10 +17,6 @@ SKIPS = {
 }
 SKIPS |= {
     **dict.fromkeys(["differentially_private_aggregate", "dpsgd"], "the gradient of an example is one vector: " + FLAT),
-    **dict.fromkeys(
-        ["hutchinson_estimator_diag_hessian", "scale_by_sophia", "sophia", "scale_by_adahessian", "adahessian"],
-        "torch.func takes no derivative of a function of DTensors",
-    ),
     **dict.fromkeys(
         [f"quantize_state{kind}" for kind in ("", "_short_blocks", "_dynamic8", "_4bit", "_fp8")],
         "a block of the state would run across shards, and its scale is of all its elements: " + FLAT,
@@ -40,6 +36,17 @@ def told(found):
 def test_every_case_steps_shards_as_one_process_steps_the_whole(layout):
     dtype = torch.float32 if layout == "fsdp on 2" else torch.float64
     found = told(on_ranks("shards.law_of_the_pure_api", layout, dtype, TIGHT[dtype], list(SKIPS)))
+    assert not found, found
+
+
+# By the element, by leaves, along axes, by blocks, on whole matrices, by noise, of second derivatives.
+ODD = "adamw lamb adafactor scale_by_sm3 adaptive_grad_clip adam_mini scale_by_muon soap kron add_noise adahessian"
+
+
+@pytest.mark.parametrize("layout", ODD_LAYOUTS)
+def test_rules_of_every_kind_step_leaves_that_lie_oddly(layout):
+    found = told(on_ranks("shards.law_of_the_pure_api", layout, torch.float64, 1e-10, list(SKIPS), ODD.split()))
+    found += told(on_ranks("shards.law_of_optimizers", layout, torch.float64, 1e-10, list(SKIPS), ["adamw", "lamb"]))
     assert not found, found
 
 

@@ -5,7 +5,7 @@ into a moment. Call them every few steps and hand the result to a rule as an ext
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import tree
 from .._checks import check_callable, check_choice, check_seed, check_steps
+from .._torch import is_dtensor, placed_like
 from .._typing import Params, Tree
 
 
@@ -61,7 +62,10 @@ def hvp(f: Callable[..., Any], params: Params, v: Tree, *args: Any, has_aux: boo
         result = f(tree.unflatten(params, list(xs)), *args)
         return result if has_aux else (result, ())
 
-    if parts:
+    products: Sequence[Tensor]
+    if any(map(is_dtensor, parts)):
+        products, aux = _by_reverse_twice(call, parts, tree.leaves(tree.cast_like(v, params)))
+    elif parts:
         gradient = torch.func.grad(call, argnums=tuple(range(len(parts))), has_aux=True)
         tangents = tuple(tree.leaves(tree.cast_like(v, params)))
         _, products, aux = _with_aux(torch.func.jvp(gradient, parts, tangents, has_aux=True))
@@ -347,6 +351,22 @@ def _wide_product(x: Tensor, y: Tensor) -> Tensor:
     """`x y` in at least float32."""
     dtype = torch.promote_types(y.dtype, torch.float32)
     return x.to(dtype) * y.to(dtype)
+
+
+def _by_reverse_twice(call: Callable[..., Any], parts: Sequence[Any], v: Sequence[Any]) -> tuple[list[Tensor], Tree]:
+    """The product of leaves in shards, of which torch.func takes no derivative."""
+    with torch.enable_grad():
+        given = [x.detach().requires_grad_() for x in parts]
+        value, aux = call(*given)
+        grads = torch.autograd.grad(tree.whole(value), given, create_graph=True, allow_unused=True)
+        pairs = [(placed_like(g, x), x, t) for g, x, t in zip(grads, given, v, strict=True) if g is not None]
+        moving = [(g, placed_like(t, x)) for g, x, t in pairs if g.requires_grad]
+        found: Sequence[Tensor | None] = [None for _ in given]
+        if moving:
+            outputs, along = zip(*moving, strict=True)
+            found = torch.autograd.grad(outputs, given, along, allow_unused=True)
+    products = [torch.zeros_like(x) if h is None else placed_like(h, x) for h, x in zip(found, parts, strict=True)]
+    return [h.detach() for h in products], tree.stop_gradient(aux)
 
 
 def _with_aux(results: tuple[Any, ...]) -> tuple[Any, Any, Any]:

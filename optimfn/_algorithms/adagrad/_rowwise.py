@@ -55,7 +55,7 @@ def scale_by_rowwise_rss(initial_accumulator_value: Scalar = 0.0, eps: Scalar = 
     check_nonnegative(initial_accumulator_value=initial_accumulator_value, eps=eps)
 
     def init(params: Params) -> ScaleByRowwiseRssState:
-        rows = _means(tree.init_moment(params, real=True))
+        rows = tree.outline(_means, tree.init_moment(params, real=True))  # only the shapes are of use
         return ScaleByRowwiseRssState(tree.full_like(rows, initial_accumulator_value))
 
     def update(

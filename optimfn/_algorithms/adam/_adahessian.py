@@ -106,7 +106,7 @@ def scale_by_adahessian(
         state = ScaleByAdaHessianState(count, tree.carry(mu, state.mu), tree.carry(nu, state.nu), inner)
         return tree.cast_like(direction, updates), state
 
-    return GradientTransformation(init, update, takes_shards=estimator.takes_shards)
+    return GradientTransformation(init, update)
 
 
 @factory

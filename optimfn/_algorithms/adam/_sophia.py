@@ -86,7 +86,7 @@ def hutchinson_estimator_diag_hessian(random_seed: int | Tensor | None = None) -
         found = tree.map(lambda g, h: tree.cast_leaf(h, g.dtype), updates, found)
         return found, HutchinsonState(tree.fold_in(state.key, 0))
 
-    return GradientTransformation(init, update, takes_shards=False)
+    return GradientTransformation(init, update)
 
 
 @factory
@@ -165,7 +165,7 @@ def scale_by_sophia(
         nu, inner = tree.where(due, (nu, inner), (state.nu, state.hessian_fn_state))
         return tree.cast_like(direction, updates), SophiaState(count, tree.carry(mu, state.mu), nu, inner)
 
-    return GradientTransformation(init, update, takes_shards=estimator.takes_shards)
+    return GradientTransformation(init, update)
 
 
 @factory
