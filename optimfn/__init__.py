@@ -8,6 +8,9 @@ from . import tree as tree
 from ._algorithms.matrix._adamuon import AdaMuonState as AdaMuonState
 from ._algorithms.matrix._adamuon import adamuon as adamuon
 from ._algorithms.matrix._adamuon import scale_by_adamuon as scale_by_adamuon
+from ._algorithms.matrix._dion import DionState as DionState
+from ._algorithms.matrix._dion import dion as dion
+from ._algorithms.matrix._dion import scale_by_dion as scale_by_dion
 from ._algorithms.matrix._dion2 import Dion2State as Dion2State
 from ._algorithms.matrix._dion2 import dion2 as dion2
 from ._algorithms.matrix._dion2 import scale_by_dion2 as scale_by_dion2

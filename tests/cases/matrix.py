@@ -3,7 +3,7 @@
 import torch
 from case import NEGATIVE, Case
 from oracles.blocks import Each, leafwise, torch_optimizer
-from oracles.matrix import AdaMuon, Dion2, NorMuon, Scion
+from oracles.matrix import AdaMuon, Dion, Dion2, NorMuon, Scion
 
 import optimfn as of
 
@@ -83,6 +83,24 @@ def dion2_on_matrices(learning_rate, fraction, ef_decay, weight_decay):
     """The whole optimizer in float64, on the matrices."""
     rule = of.dion2(learning_rate, fraction, ef_decay, weight_decay=weight_decay, dtype=torch.float64)
     return of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
+@of.factory
+def dion_on_matrices(learning_rate, rank_fraction, beta, weight_decay):
+    """The whole optimizer, on the matrices."""
+    rule = of.dion(learning_rate, rank_fraction, beta, weight_decay=weight_decay)
+    return of.masked(rule, of.tree.mask_by(has_two_axes))
+
+
+def dion_oracle(rank, beta, learning_rate, weight_decay):
+    """What the library draws for a leaf is a function of its path."""
+
+    def run(params, gradients):
+        q = of.tree.normal(of.tree.fold_in(0, "a"), torch.empty(params["a"].shape[1], rank, dtype=torch.float64))
+        rule = on_a(Dion, q.numpy(), beta, learning_rate, weight_decay)
+        return rule(params, gradients)
+
+    return run
 
 
 @of.factory
@@ -267,6 +285,20 @@ CASES = (
         needs_params=True,
         skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
         bad=(BAD_RATE, ({"fraction": 0.0}, ValueError, "fraction must be a number > 0, got 0.0")),
+    ),
+    Case(
+        "dion",
+        dion_on_matrices,
+        {"learning_rate": 0.02, "rank_fraction": 0.5, "beta": 0.9, "weight_decay": 0.1},
+        oracle=dion_oracle(2, 0.9, 0.02, 0.1),
+        rtol=1e-9,  # a decomposition follows another
+        layouts=1e-10,
+        batched=1e-9,
+        live=("learning_rate", "beta", "weight_decay"),
+        covers=("dion", "scale_by_dion"),
+        needs_params=True,
+        skips={"fused": PRODUCTS, "complex": "complex leaves are an error"},
+        bad=(BAD_RATE, ({"rank_fraction": 0.0}, ValueError, "rank_fraction must be a number > 0, got 0.0")),
     ),
     Case(
         "scion",

@@ -48,6 +48,24 @@ class AdaMuon:
         return -self.rate * (u + self.weight_decay * p)
 
 
+class Dion:
+    """Ahn et al. 2025 (2504.05295), Algorithm 1, with numbers that begin as the library draws them."""
+
+    def __init__(self, q, mu, rate, weight_decay, eps=1e-8):
+        self.q, self.mu, self.rate, self.weight_decay, self.eps, self.m = q, mu, rate, weight_decay, eps, 0.0
+
+    def __call__(self, g, p, t):
+        self.m = self.m + g
+        if not self.m.any():
+            self.q = self.q / (np.sqrt((self.q**2).sum(0)) + self.eps)
+            return -self.rate * self.weight_decay * p
+        left, _ = np.linalg.qr(self.m @ self.q)
+        r = self.m.T @ left
+        self.m = self.m - (1 - self.mu) * left @ r.T
+        self.q = r / (np.sqrt((r**2).sum(0)) + self.eps)
+        return -self.rate * (np.sqrt(g.shape[0] / g.shape[1]) * left @ self.q.T + self.weight_decay * p)
+
+
 class Dion2:
     """Ahn et al. 2025: the rows of the shorter side with the largest sums of magnitudes."""
 
