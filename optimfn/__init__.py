@@ -356,6 +356,8 @@ from ._transforms._normalize import normalize_by_update_norm as normalize_by_upd
 from ._transforms._plateau import DetectPlateauState as DetectPlateauState, PlateauDetector as PlateauDetector
 from ._transforms._plateau import PlateauState as PlateauState, detect_plateau as detect_plateau, plateau as plateau
 from ._transforms._power_ema import PowerEmaState as PowerEmaState, power_ema as power_ema
+from ._transforms._qk_clip import AttentionRows as AttentionRows
+from ._transforms._qk_clip import qk_clip as qk_clip
 from ._transforms._rate import ScaleByScheduleState as ScaleByScheduleState, scale as scale
 from ._transforms._rate import scale_by_learning_rate as scale_by_learning_rate, scale_by_schedule as scale_by_schedule
 from ._transforms._targets import incremental_update as incremental_update, periodic_update as periodic_update

@@ -130,6 +130,9 @@ def _unmatched(value: Any, params: Any) -> Iterator[str]:
             given = [arguments["pattern"]] if recipe.factory is tree.mask_by_path else arguments["patterns"]
             none = [one for one in given if not any(tree.leaves(tree.mask_by_path(one)(params)))]
             yield from [f"matches the pattern {pattern!r} of tree.{name}" for pattern in none]
+        elif name == "qk_clip":
+            none = [one for one in arguments["rows"] if not any(tree.leaves(tree.mask_by_path(one)(params)))]
+            yield from [f"matches the pattern {pattern!r} of qk_clip" for pattern in none]
         elif recipe.factory is tree.mask_by and not any(tree.leaves(tree.mask_by(arguments["predicate"])(params))):
             yield f"is chosen by mask_by({shown(arguments['predicate'])})"
         elif name == "partition" and not callable(arguments["param_labels"]):

@@ -54,6 +54,20 @@ def into_box(params):
 
 CASES = (
     Case(
+        "qk_clip",
+        of.qk_clip,
+        {"rows": {"^(a)": "query", "^(b)": "key"}, "threshold": 100.0, "alpha": 0.25},
+        oracle=leafwise(lambda name: Each(lambda g, p, t: {"a": 4**-0.25, "b": 2**-0.75}.get(name, 1.0) * (p + g) - p)),
+        live=("threshold", "alpha"),
+        needs_params=True,
+        extra={"max_logits": {"a": torch.tensor(400.0), "b": torch.tensor(200.0)}},
+        bad=(
+            ({"threshold": 0.0}, ValueError, "threshold must be a number > 0, got 0.0"),
+            ({"rows": {"a": "query"}}, ValueError, "rows must have patterns with one group, .*, got 'a'"),
+            ({"rows": {"(a)": "value"}}, ValueError, "rows must be 'query', 'key', 'rope' or .*, got 'value'"),
+        ),
+    ),
+    Case(
         "scale",
         of.scale,
         {"step_size": -0.3},
