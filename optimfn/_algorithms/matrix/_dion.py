@@ -65,10 +65,9 @@ def scale_by_dion(
 
     Example:
         >>> import torch, optimfn as of
-        >>> tx, params = of.scale_by_dion(), torch.zeros(2, 3)
-        >>> u, _ = tx.update(torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), tx.init(params))
-        >>> (u @ u.T).diag().round(decimals=3)
-        tensor([1., 1.])
+        >>> tx, params = of.scale_by_dion(0.5), torch.zeros(2, 2)
+        >>> tx.update(torch.tensor([[30.0, 40.0], [0.0, 0.0]]), tx.init(params))[0][0].round(decimals=3)
+        tensor([0.6000, 0.8000])
     """
     check_positive(rank_fraction=rank_fraction)
     check_fraction(rank_fraction=rank_fraction)
