@@ -51,6 +51,38 @@ def test_rules_that_differ_in_numbers_only_share_their_kernels(make, unbuilt):
     assert len(files_after([make(x) for x in (0.01, 0.02, 0.0371)], unbuilt)) == 1
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda n: of.warmup_cosine_decay_schedule(0.0, 0.1, 2 + n, 10 + 3 * n),
+        lambda n: of.linear_schedule(0.1, 0.01, 5 + n, n),
+        lambda n: of.piecewise_constant_schedule(0.1, {3 + n: 0.5, 9 * n: 0.1}),
+        lambda n: of.polynomial_schedule(0.1, 0.01, 2, 4 + n),
+    ],
+    ids=["cosine", "linear", "piecewise", "polynomial"],
+)
+def test_lengths_of_schedules_are_no_part_of_the_source(schedule, unbuilt):
+    assert len(files_after([of.sgd(schedule(n)) for n in (1, 2, 7)], unbuilt)) == 1
+
+
+def test_whole_numbers_are_exact_and_as_eager_takes_them():
+    """Beyond what a float holds, negative, and as a divisor."""
+    tx = of.GradientTransformation(
+        lambda params: {"n": torch.tensor(2**60 + 1), "x": torch.tensor(0.5)},
+        lambda updates, state, params: (
+            updates,
+            {"n": (state["n"] - (2**59 + 3)) * -1 + 2**62 % 7, "x": state["x"] * 3 - 2**24 - 1 + state["n"] % 5},
+        ),
+    )
+    leaf = torch.ones(3)
+    state = tx.init(leaf)
+    got, want = state, state
+    for _ in range(2):
+        got = of.make_step(tx, backend="fused")(leaf, got, leaf)[1]
+        want = of.make_step(tx, backend="eager")(leaf, want, leaf)[1]
+    assert_trees_equal(got, want, rtol=0, atol=0)
+
+
 def test_numbers_that_decide_what_is_computed_make_kernels_of_their_own(unbuilt):
     """A small weight of `lerp` is taken from one end, a large one from the other; a square is no power."""
     leaf = torch.rand(40) + 0.5

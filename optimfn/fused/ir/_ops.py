@@ -241,9 +241,23 @@ def settled(op: str, args: Sequence[Any]) -> str:
     return op
 
 
-def is_free(op: str, args: Sequence[Any], position: int, compute: torch.dtype) -> bool:
-    """Whether an argument is a number that decides nothing: the expression is the same with any other."""
-    if not (isinstance(args[position], float) and compute.is_floating_point):
+def is_free(op: str, args: Sequence[Any], position: int, compute: torch.dtype, *, whole: bool = False) -> bool:
+    """Whether an argument is a number that decides nothing: the expression is the same with any other.
+
+    Args:
+        op: The operator.
+        args: Its arguments.
+        position: Which of them.
+        compute: What it computes in.
+        whole: Whether whole numbers may be free too.
+    """
+    value = args[position]
+    if isinstance(value, float):
+        may_be = compute.is_floating_point
+    else:
+        counts = compute.is_floating_point or compute == torch.int64
+        may_be = whole and type(value) is int and counts and abs(value) < 2**63
+    if not may_be:
         return False
     others = [*args[:position], ..., *args[position + 1 :]]
     return template(op, args, compute) == template(op, others, compute)

@@ -2,7 +2,8 @@
 
 A number that only takes part in arithmetic, such as a learning rate, is no part of the source: it has a slot, which is
 filled when the tables are made, and never written. So what differs in such numbers only is compiled once. One that
-decides what is computed, such as the 2 of a square, stays, and so do whole numbers.
+decides what is computed, such as the 2 of a square, stays, and so do whole numbers in the programs of leaves, where
+compilers make something of them; in 0-dim arithmetic, such as that of schedules, they have slots.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..ir._numbers import in_registers
 class Number(NamedTuple):
     """A number in the table of 0-dim values, as it is in registers; the text tells 0.0 from -0.0."""
 
-    value: float
+    value: int | float
     text: str
     dtype: torch.dtype  # that of the arithmetic it takes part in
 
@@ -44,18 +45,27 @@ class Numbers:
         return slot
 
 
-def settled(node: Node) -> tuple[str, list[Node | Number | Constant]]:
-    """What a node is in a program: an operator, which may depend on numbers, and operands."""
+def settled(node: Node, *, whole: bool = False) -> tuple[str, list[Node | Number | Constant]]:
+    """What a node is in a program: an operator, which may depend on numbers, and operands.
+
+    Args:
+        node: The node.
+        whole: Whether whole numbers have slots too.
+    """
     args = node.args[:1] if node.op == "fill" else node.args
     if all(isinstance(x, Node) for x in args):
         return node.op, [*args]
     op = _ops.settled(node.op, args)
-    return op, [x if isinstance(x, Node) else _number(op, args, i, node.compute) for i, x in enumerate(args)]
+    return op, [x if isinstance(x, Node) else _number(op, args, i, node.compute, whole) for i, x in enumerate(args)]
 
 
-def _number(op: str, args: Sequence[Any], position: int, compute: torch.dtype) -> Number | Constant:
+def _number(op: str, args: Sequence[Any], position: int, compute: torch.dtype, whole: bool) -> Number | Constant:
     value = args[position]
-    if not _ops.is_free(op, args, position, compute):
-        return Constant(value, value.hex() if isinstance(value, float) else repr(value))
-    value = float(in_registers(_ops.as_operand(value, op, position, compute), compute))
-    return Number(value, value.hex(), compute)
+    if not _ops.is_free(op, args, position, compute, whole=whole):
+        return Constant(value, _text(value))
+    value = in_registers(_ops.as_operand(value, op, position, compute), compute)
+    return Number(value, _text(value), compute)
+
+
+def _text(value: Any) -> str:
+    return value.hex() if isinstance(value, float) else repr(value)

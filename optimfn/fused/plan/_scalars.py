@@ -81,7 +81,7 @@ class Scalars:
         if node.kind == "reduce":
             form = Form("reduce", node.op, (), node.dtype, node.dtype)
             return form, [slot, *(self.slot[p] for p in node.args)], [self._owners.get(p) for p in node.args]
-        op, args = settled(node)
+        op, args = settled(node, whole=True)
         dtypes = tuple([x if isinstance(x, Constant) else x.dtype for x in args])
         given = [x for x in args if not isinstance(x, Constant)]
         row = [slot, *(self.slot[x] if isinstance(x, Node) else self.numbers.slot(x) for x in given)]

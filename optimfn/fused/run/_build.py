@@ -59,23 +59,31 @@ _loaded = _Loaded()
 def load(functions: Sequence[Function]) -> dict[str, int]:
     """The address of each function, and of `run` and `clash`, the driver.
 
-    Only those that this process has not loaded yet are looked for in the cache, and compiled if they are not
-    there.
+    If this process has not loaded all of them, they are looked for in the cache, all as one source, which does not
+    depend on what has been loaded before. If they are not there, those that are missing are compiled.
 
     Raises:
         CannotBuild: if there is no compiler, no directory to write to, or the compiler fails.
     """
     with _loaded.lock:
-        missing = {function.name: function for function in functions if function.name not in _loaded.addresses}
+        every = {function.name: function for function in functions}
+        missing = {name: function for name, function in every.items() if name not in _loaded.addresses}
         if missing or not _loaded.libraries:
             # The driver is half of the compiler's work on a rule, and that of the first serves all.
             driver = () if _loaded.libraries else ("run", "clash")
-            library, source = _library(print_unit(missing.values(), driver=bool(driver)))
+            library, source = _library(
+                [print_unit(every.values(), driver=True), print_unit(missing.values(), driver=bool(driver))]
+            )
             _loaded.libraries.append(library)
             for name in (*missing, *driver):
                 _loaded.addresses[name] = _address(library, name)
                 _loaded.source[name] = source
         return {name: _loaded.addresses[name] for name in (*(f.name for f in functions), "run", "clash")}
+
+
+def forget() -> None:
+    """Load anew whatever is loaded next; for who fills the cache for processes that begin with nothing."""
+    globals()["_loaded"] = _Loaded()
 
 
 def loaded() -> object:
@@ -88,18 +96,33 @@ def sources(names: Sequence[str]) -> list[Path]:
     return sorted({_loaded.source[name] for name in names})
 
 
-def _library(source: str) -> tuple[ctypes.CDLL, Path]:
-    compiler = _compiler()
-    directory = _cache.writable_directory()
+def _library(sources: Sequence[str]) -> tuple[ctypes.CDLL, Path]:
+    """The library of the first source that is in the cache; if none is, the last is compiled."""
+    compiler, directory = _compiler(), _cache.writable_directory()
+    place = directory, directory, directory
+    for source in dict.fromkeys(sources):
+        place = _places(source, compiler, directory)
+        opened = _cache.open_intact(place[0], place[2])
+        if opened is not None:
+            return _opened(opened, place)
+    with _cache.turn(place[0], _LIMIT):
+        opened = _cache.open_intact(place[0], place[2])
+        if opened is None:
+            opened = _compile(sources[-1], compiler[0], directory, place)
+    return _opened(opened, place)
+
+
+Places = tuple[Path, Path, Path]  # the library, its source, and its digest
+
+
+def _places(source: str, compiler: tuple[list[str], str], directory: Path) -> Places:
     key = "\0".join([without_comments(source), *compiler[0], compiler[1], *FLAGS, _processor()])
     stem = hashlib.sha256(key.encode()).hexdigest()[:32]
-    library, text, check = (directory / f"{stem}{ending}" for ending in (".so", ".c", ".sha256"))
-    opened = _cache.open_intact(library, check)
-    if opened is None:
-        with _cache.turn(library, _LIMIT):
-            opened = _cache.open_intact(library, check)
-            if opened is None:
-                opened = _compile(source, compiler[0], directory, (library, text, check))
+    return directory / f"{stem}.so", directory / f"{stem}.c", directory / f"{stem}.sha256"
+
+
+def _opened(opened: int, place: Places) -> tuple[ctypes.CDLL, Path]:
+    library, text, _ = place
     try:
         # The file stays open: the loader takes the same path for the same library.
         return ctypes.CDLL(_cache.path_of(opened, library)), text
@@ -108,7 +131,7 @@ def _library(source: str) -> tuple[ctypes.CDLL, Path]:
         raise CannotBuild(f"the compiled kernel {library} does not load: {error}") from error
 
 
-def _compile(source: str, compiler: list[str], directory: Path, targets: tuple[Path, Path, Path]) -> int:
+def _compile(source: str, compiler: list[str], directory: Path, targets: Places) -> int:
     """Make an entry of the cache; returns a descriptor of the library."""
     library, text, check = targets
     try:

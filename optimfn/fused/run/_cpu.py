@@ -19,6 +19,8 @@ from ..plan._tables import Tables, blocks_within, cut, cut_columns
 from . import _build
 from ._process import Process
 
+_FORMATS = {torch.float64: "d", torch.int64: "q"}
+
 
 def _chunks(row: Row) -> Iterator[tuple[int, int]]:
     if row.kernel.loop == "columns":
@@ -55,7 +57,7 @@ class CpuCode:
         # What the slots hold before the first step: numbers, which stay.
         self.values = array("q", bytes(8 * len(plan.slot)))
         for number in plan.numbers:
-            self.values.frombytes(struct.pack("d" if number.dtype == torch.float64 else "f4x", number.value))
+            self.values.frombytes(struct.pack(_FORMATS.get(number.dtype, "f4x"), number.value))
         self.values.append(0)  # so that there is something to point at
         self.whole = self.select(None)
 

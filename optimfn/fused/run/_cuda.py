@@ -8,6 +8,7 @@ The device comes to a copy long after the host has asked for it, so what is sent
 is sent from memory of its own. A graph has tables of its own too, which every replay sends again.
 """
 
+import struct
 from array import array
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -75,7 +76,8 @@ class CudaCode:
         self.device, self.buffers = device, plan.buffers
         # What the slots hold before the first step: numbers, which stay.
         self.values = array("q", bytes(8 * len(plan.slot)))
-        self.values.frombytes(array("d", [number.value for number in plan.numbers]).tobytes())
+        for number in plan.numbers:
+            self.values.frombytes(struct.pack("d" if number.dtype.is_floating_point else "q", number.value))
         self.kernels = {kernel: self.module[kernels[kernel].name] for kernel in plan.kernels}
         self.scalars = [None if scalar is None else self.module[scalar.name] for scalar in scalars]
         self.sends = 1 + sum(bool(stage.opaque) for stage in plan.stages)  # the most that a step may need
