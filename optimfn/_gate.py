@@ -141,12 +141,39 @@ class UpdateGate(Gate):
     def _look_at_dtypes(self, updates: Updates, like: Params) -> None:
         """What goes through a rule without an error, and does not do what was meant."""
         dtypes = {u.dtype for u in tree.leaves(updates)}
-        if not dtypes and tree.leaves(like):
-            warnings.warn("no gradient: all updates are None; was backward called on these parameters?", stacklevel=3)
+        parameters = tree.leaves(like)
+        grown = bool(parameters) and parameters[0].grad_fn is not None
+        if not dtypes and parameters:
+            cause = _NO_LEAVES if grown else "was backward called on these parameters?"
+            warnings.warn(f"no gradient: all updates are None; {cause}", stacklevel=3)
+        elif grown and not any(u.requires_grad for u in tree.leaves(updates)):
+            _warn_of_graphs(parameters[0])
         if not all(dtype in _FLOATING for dtype in dtypes):
             check_kinds(updates, like)
 
 
+def _warn_of_graphs(parameter: torch.Tensor) -> None:
+    """Say once that parameters carry the graphs of steps through which nothing is likely to be differentiated."""
+    node, steps = parameter.grad_fn, 0
+    while node is not None and steps < _MOST_STEPS:
+        node, steps = node.next_functions[0][0] if node.next_functions else None, steps + 1
+    if steps == _MOST_STEPS and not _told:
+        _told.append(True)
+        warnings.warn(
+            f"the parameters carry the graph of the last {steps} steps, which takes memory and time at each, though "
+            "the gradients have no graph. Begin with {name: p.detach() for name, p in model.named_parameters()} and "
+            "torch.func.grad; or with torch.autograd.grad step under torch.no_grad() and mark the new parameters by "
+            "requires_grad_()",
+            stacklevel=5,
+        )
+
+
+_told: list[bool] = []
+_MOST_STEPS = 32  # through more, first-order meta-learning seldom goes
+_NO_LEAVES = (
+    "these parameters are results of a step and no leaves, so that backward leaves no gradient in them: "
+    "use torch.func.grad, or detach the new parameters and mark them by requires_grad_()"
+)
 _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 

@@ -6,7 +6,7 @@ Nothing here is on the way of a step: it is asked when something has gone wrong 
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -103,6 +103,25 @@ def for_number(name: str, value: Any) -> str:
     if isinstance(value, list | tuple | Tensor):
         return ": groups have numbers of their own with partition or in an Optimizer, stacked models with stacked"
     return ""
+
+
+def misused(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a module in the place of parameters a schedule in that of a number: torch's constructors fail on them.
+
+    Args:
+        name: The class.
+        args, kwargs: What its constructor is called with.
+    """
+    given: dict[str, Any] = dict(zip(["params", "lr"], args, strict=False)) | dict(kwargs)
+    params = given.pop("params", None)
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(f"params is a {type(params).__name__}, no tensors: call {name}(model.parameters(), ...)")
+    for option, value in given.items():
+        if callable(value) and not isinstance(value, Tensor | type):
+            raise TypeError(
+                f"{option} must be a number, got {shown(value)}: {name} takes the schedulers of "
+                f"torch.optim.lr_scheduler; a schedule goes into a factory, Optimizer(params, adamw(schedule))"
+            )
 
 
 def misfit(make: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

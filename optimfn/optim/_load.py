@@ -1,13 +1,14 @@
 """Loading state dicts: what fits, without losing dtypes."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._hints import shown
+from .._hints import misused, shown
 from .._quantize import fitted
 from ._contract import FiresHooksOnce
 from ._layout import Entries, ParamKey
@@ -192,12 +193,28 @@ def _list(pairs: Sequence[tuple[str, str]]) -> str:
     return ", ".join(shown) or "nothing"
 
 
+def _speaking(constructor: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(constructor)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        misused(type(self).__name__, args, kwargs)
+        constructor(self, *args, **kwargs)
+
+    return init
+
+
 class KeepsDtypes(FiresHooksOnce):
     """A `load_state_dict` that takes tensors as they were saved.
 
     torch casts every entry but `step` to the dtype of its parameter, which makes a float32 moment of a
     bfloat16 parameter bfloat16, and a count too.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the constructor, which is torch's, first say what torch's would fail on without a word to the point."""
+        super().__init_subclass__(**kwargs)
+        for base in cls.__bases__:
+            if base.__module__.startswith("torch.optim") and base is not torch.optim.Optimizer:
+                type.__setattr__(cls, "__init__", _speaking(vars(base)["__init__"]))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, by this class or by torch's, dtypes included."""
