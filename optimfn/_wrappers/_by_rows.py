@@ -11,7 +11,7 @@ from .._base import GradientTransformation, check_transformation
 from .._recipe import factory
 from .._rows import are_sparse, put, take, update_rows
 from .._state_spec import map_values, values_of
-from .._typing import Assign, Params, State, Updates
+from .._typing import Assign, Params, State, Tree, Updates
 
 
 @factory
@@ -61,18 +61,13 @@ def rows(inner: GradientTransformation) -> GradientTransformation:
         given, form = tree.flatten(updates)
         given = [g.coalesce() if _is_sparse(g) else g for g in given]
         whole = form.unflatten(given)
-        where = map_values(template(), _place_of(whole), state, whole, others=lambda _: _Place(()))
-        own = tree.map(lambda at, x: take(x, at.index) if at.index else x, where, state)
+        own, back = _take_state(template, state, whole)
         small = form.unflatten([g.values() if _is_sparse(g) else g for g in given])
         held = given if params is None else tree.flatten(params)[0]
         taken = list(map(_rows_of, held, given))
         there = None if params is None else tree.seen_in(form.unflatten(taken), params)
         changed, new = inner.rule(small, own, tree.widen(there), **extra)
-        _check_shapes(own, new)
-        return (
-            tree.map(_spread, whole, changed, form.unflatten(held), form.unflatten(taken)),
-            tree.map(lambda at, x, now: put(x, at.index, now) if at.index else now, where, state, new),
-        )
+        return tree.map(_spread, whole, changed, form.unflatten(held), form.unflatten(taken)), back(new)
 
     return GradientTransformation(
         inner.init,
@@ -91,6 +86,20 @@ class _Place:
 
     def __init__(self, index: tuple[Tensor, ...]) -> None:
         self.index = index
+
+
+def _take_state(template: Callable[[], Tree], state: State, updates: Updates) -> tuple[State, Callable[[State], State]]:
+    """The state of the rows that are there, and what makes the next whole one of theirs."""
+    if all(not x.ndim for x in tree.leaves(state)):
+        return state, lambda new: new
+    where = map_values(template(), _place_of(updates), state, updates, others=lambda _: _Place(()))
+    own = tree.map(lambda at, x: take(x, at.index) if at.index else x, where, state)
+
+    def back(new: State) -> State:
+        _check_shapes(own, new)
+        return tree.map(lambda at, x, now: put(x, at.index, now) if at.index else now, where, state, new)
+
+    return own, back
 
 
 def _is_sparse(g: Tensor | None) -> bool:
