@@ -16,7 +16,6 @@ SKIPS = {
     "minimize_by_lbfgs_with_line_search": FLAT,
 }
 SKIPS |= {
-    **dict.fromkeys(["differentially_private_aggregate", "dpsgd"], "the gradient of an example is one vector: " + FLAT),
     **dict.fromkeys(
         [f"quantize_state{kind}" for kind in ("", "_short_blocks", "_dynamic8", "_4bit", "_fp8")],
         "a block of the state would run across shards, and its scale is of all its elements: " + FLAT,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from .. import tree
 from .._base import GradientTransformation, leafwise, stateless
 from .._checks import check_at_least, check_nonnegative, need_params
 from .._recipe import factory
+from .._torch import is_dtensor, replicate, wrapped_like
 from .._typing import Params, Scalar, Tree, Updates
 
 
@@ -143,12 +145,8 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
     sizes = {tuple(g.shape[:1]) for g in tree.leaves(grads)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(f"grads must have the examples along the first axis of every leaf, got sizes {sorted(sizes)}")
-    parts = [
-        torch.linalg.vector_norm(
-            g.reshape(len(g), math.prod(g.shape[1:])), dim=1, dtype=tree.wide_dtype(g.dtype, g.device)
-        )
-        for g in tree.leaves(grads)
-    ]
+    sums = tree.fold_each("norm", lambda g: tuple(range(1, g.ndim)) or None, grads)
+    parts = [x.abs().to(tree.wide_dtype(x.dtype, x.device)) for x in tree.leaves(tree.whole(sums))]
     norms = torch.linalg.vector_norm(torch.stack(parts), dim=0)
     bound = torch.zeros_like(norms) + l2_norm_clip
     known = norms.isfinite()
@@ -158,8 +156,12 @@ def per_example_global_norm_clip(grads: Tree, l2_norm_clip: Scalar) -> tuple[Tre
     factor = torch.where(above, bound * (1 - 2**-22) / torch.where(above, norms, 1.0), known.to(norms.dtype))
 
     def total(g: Tensor) -> Tensor:
-        examples = torch.where(known.reshape(-1, *[1] * (g.ndim - 1)), tree.cast_leaf(g, _wide(g)), 0)
-        return torch.einsum("b,b...->...", factor.to(examples.dtype), examples)
+        own, weight = (_beside(x, g) for x in (known, factor))
+        examples = torch.where(own.reshape(-1, *[1] * (g.ndim - 1)), tree.cast_leaf(g, _wide(g)), 0)
+        weight = weight.to(examples.dtype)
+        if is_dtensor(g):
+            return tree.fold("sum", examples * weight.reshape(-1, *[1] * (g.ndim - 1)), (0,))
+        return torch.einsum("b,b...->...", weight, examples)
 
     return tree.map(total, grads), (factor < 1).sum()
 
@@ -205,3 +207,11 @@ def per_example_layer_norm_clip(grads: Tree, global_l2_norm_clip: Scalar, unifor
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def _beside(x: Tensor, leaf: Any) -> Tensor:
+    """A number for each example, which all processes have, to go with a leaf."""
+    if not is_dtensor(leaf):
+        return x
+    made: Tensor = wrapped_like(x, leaf, x.shape, [replicate()] * leaf.device_mesh.ndim)
+    return made

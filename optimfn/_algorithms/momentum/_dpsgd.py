@@ -81,9 +81,10 @@ def differentially_private_aggregate(
         total, _ = per_example_global_norm_clip(updates, l2_norm_clip)
         noise = tree.random_like(tree.fold_in(state.rng_key, 1), total)
         total = tree.add_scale(total, l2_norm_clip * noise_multiplier, noise)
-        return tree.cast_like(tree.scale(1 / max(len(examples[0]), 1), total), updates), following
+        mean = tree.scale(1 / max(len(examples[0]), 1), total)
+        return tree.map(lambda x, g: tree.cast_leaf(x, g.dtype), mean, updates), following
 
-    return GradientTransformation(init, update, takes_shards=False)
+    return GradientTransformation(init, update)
 
 
 @factory
