@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..ir._graph import Layout
 
-LEAST = 1 << 19  # bytes of a tensor; what is smaller is allocated as ever
+LEAST = 1 << 18  # bytes of a tensor; what is smaller is allocated as ever
 WORTH = 1 << 24  # bytes of all new tensors of a step from which on it is done
 _IDLE = 32  # steps of others after which what nobody uses is given back
 _HUGE = 1 << 21  # a huge page
