@@ -1,6 +1,6 @@
 """Train the digit classifier of digits_pure.py in an ordinary loop: a `torch.optim.Optimizer` and a scheduler of torch.
 
-The transforms are the same; `of.Optimizer` shows their learning rate as `lr`, which the scheduler moves.
+The transforms and the course of the rate are the same: `of.Optimizer` shows it as `lr`, which the scheduler moves.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,19 @@ def train(
     model: nn.Module,
     epochs: list[list[Batch]],
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = make_optimizer,
+    max_norm: float = torch.inf,  # of.Optimizer clips by itself
 ) -> Training:
-    optimizer = make_optimizer(model)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=sum(map(len, epochs)))
+    optimizer, steps = make_optimizer(model), sum(map(len, epochs))
+    factor = of.warmup_cosine_decay_schedule(0.0, 1.0, steps // 20, steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda count: factor(count).item())
     for batches in epochs:
         losses = []
         for x, y in batches:
             optimizer.zero_grad()
             loss = cross_entropy(model(x), y)
             loss.backward()
+            if max_norm < torch.inf:
+                nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
             scheduler.step()
             losses.append(loss.detach())
