@@ -35,7 +35,7 @@ def momentum(format, **kwargs):
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block_size", [None, 8, 48, 1024])
-@pytest.mark.parametrize("format", ["companded8"])
+@pytest.mark.parametrize("format", ["companded8", "dynamic8"])
 def test_codes_and_scales_are_those_of_eager(format, block_size, dtype, donate):
     tx = momentum(format, block_size=block_size)
     got, take = run(tx, "fused", donate=donate, dtype=dtype)
@@ -88,3 +88,22 @@ def test_what_is_not_finite_spoils_its_block_alone(bad):
     assert_trees_equal(of.dequantize_state(state), of.dequantize_state(want))
     (x,) = moments.values()
     assert x.isfinite().flatten().tolist() == [not 192 <= i < 256 for i in range(64 * 64)]
+
+
+HALVES = [of.kahan, of.master_weights, lambda tx: of.stochastic_rounding(tx, 3)]
+
+
+@pytest.mark.parametrize("wrap", HALVES, ids=["kahan", "remainder", "stochastic"])
+def test_half_precision_takes_one_pass_and_keeps_its_bits(wrap):
+    tx = wrap(of.sgd(0.1, momentum=0.9))
+
+    def spoil(g):  # what is not finite passes through casts of bits as well
+        g["p0"][3, 5], g["p0"][4, 5] = torch.nan, torch.inf
+        return g
+
+    got, take = run(tx, "fused", donate=True, dtype=torch.bfloat16, change=spoil)
+    want, _ = run(tx, "eager", dtype=torch.bfloat16, change=spoil)
+    assert_trees_equal(got, want)
+    text = str(take.explain())
+    assert text.count("\nstage ") == 1
+    assert "view.dtype" not in text

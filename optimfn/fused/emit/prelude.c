@@ -98,7 +98,19 @@ static inline float from_bfloat16(uint16_t x) {
 static inline uint16_t to_bfloat16(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
-  return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+  /* Without a branch, which compilers join with others on NaN, so that they do not vectorize the loop. */
+  const uint32_t nan = (bits & 0x7fffffffu) > 0x7f800000u ? 0xffffffffu : 0;
+  return (uint16_t)((((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16) & ~nan) | (0x7fc0u & nan));
+}
+static inline int32_t int32_of(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+static inline float float_of(int32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
 }
 typedef int32_t Bitsf;  /* of a magnitude: as whole numbers they are in the same order, with NaN above all */
 typedef int64_t Bits;

@@ -122,6 +122,10 @@ OPERATORS = {
     "add": _both(_add, units=1),
     "addcdiv": Operator("{0} + DIVIDE({3} * {1}, {2})", units=2, wide=(3,)),
     "addcmul": Operator("FMA{s}({3} * {1}, {2}, {0})", units=2, wide=(3,)),
+    "as_float32_of_int32": Operator(whole="FLOAT_OF({0})"),
+    "as_int32_of_float32": Operator("INT32_OF({0})"),
+    "as_bfloat16_of_int16": Operator(whole="BFLOAT16_OF({0})"),
+    "as_int16_of_bfloat16": Operator("INT16_OF({0})"),
     "atan2": _function("atan2", "{0}, {1}", units=3),
     "bitwise_and": Operator(whole="{0} & {1}"),
     "bitwise_not": Operator(truth="NOT({0})"),
@@ -184,7 +188,8 @@ OPERATORS = {
 }
 """By the name without namespace and overload."""
 
-POINTWISE = frozenset(OPERATORS) - {"copy", "fill", "lerp_far", "lerp_near"}
+_BIT_CASTS = {name for name in OPERATORS if name.startswith("as_")}
+POINTWISE = frozenset(OPERATORS) - {"copy", "fill", "lerp_far", "lerp_near"} - _BIT_CASTS
 """The operators of ATen that may be printed; `template` decides for given arguments."""
 
 
@@ -197,7 +202,11 @@ class Word(NamedTuple):
 
 WORDS = {
     "AND(a, b)": Word("((a) && (b))", "(a != 0) & (b != 0)"),
+    "BFLOAT16_OF(a)": Word("from_bfloat16((uint16_t)(a))", "from_bfloat16(a.to(tl.uint16, bitcast=True))"),
     "DIVIDE(a, b)": Word("((a) / (b))", "divide(a, b)"),
+    "FLOAT_OF(a)": Word("float_of(a)", "a.to(tl.float32, bitcast=True)"),
+    "INT16_OF(a)": Word("((int16_t)to_bfloat16(a))", "to_bfloat16(a).to(tl.int16, bitcast=True)"),
+    "INT32_OF(a)": Word("int32_of(a)", "a.to(tl.int32, bitcast=True)"),
     # NaN wins, as in ATen.
     "MAXIMUM(a, b)": Word("((a) > (b) || (a) != (a) ? (a) : (b))", "tl.where((a > b) | (a != a), a, b)"),
     "MINIMUM(a, b)": Word("((a) < (b) || (a) != (a) ? (a) : (b))", "tl.where((a < b) | (a != a), a, b)"),
@@ -232,6 +241,12 @@ def template(op: str, args: Sequence[Any], compute: torch.dtype) -> str | None:
     if compute == torch.bool and operator.truth is not None:
         expression = operator.truth
     return expression(args, compute) if callable(expression) else expression
+
+
+def bit_cast(dtype: torch.dtype, source: torch.dtype) -> str | None:
+    """The operator that takes the bits of one dtype for another; `None` if there is none."""
+    name = "_of_".join([str(dtype).removeprefix("torch."), str(source).removeprefix("torch.")])
+    return f"as_{name}" if f"as_{name}" in _BIT_CASTS else None
 
 
 def settled(op: str, args: Sequence[Any]) -> str:

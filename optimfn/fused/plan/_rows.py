@@ -60,7 +60,8 @@ class Rows:
             sides = (owner < 0,) if isinstance(owner, int) else (False, True) if self._has_sides else (False,)
             touched: list[Any] = [root.buffer] if isinstance(root, Store) else []
             found = [x for x in closure(node, k) if not x.is_scalar and x.op not in ("fill", "spread")]
-            touched += [self.buffer_of(x) if x.has_memory else x for x in found]
+            tables = tables_of(found)
+            touched += [self.buffer_of(x) if x.has_memory else x for x in found if x not in tables]
             for thing in touched:
                 for tag in sides if thing in self._written else (owner,):
                     groups.join(i, (thing, tag))
@@ -76,8 +77,9 @@ class Rows:
 
     def _row(self, k: int, roots: Sequence[Store | Node], closure: Closure) -> Row:
         nodes = [root.node if isinstance(root, Store) else root.args[0] for root in roots]
-        blocks = Blocks(dict.fromkeys([x for node in nodes for x in closure(node, k)]), lambda x: self.is_given(x, k))
-        program = _Program(self, k, blocks.values)
+        values = dict.fromkeys([x for node in nodes for x in closure(node, k)])
+        blocks = Blocks(values, lambda x: self.is_given(x, k))
+        program = _Program(self, k, blocks.values, tables_of(values))
         results: list[Result] = []
         reductions: list[Node] = []
         targets: list[int] = []
@@ -117,8 +119,8 @@ class Rows:
 class _Program:
     """The entries of one row, and what they are read from."""
 
-    def __init__(self, rows: Rows, k: int, of_block: Set[Node]) -> None:
-        self._rows, self._stage, self._of_block = rows, k, of_block
+    def __init__(self, rows: Rows, k: int, of_block: Set[Node], tables: Set[Node]) -> None:
+        self._rows, self._stage, self._of_block, self._tables = rows, k, of_block, tables
         self._numbers: dict[Node, int] = {}
         self.entries: list[Entry] = []
         self.lines: list[str] = []
@@ -140,7 +142,8 @@ class _Program:
             return Entry("scalar", "", (), node.dtype, node.dtype, node.name)
         if self._rows.is_given(node, self._stage):
             self.buffers.append(self._rows.buffer_of(node))
-            return Entry("buffer", "", (), node.dtype, node.dtype, node.name, of_block)
+            kind: Literal["table", "buffer"] = "table" if node in self._tables else "buffer"
+            return Entry(kind, "", (), node.dtype, node.dtype, node.name, of_block)
         if node.op == "to_blocks":
             source = node.args[0]
             return Entry("compute", "copy", (self._numbers[source],), node.dtype, node.dtype, source.name)
@@ -166,6 +169,11 @@ class _Program:
         self.entries.append(entry)
         self.lines.append(line)
         return len(self.entries) - 1
+
+
+def tables_of(nodes: Iterable[Node]) -> Set[Node]:
+    """What is read at places that are computed."""
+    return {x.args[0] for x in nodes if x.op in ("look_up", "search")}
 
 
 class Groups:
