@@ -134,10 +134,9 @@ class Operators(Builder):
     def _of_table(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout) -> Node | None:
         """What is found in a table; `None` if kernels cannot, or would have to check a place before they read it."""
         table, x = (args[0], args[1][0] if len(args[1]) == 1 else None) if name == "index" else (args[1], args[0])
-        nodes = (
-            isinstance(table, Node) and isinstance(x, Node) and table.kind == "input" and len(table.layout.shape) == 1
-        )
-        if not nodes or x.layout[::2] != layout[::2] or self._foreign(table) or x.is_scalar:
+        if not (isinstance(table, Node) and isinstance(x, Node)) or self._foreign(table) or x.is_scalar:
+            return None
+        if table.kind != "input" or len(table.layout.shape) != 1 or x.layout[::2] != layout[::2]:
             return None
         if name == "index":
             bytes_only = x.op == "copy" and x.args[0].dtype == torch.uint8 and table.numel == 256
