@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from ..ir._kernels import Chain, Form, Kernel, Link
+from ..ir._kernels import Chain, Constant, Form, Kernel, Link
 from ._expression import Language, entry_expression, form_expression
 from ._function import Function
 
@@ -128,13 +128,11 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
         elif entry.kind == "table":
             write.table(name, entry.dtype, next(buffers))
         elif entry.op in ("look_up", "search"):
-            table, x, *length = entry.args
-            assert isinstance(table, int)
-            assert isinstance(x, int)
+            table, x = (names[x] for x in entry.args[:2] if isinstance(x, int))
             if entry.op == "look_up":
-                write.look_up(name, entry.dtype, names[table], names[x])
+                write.look_up(name, entry.dtype, table, x)
             else:
-                write.search(name, names[table], names[x], length[0].value)  # type: ignore[union-attr]
+                write.search(name, table, x, next(x.value for x in entry.args if isinstance(x, Constant)))
         elif in_blocks and entry.op == "largest" and isinstance(entry.args[0], int):
             in_blocks.largest(name, entry.dtype, names[entry.args[0]])
         else:
