@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import optimfn as of
 
@@ -337,6 +338,33 @@ def sent_by_steps():
         with CommDebugMode() as heard, Payload() as payload:
             of.apply_updates(params, tx.update(grads, state, params)[0])
         found[name] = heard.get_total_counts(), payload.bytes
+    return found
+
+
+MATRICES = {
+    "soap": of.soap(0.01, precondition_frequency=2),
+    "shampoo": of.shampoo(0.01, b2=0.9, target_dims=None, grafting="adam"),
+    "kl_shampoo": of.kl_shampoo(0.01),
+    "splus": of.splus(0.01),
+    "kron_whiten": of.kron_whiten(0.01),
+    "kron": of.kron(0.01),
+}
+
+
+def shares_of_work():
+    """The products of matrices of a step that this rank has done, of those of one process; and its collectives."""
+    found = {}
+    params = {f"w{i}": torch.randn(32, 32, generator=torch.Generator().manual_seed(i)) for i in range(8)}
+    for name, tx in MATRICES.items():
+        own = {n: distribute_tensor(p, MESHES["two"], [S(0)], src_data_rank=None) for n, p in params.items()}
+        flops, sent = [], 0
+        for tree in (params, own) if works_on("fsdp on 2") else ():
+            _, state = tx.update(tree, tx.init(tree), tree)
+            with FlopCounterMode(display=False) as counted, CommDebugMode() as heard:
+                tx.update(tree, state, tree)
+            flops.append(counted.get_total_flops())
+            sent = heard.get_total_counts()
+        found[name] = (flops[1] / flops[0], sent) if flops else None
     return found
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import low_rank, matrix, psgd, soap
+from cases import low_rank, matrix, psgd, shampoo, soap
 from graphs import NoHostReads
 from helpers import follow, plain_params, rough_gradients
 from oracles.matrix import Dion2, NorMuon
@@ -181,7 +181,10 @@ def test_half_precision_of_the_products():
         of.orthogonalize(gram=True)
 
 
-@pytest.mark.parametrize("case", [*matrix.CASES, *low_rank.CASES, *psgd.CASES, *soap.CASES], ids=lambda case: case.name)
+FAMILIES = (matrix, low_rank, psgd, soap, shampoo)
+
+
+@pytest.mark.parametrize("case", [case for one in FAMILIES for case in one.CASES], ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 def test_no_rule_for_matrices_reads_a_device(case, backend):
     """A count of the host is known as such; whatever else is read would wait for a device."""

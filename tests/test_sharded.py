@@ -119,6 +119,16 @@ def test_rules_of_whole_matrices_take_a_part_of_the_world():
     assert not found, found
 
 
+def test_processes_share_the_work_on_matrices():
+    """Of eight matrices each of two processes does four: half of all products, and few collectives for all leaves."""
+    for found in on_ranks("shards.shares_of_work"):
+        for name, got in found.items():
+            if got is not None:
+                share, sent = got
+                assert share <= 0.51, name
+                assert sent <= 14, name  # of all branches, since what is watched computes them all
+
+
 def test_matrices_of_several_kinds_go_through_two_collectives():
     found = told(on_ranks("meshes.matrices_of_several_kinds"))
     assert not found, found

@@ -103,7 +103,8 @@ from ._shards import outline as outline
 from ._shards import reduce as reduce
 from ._shards import reduce_each as reduce_each
 from ._shards import settled as settled
-from ._shards import whole as whole
+from ._shared import shared as shared
+from ._shared import whole as whole
 from ._views import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._views import as_reals as as_reals
 from ._views import forget as forget

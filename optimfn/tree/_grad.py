@@ -13,7 +13,7 @@ from torch import Tensor
 from .._torch import is_differentiating, is_dtensor, is_tracked, placed_like
 from .._typing import Tree
 from ._core import flatten, leaves, map, unflatten
-from ._shards import whole
+from ._shared import whole
 
 _CAPTURED = "checkpoint: the function holds a tensor that a derivative is taken by; make it one of its arguments"
 

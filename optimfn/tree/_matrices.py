@@ -68,17 +68,17 @@ def _on_rows(f: Callable[..., Any], rows: Sequence[Sequence[Any]], together: boo
             # Where a graph is the same for all, or a shard is not one piece of the whole: by all on their own.
             found[i] = placed_like(on_all([i], [x.full_tensor()])[0], x)
         else:
-            x, axes = _within_one_group(x)
+            x, axes = within_one_group(x)
             given[i] = x
             by_group.setdefault((x.device_mesh, axes), []).append(i)
     for (mesh, axes), chosen in by_group.items():
-        results = _Exchange(mesh, axes, chosen, [given[i] for i in chosen]).run(on_all)
+        results = Exchange(mesh, axes, chosen, [given[i] for i in chosen]).run(on_all)
         for i, result in zip(chosen, results, strict=True):
             found[i] = placed_like(wrapped(result, given[i]), settled[i])
     return found
 
 
-def _within_one_group(x: Any) -> tuple[Any, Axes]:
+def within_one_group(x: Any) -> tuple[Any, Axes]:
     """The leaf, and axes of its mesh whose processes have all of it and a group to talk in.
 
     A group of any others would have to be made by all processes of the world, which are not all here.
@@ -107,7 +107,7 @@ class _Leaf(NamedTuple):
     givers: frozenset[int]  # who gives the owner what it lacks: each shard once
 
 
-class _Exchange:
+class Exchange:
     """Leaves of one mesh, on their way to their owners and back."""
 
     def __init__(self, mesh: Any, axes: Axes, numbers: Sequence[int], given: Sequence[Any]) -> None:
@@ -123,15 +123,41 @@ class _Exchange:
         ranks = [ranks_at[at] for at in self.coordinates]
         order = sorted(range(len(ranks)), key=lambda i: dist.get_group_rank(self.group, ranks[i]))
         self.places, self.me = order, order[dist.get_rank(self.group)]
-        owners = _owners([tuple(x.shape) for x in given], len(ranks))
+        owners = owners_of([tuple(x.shape) for x in given], len(ranks))
         self.leaves = [self._leaf(*row) for row in zip(numbers, given, owners, strict=True)]
 
     def _leaf(self, number: int, x: Any, owner: int) -> _Leaf:
         here = {i: _region(x, at, self.sizes) for i, at in enumerate(self.coordinates)}
+        return _Leaf(number, x, owner, here, self._givers(x, owner))
+
+    def _givers(self, x: Any, to: int) -> frozenset[int]:
+        """Who gives a process what it lacks of a leaf."""
         whole = [axis for axis, p in enumerate(x.placements) if not p.is_shard()]
-        at = self.coordinates[owner]
-        givers = [i for i, other in enumerate(self.coordinates) if all(other[axis] == at[axis] for axis in whole)]
-        return _Leaf(number, x, owner, here, frozenset(givers))
+        at = self.coordinates[to]
+        return frozenset(
+            i for i, other in enumerate(self.coordinates) if all(other[axis] == at[axis] for axis in whole)
+        )
+
+    def gather(self) -> list[Tensor]:
+        """Each leaf as a whole, on every process."""
+        shards = [local_shard(leaf.x) for leaf in self.leaves]
+        outgoing = [
+            [x for leaf, x in zip(self.leaves, shards, strict=True) if self.me in self._givers(leaf.x, to)]
+            for to in self.places
+        ]
+        own = [self._givers(leaf.x, self.me) for leaf in self.leaves]
+        incoming = [
+            [(leaf, leaf.here[i]) for leaf, givers in zip(self.leaves, own, strict=True) if i in givers]
+            for i in self.places
+        ]
+        wholes = {
+            id(leaf): torch.empty(leaf.x.shape, dtype=leaf.x.dtype, device=x.device)
+            for leaf, x in zip(self.leaves, shards, strict=True)
+        }
+        for pieces, wanted in zip(self._swap(outgoing, incoming), incoming, strict=True):
+            for piece, (leaf, region) in zip(pieces, wanted, strict=True):
+                wholes[id(leaf)][region] = piece
+        return [wholes[id(leaf)] for leaf in self.leaves]
 
     def run(self, f: Callable[[list[int], list[Tensor]], list[Tensor]]) -> list[Tensor]:
         """What of each result belongs here; `f` is given the numbers of leaves, and these."""
@@ -183,7 +209,7 @@ def _sums(counts: Sequence[Sequence[int]]) -> list[int]:
     return [sum(own) for own in counts]
 
 
-def _owners(shapes: Sequence[tuple[int, ...]], size: int) -> list[int]:
+def owners_of(shapes: Sequence[tuple[int, ...]], size: int) -> list[int]:
     """Who computes what: the largest first, each by who has least to do, found alike by all processes."""
     work, owners = [0] * size, [0] * len(shapes)
     costs = [_numel(shape) * min(shape, default=1) for shape in shapes]

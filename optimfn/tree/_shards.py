@@ -129,11 +129,6 @@ def opened(row: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
     return shards, groups_of(first)
 
 
-def whole(tree: Tree) -> Tree:
-    """Every leaf as an ordinary tensor, which every process has as a whole."""
-    return map(lambda x: placed_like(x, None), tree)
-
-
 def outline(f: Callable[..., Tree], *trees: Tree) -> Tree:
     """What a function returns, for who wants to keep something like it; nothing is communicated for it.
 

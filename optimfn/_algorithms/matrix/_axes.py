@@ -120,8 +120,29 @@ def sorted_along(layout: Layout, x: Tensor, *orders: Tensor) -> Tensor:
     return y.reshape(x.shape)
 
 
-def in_batches(f: Callable[..., Any], rows: Sequence[tuple[Layout, Sequence[Tensor]]]) -> list[Any]:
-    """What `f(layout, *tensors)` makes of each row, small ones of the same layout and shapes at once."""
+def in_batches(
+    f: Callable[..., Any],
+    rows: Sequence[tuple[Layout, Sequence[Tensor]]],
+    own: Sequence[Any] = (),
+    like: Sequence[Sequence[Tensor]] = (),
+) -> list[Any]:
+    """What `f(layout, *tensors)` makes of each row, small ones of the same layout and shapes at once.
+
+    Where the leaves that rows belong to are given and lie in shards, processes share the work, see `tree.shared`; then
+    `like` has tensors as results are, for each row.
+    """
+    if len(own) < len(rows) or not len(rows):
+        return _by_layout(f, rows)
+
+    def some(chosen: list[int]) -> list[tuple[Tensor, ...]]:
+        made = _by_layout(f, [rows[i] for i in chosen])
+        return [tuple(x) if isinstance(x, tuple | list) else (x,) for x in made]
+
+    found = tree.shared(some, own, like)
+    return found if isinstance(like[0], tuple) else [x for (x,) in found]
+
+
+def _by_layout(f: Callable[..., Any], rows: Sequence[tuple[Layout, Sequence[Tensor]]]) -> list[Any]:
     groups: dict[Any, list[int]] = {}
     for i, (layout, row) in enumerate(rows):
         groups.setdefault((layout, len(row)), []).append(i)

@@ -85,15 +85,19 @@ class Eigenbasis:
 
     def collected(self, updates: Updates, state: EigenbasisState) -> tuple[Tree, Tree]:
         """Factors, and scales, that have taken in a gradient."""
-        whole = [tree.whole(g) for g in tree.leaves(tree.stop_gradient(updates))]
+        given = tree.leaves(tree.stop_gradient(updates))
+        whole = tree.whole(given)
         old, basis = nodes(state.factors, updates), nodes(state.basis, updates)
         scales = nodes(state.scales, updates) if self.init_factor is not None else [Axes(())] * len(old)
         rows: list[tuple[Layout, tuple[Tensor, ...]]] = []
-        for g, factors, own, e in zip(whole, old, basis, scales, strict=True):
+        whose, like = [], []
+        for leaf, g, factors, own, e in zip(given, whole, old, basis, scales, strict=True):
             if factors.axes:
                 x = tree.cast_leaf(g, factors.axes[0].dtype)
                 rows.append((self.layouts.of(g), (x,) if self.init_factor is None else (x, *own.axes, *e.axes)))
-        found = in_batches(_products if self.init_factor is None else statistics, rows)
+                whose.append(leaf)
+                like.append((*factors.axes, *e.axes))
+        found = in_batches(_products if self.init_factor is None else statistics, rows, whose, like)
         count = [len(layout.axes) for layout, _ in rows]
         products = [x for row, n in zip(found, count, strict=True) for x in row[:n]]
         blended = _taken_in([x for node in old for x in node.axes], products, self.decay)
@@ -111,11 +115,13 @@ class Eigenbasis:
         if not flat[0]:
             return kept
         f = functools.partial(_found, self.second_moment == "kept") if anew else functools.partial(_followed, self.sort)
-        new, vectors, orders = tree.batched(f, *flat)
+        new, vectors, orders = _shared_out(
+            f, *flat, [x for x, node in zip(tree.leaves(updates), old, strict=True) for _ in node.axes]
+        )
         turns = zip(tree.leaves(updates), split(vectors, old), split(orders, old), strict=True)
         boxes = tree.unflatten(updates, [Box((self.layouts.of(g), _Turn(*turn))) for g, *turn in turns])
         how = "kept" if anew and self.second_moment == "sorted" else self.second_moment
-        turned = map_values(template, functools.partial(_turned, how), opt_state, boxes)
+        turned = _all_turned(how, template, opt_state, boxes)
         if anew and self.init_factor is not None:
             constant = self.init_factor**-0.5
             begun = [[torch.full_like(x, constant) for x in node.axes] for node in nodes(scales, updates)]
@@ -158,24 +164,56 @@ def _followed(sort: bool, factor: Tensor, old: Tensor) -> tuple[Tensor, ...]:
     return refined.vectors.contiguous(), adjoint(refined.vectors) @ old, refined.order
 
 
-def _turned(second_moment: str, values: str, x: Tensor, box: Box | None) -> Tensor:
+def _shared_out(f: Any, factors: list[Tensor], old: list[Tensor], own: list[Any]) -> Any:
+    """What becomes of bases; where leaves lie in shards, each process finds its share."""
+
+    def some(chosen: list[int]) -> list[tuple[Tensor, ...]]:
+        return [*zip(*tree.batched(f, [factors[i] for i in chosen], [old[i] for i in chosen]), strict=True)]
+
+    like = [(x, x, torch.zeros_like(x[..., 0].real, dtype=torch.int64)) for x in old]
+    return [[*column] for column in zip(*tree.shared(some, own, like), strict=True)]
+
+
+def _all_turned(second_moment: str, template: Tree, state: State, boxes: Tree) -> State:
+    """The state of the rule, in the new basis."""
+    noted: list[tuple[str, Any, Any]] = []
+
+    def note(values: str, x: Any, box: Any) -> Any:
+        noted.append((values, x, box))
+        return x
+
+    map_values(template, note, state, boxes)
+    moving = [i for i, row in enumerate(noted) if _is_turned(second_moment, *row)]
+    own = [noted[i][1] for i in moving]
+    whole = tree.whole(own)
+
+    def some(chosen: list[int]) -> list[tuple[Tensor, ...]]:
+        return [(_turned(second_moment, noted[moving[i]][0], whole[i], noted[moving[i]][2]),) for i in chosen]
+
+    found = [x for _, x, _ in noted]
+    for i, (x,) in zip(moving, tree.shared(some, own, [[x] for x in whole]), strict=True):
+        found[i] = tree.cast_like(x, found[i])
+    left = iter(found)
+    return map_values(template, lambda *_: next(left), state, boxes)
+
+
+def _is_turned(second_moment: str, values: str, x: Any, box: Box | None) -> bool:
+    if box is None or (values == "nonnegative" and second_moment == "kept"):
+        return False
+    layout, _ = box.content
+    return bool(layout.axes) and x.numel() == _numel(layout.shape)
+
+
+def _turned(second_moment: str, values: str, x: Tensor, box: Box) -> Tensor:
     """A part of the state of the rule, in the new basis."""
-    if box is None:
-        return x
     layout, turn = box.content
-    if not layout.axes or x.numel() != _numel(layout.shape):
-        return x
-    whole = tree.whole(x)
     if values != "nonnegative":
-        found = apply(layout, whole, *[tree.cast_leaf(v, _common(v, x)) for v in turn.vectors])
+        found = apply(layout, x, *[tree.cast_leaf(v, _common(v, x)) for v in turn.vectors])
     elif second_moment == "sorted":
-        found = sorted_along(layout, whole, *turn.orders)
-    elif second_moment == "rotated":
-        found = apply(layout, whole, *[tree.cast_leaf(tree.abs_sq(v), x.dtype) for v in turn.vectors])
+        found = sorted_along(layout, x, *turn.orders)
     else:
-        return x
-    moved: Tensor = tree.cast_like(found, x)
-    return moved
+        found = apply(layout, x, *[tree.cast_leaf(tree.abs_sq(v), x.dtype) for v in turn.vectors])
+    return tree.cast_leaf(found, x.dtype)
 
 
 def _common(vectors: Tensor, x: Tensor) -> torch.dtype:
@@ -200,9 +238,12 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
 
     def moved(f: Any, updates: Updates, basis: Tree) -> Updates:
         """A function of each leaf that has a basis and of that, or of its scales, small ones of one shape together."""
-        own = [tree.whole(x) for x in tree.leaves(updates)]
+        given = tree.leaves(updates)
+        own = tree.whole(given)
         rows = list(zip(own, nodes(basis, updates), strict=True))
-        found = iter(in_batches(f, [(how.layouts.of(x), (x, *node.axes)) for x, node in rows if node.axes]))
+        turning = [(how.layouts.of(x), (x, *node.axes)) for x, node in rows if node.axes]
+        whose = [leaf for leaf, (_, node) in zip(given, rows, strict=True) if node.axes]
+        found = iter(in_batches(f, turning, whose, [[row[0]] for _, row in turning]))
         done = [next(found) if node.axes else x for x, node in rows]
         return tree.cast_like(tree.unflatten(updates, done), updates)
 
@@ -295,7 +336,8 @@ def eigenbasis(
     Shapes:
         state: count () int64 on the CPU; factors, basis (n, n) for each axis, float32 for float16 and bfloat16; scales
             (n,) for "kl"; opt_state that of the rule.
-        Memory: that of the rule, and for a matrix (m, n) twice m^2 + n^2. Leaves in shards are made whole in each step.
+        Memory: that of the rule, and for a matrix (m, n) twice m^2 + n^2. Leaves in shards are made whole in each step,
+            and processes share the work on them.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.

@@ -86,7 +86,8 @@ def scale_by_kron(
 
     Shapes:
         state: count () int64; steps, since () int64 on the CPU; mu like params; factors for each leaf one (d, d) or
-            (d,) per axis. Leaves in shards are made whole in every step.
+            (d,) per axis. Leaves in shards are made whole in every step, and
+            processes share the work on them.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -133,8 +134,7 @@ def scale_by_kron(
         key = tree.fold_in(seed, state.count)
         factors = tree.every(BALANCE, state.steps, balanced, state.factors)
         factors = moved(fit, layout, is_due, counts, factors, target, state.count, key)
-        whole = [*map(tree.whole, tree.leaves(mean))]
-        found = precondition(layout, of_leaves(factors, updates), whole, fitted=False)
+        found = precondition(layout, of_leaves(factors, updates), tree.leaves(mean), fitted=False)
         direction = tree.map(_clipped, tree.unflatten(updates, found))
         since = torch.where(is_due(*counts), 0, state.since + 1)
         return tree.cast_like(direction, updates), KronState(

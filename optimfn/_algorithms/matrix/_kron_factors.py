@@ -141,18 +141,26 @@ def kind_of(factors: KronFactors) -> Kind:
     return Kind(tuple([x.ndim == 2 for x in factors.q]))
 
 
-def precondition(layout: Layout, factors: Sequence[KronFactors], xs: Sequence[Tensor], *, fitted: bool) -> list[Tensor]:
-    """`P x` for each leaf, whole; with `fitted`, the factors are those of `P` itself."""
+def precondition(layout: Layout, factors: Sequence[KronFactors], own: Sequence[Any], *, fitted: bool) -> list[Tensor]:
+    """`P x` for each leaf, whole; with `fitted`, the factors are those of `P` itself.
+
+    Where leaves lie in shards, each process computes its share.
+    """
+    xs = tree.whole([*own])
     chosen = [i for i, own in enumerate(factors) if own.q]
-    own = [tree.cast_leaf(xs[i], factors[i].q[0].dtype).reshape(layout.shape(xs[i].shape)) for i in chosen]
-    rows = [(x, *factors[i].q) for i, x in zip(chosen, own, strict=True)]
+    shaped = [tree.cast_leaf(xs[i], factors[i].q[0].dtype).reshape(layout.shape(xs[i].shape)) for i in chosen]
+    rows = [(x, *factors[i].q) for i, x in zip(chosen, shaped, strict=True)]
 
     def product(kind: Kind, x: Tensor, *q: Tensor) -> Tensor:
         return times_p(x, q, kind.dense, fitted=fitted)
 
     found = [*xs]
     kinds = [kind_of(factors[i]) for i in chosen]
-    for i, y in zip(chosen, on_kinds(product, rows, kinds), strict=True):
+
+    def some(own: list[int]) -> list[tuple[Tensor, ...]]:
+        return [(y,) for y in on_kinds(product, [rows[i] for i in own], [kinds[i] for i in own])]
+
+    for i, (y,) in zip(chosen, tree.shared(some, [own[i] for i in chosen], [[x] for x in shaped]), strict=True):
         found[i] = y.reshape(xs[i].shape)
     return found
 

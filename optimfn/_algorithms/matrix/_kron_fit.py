@@ -100,8 +100,9 @@ def moved(
 
     def step(old: Any, target: Updates, keys: Any, vectors: tuple[Updates, ...], rates: tuple[Tensor, ...]) -> Any:
         now = fit._replace(rate=rates[0]) if rates else fit
-        xs, *pair = [[*map(tree.whole, tree.leaves(one))] for one in (target, *vectors)]
-        new = fitted_to(now, layout, of_leaves(old, target), xs, tree.leaves(keys), *pair)
+        new = fitted_to(
+            now, layout, of_leaves(old, target), tree.leaves(target), tree.leaves(keys), *map(tree.leaves, vectors)
+        )
         return put_back(old, target, new)
 
     return tree.every(is_due, counts, step, factors, target, keys, vectors, rates)
@@ -111,9 +112,9 @@ def fitted_to(
     fit: Fit,
     layout: Layout,
     factors: Sequence[KronFactors],
-    xs: Sequence[Tensor],
+    leaves: Sequence[Any],
     keys: Sequence[Tensor],
-    vectors: Sequence[Tensor] | None = None,
+    vectors: Sequence[Any] | None = None,
 ) -> list[KronFactors]:
     """The factors of leaves after one step towards the whitening of some tensors, or of pairs with vectors.
 
@@ -121,15 +122,17 @@ def fitted_to(
         fit: How.
         layout: Which axes there are.
         factors: The factors of each leaf.
-        xs: Gradients, their means, or products of the Hessian with the vectors; whole.
+        leaves: Gradients, their means, or products of the Hessian with the vectors. Where they lie in shards, each
+            process computes its share.
         keys: For each leaf what its random numbers are a function of.
         vectors: The vectors that the Hessian was multiplied with.
     """
     chosen = [i for i, own in enumerate(factors) if own.q]
     rows = []
+    xs, others = tree.whole([*leaves]), tree.whole([*(vectors or ())])
     for i in chosen:
         own, shape = factors[i], layout.shape(xs[i].shape)
-        given = [xs[i]] if vectors is None else [xs[i], vectors[i]]
+        given = [xs[i]] if vectors is None else [xs[i], others[i]]
         pair = [tree.cast_leaf(x.reshape(shape), own.q[0].dtype) for x in given]
         rows.append((keys[i], *own.q, *own.lipschitz, *pair))
 
@@ -140,8 +143,14 @@ def fitted_to(
         drawn = draw(fit, key, kind, x, pair=bool(vector))
         return _changed(fit, kind, x, rest[:axes], rest[axes : axes + bounds], [*vector, None][0], drawn)
 
+    kinds = [kind_of(factors[i]) for i in chosen]
+
+    def some(own: list[int]) -> list[tuple[Tensor, ...]]:
+        return on_kinds(change, [rows[i] for i in own], [kinds[i] for i in own])
+
     found = [*factors]
-    for i, result in zip(chosen, on_kinds(change, rows, [kind_of(factors[i]) for i in chosen]), strict=True):
+    like = [(*factors[i].q, *factors[i].lipschitz) for i in chosen]
+    for i, result in zip(chosen, tree.shared(some, [leaves[i] for i in chosen], like), strict=True):
         axes = len(factors[i].q)
         found[i] = KronFactors([*result[:axes]], [*result[axes:]])
     return found

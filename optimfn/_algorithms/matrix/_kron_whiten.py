@@ -117,7 +117,7 @@ def scale_by_kron_whiten(
     Shapes:
         state: count () int64; steps, since () int64 on the CPU; mu like params, () without momentum; factors for each
             leaf one (d, d) or (d,) and one bound () per axis of a size other than 1. Leaves in shards are made whole in
-            every step.
+            every step, and processes share the work on them.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.
@@ -172,7 +172,7 @@ def scale_by_kron_whiten(
         mean = tree.update_moment(updates, state.mu, beta, 1) if has_mean else updates
         before, factors, since = fitter(state, *_target(fit, updates, mean, extra))
         used = of_leaves(factors if update_preconditioner_first else before, updates)
-        found = precondition(layout, used, [*map(tree.whole, tree.leaves(mean))], fitted=mode == "QUAD4P")
+        found = precondition(layout, used, tree.leaves(mean), fitted=mode == "QUAD4P")
         direction = tree.map(lambda u: clipped(u, *grad_clip_max_amps), tree.unflatten(updates, found))
         mu = tree.carry(mean, state.mu) if has_mean else ()
         new = KronWhitenState(state.count + 1, state.steps + 1, since, mu, factors)
@@ -239,7 +239,8 @@ def _target(fit: str, updates: Updates, mean: Updates, extra: dict[str, Any]) ->
 
 def scaled(fit: Fit, factors: Any, target: Updates, vector: Updates | None = None) -> Any:
     """Factors that have not moved yet, times what makes the first results about one."""
-    sizes = [tree.wide(tree.whole(x).abs()) for x in tree.leaves(target) if x.numel()]
+    own = [x for x in tree.leaves(target) if x.numel()]
+    sizes = [tree.wide(x.abs()) for x in tree.whole(own)]
     if not sizes:
         return factors
     fourth = torch.stack([(x**4).mean() for x in sizes]).amax() + fit.damping**4

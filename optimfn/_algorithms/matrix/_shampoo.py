@@ -139,7 +139,7 @@ def scale_by_shampoo(
         state: count () int64; steps () int64 on the CPU; mu like params; nu, e_g like params or empty; factors, roots
             (n, n) for each axis of each block, float32 for float16 and bfloat16.
         Memory: 1 x params, 1 more with grafting and for "eigenvalues", and for a block (m, n) twice m^2 + n^2. Leaves
-            in shards are made whole in each step.
+            in shards are made whole in each step, and processes share the work on them.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument and its value.

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,13 +74,21 @@ class Preconditioner:
     def rows(self, updates: Updates, given: Tree) -> list[tuple[Layout, tuple[Tensor, ...]]]:
         """Each block of each leaf, whole, with what belongs to it."""
         found: list[tuple[Layout, tuple[Tensor, ...]]] = []
-        for x, node in zip(tree.leaves(updates), nodes(given, updates), strict=True):
+        for x, node in zip(tree.whole(tree.leaves(updates)), nodes(given, updates), strict=True):
             left = iter(node.axes)
-            layouts = self.blocking.layouts(x.shape)
-            for layout, block in zip(layouts, self.blocking.split(tree.whole(x)), strict=True):
+            for layout, block in zip(self.blocking.layouts(x.shape), self.blocking.split(x), strict=True):
                 own = [next(left) for _ in layout.axes]
                 found.append((layout, (tree.cast_leaf(block, own[0].dtype) if own else block, *own)))
         return found
+
+    def whose(self, updates: Updates) -> list[Any]:
+        """The leaf of each block."""
+        return [x for x in tree.leaves(updates) for _ in self.blocking.layouts(x.shape)]
+
+    def acted(self, f: Callable[..., Tensor], updates: Updates, given: Tree) -> list[Tensor]:
+        """What a function of blocks and what belongs to them makes of each."""
+        rows = self.rows(updates, given)
+        return in_batches(f, rows, self.whose(updates), [[row[0]] for _, row in rows])
 
     def joined(self, blocks: Sequence[Tensor], like: Updates) -> Updates:
         """The leaves that blocks make."""
@@ -87,14 +96,16 @@ class Preconditioner:
         found: list[Tensor] = []
         for x in tree.leaves(like):
             own = [next(left) for _ in self.blocking.layouts(x.shape)]
-            found.append(self.blocking.join(own, tree.whole(x)) if own else x)
+            found.append(self.blocking.join(own, x) if own else x)
         return tree.cast_like(tree.unflatten(like, found), like)
 
     def collected(self, updates: Updates, factors: Tree, roots: Tree) -> Tree:
         """Factors that have taken in a gradient; for "kl", one that the roots of the other axes have whitened."""
         g = tree.stop_gradient(updates)
-        rows = [row for row in self.rows(g, roots) if row[0].axes]
-        products = [x for row in in_batches(_whitened if self.kind == "kl" else _products, rows) for x in row]
+        pairs = [pair for pair in zip(self.rows(g, roots), self.whose(g), strict=True) if pair[0][0].axes]
+        rows, whose = [row for row, _ in pairs], [x for _, x in pairs]
+        f = _whitened if self.kind == "kl" else _products
+        products = [x for row in in_batches(f, rows, whose, [row[1:] for _, row in rows]) for x in row]
         old = nodes(factors, updates)
         flat = [x for node in old for x in node.axes]
         taken = tree.add(flat, products) if self.is_sum else tree.lerp(flat, products, 1 - self.decay)
@@ -113,13 +124,18 @@ class Preconditioner:
             for _ in layout.axes
         ]
         before, flat = ([x for node in given for x in node.axes] for given in (old, own))
-        found = [*before]
-        for root in dict.fromkeys(kinds):
-            chosen = [i for i, kind in enumerate(kinds) if kind == root]
-            f = _basis if self.kind == "eigenvalues" else functools.partial(self._root, root, eps)
-            made = tree.batched(f, [flat[i] for i in chosen], [before[i] for i in chosen])
-            for i, x in zip(chosen, made, strict=True):
-                found[i] = x
+        whose = [x for x, node in zip(tree.leaves(updates), old, strict=True) for _ in node.axes]
+
+        def some(chosen: list[int]) -> list[tuple[Tensor, ...]]:
+            found: dict[int, tuple[Tensor, ...]] = {}
+            for root in dict.fromkeys([kinds[i] for i in chosen]):
+                members = [i for i in chosen if kinds[i] == root]
+                f = _basis if self.kind == "eigenvalues" else functools.partial(self._root, root, eps)
+                made = tree.batched(f, [flat[i] for i in members], [before[i] for i in members])
+                found.update(zip(members, [(x,) for x in made], strict=True))
+            return [found[i] for i in chosen]
+
+        found = [x for (x,) in tree.shared(some, whose, [[x] for x in before])]
         return replaced(kept, updates, split(found, old))
 
     def _root(self, root: float, eps: Tensor, factor: Tensor, before: Tensor) -> Tensor:
@@ -129,7 +145,7 @@ class Preconditioner:
     def squares(self, updates: Updates, nu: Updates, roots: Tree) -> Updates:
         """Mean squares, or sums of squares, of the gradients in their eigenbases."""
         g = tree.stop_gradient(updates)
-        turned = self.joined(in_batches(_into, self.rows(g, roots)), g)
+        turned = self.joined(self.acted(_into, g, roots), g)
         if self.is_sum:
             return tree.add(nu, tree.abs_sq(turned))
         return tree.update_moment_per_elem_norm(turned, nu, self.decay, 2)
@@ -140,9 +156,9 @@ class Preconditioner:
         """What the roots make of updates, each block as long as it is in another tree if it is grafted."""
         own = updates
         if self.kind == "eigenvalues":
-            turned = self.joined(in_batches(_into, self.rows(updates, roots)), updates)
+            turned = self.joined(self.acted(_into, updates, roots), updates)
             own = tree.map(functools.partial(self._scaled, eps), turned, nu)
-        blocks = in_batches(apply, self.rows(own, roots))
+        blocks = self.acted(apply, own, roots)
         if is_grafted:
             blocks = grafted(blocks, [block for _, (block, *_) in self.rows(like, roots)])
         return self.joined(blocks, like)
