@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from oracles.adam import Adam
+from oracles.adam_kin import AdEMAMix, LaProp
 from oracles.shampoo import Shampoo, SPlus
+from oracles.soap import Soap
 
 import optimfn as of
 
@@ -128,3 +131,29 @@ def test_splus_evaluates_the_average_before_decay():
             expected[key] = expected[key] + rule(grads[key].numpy(), expected[key], t)
             np.testing.assert_allclose(params[key].numpy(), expected[key], rtol=1e-9, atol=1e-9)
             np.testing.assert_allclose(shown[key].numpy(), rule.evaluated, rtol=1e-9, atol=1e-9)
+
+
+INSIDE = {
+    "nadam": (of.scale_by_adam(0.9, 0.99, nesterov=True), lambda: Adam(beta1=0.9, beta2=0.99, nesterov=True)),
+    "ademamix": (of.scale_by_ademamix(0.9, 0.99, 0.999), lambda: AdEMAMix(0.9, 0.99, 0.999)),
+    "laprop": (of.scale_by_laprop(0.9, 0.99, eps=1e-8), lambda: LaProp(beta1=0.9, beta2=0.99, eps=1e-8)),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_other_rules_step_in_the_eigenbasis_as_their_equations_say(name):
+    """What turns with the basis, and what goes with its vectors, is each rule's own; and a checkpoint has it all."""
+    torch.manual_seed(0)
+    shapes = {"matrix": (6, 5), "kernel": (4, 3, 2)}
+    rule, oracle = INSIDE[name]
+    params, tx = drawn(shapes), of.eigenbasis(rule, 0.95, 3)
+    state = tx.init(params)
+    rules = {key: Soap(lr=-1.0, k=3, rule=oracle()) for key in params}
+    for t in range(1, 12):
+        grads = drawn(shapes)
+        if t == 6:
+            state = of.load_state_dict(tx.init(params), of.state_dict(state))
+        updates, state = tx.update(grads, state)
+        for key, own in rules.items():
+            want = own(grads[key].numpy(), np.zeros(shapes[key]), t)
+            np.testing.assert_allclose(updates[key].numpy(), want, rtol=1e-8, atol=1e-8)

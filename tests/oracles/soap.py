@@ -117,12 +117,14 @@ class Soap:
         self.gather(g)
         if self.t % self.k == 0:
             state = self if self.rule is None else self.rule
-            m = self.turn(state.m, self.q)
+            names = [name for name in ("m", "m1", "m2") if hasattr(state, name)]
+            means = {name: self.turn(getattr(state, name), self.q) for name in names}
             for i, there in enumerate(self.has):
                 if there:
                     self.q[i], order = next_basis(self.s[i], self.q[i], not self.kl)
                     state.v = np.take(state.v, order, axis=i)
-            state.m = self.turn(m, [q.T for q in self.q])
+            for name, m in means.items():
+                setattr(state, name, self.turn(m, [q.T for q in self.q]))
         return moved - p
 
     def turn(self, x, matrices):

@@ -325,7 +325,9 @@ def _decay(
     if peak is None:
         return add_decayed_weights(weight_decay, mask)
     if callable(weight_decay):
-        raise ValueError(f"weight_decay must be a number for {kind!r} decay, whose schedule is that of the rate")
+        raise ValueError(
+            f"weight_decay must be a number for {kind!r} decay, which follows the learning rate, got {weight_decay!r}"
+        )
     if kind == "corrected":
         return add_corrected_decayed_weights(weight_decay, learning_rate, peak, mask)
     return add_independent_decayed_weights(weight_decay, peak, mask)
