@@ -116,6 +116,13 @@ def test_gpt(capsys):
     assert capsys.readouterr().out.count("bits per byte") == 3
 
 
+def test_gpt_optimizers(capsys, tmp_path):
+    found = example("gpt_optimizers.py")["main"](steps=1, picture=str(tmp_path / "losses.png"))
+    assert len(found) == 5
+    assert (tmp_path / "losses.png").exists()
+    assert capsys.readouterr().out.count("AdamW's time") == 5
+
+
 def test_accumulation_is_a_larger_batch():
     assert example("accumulation.py")["main"](steps=3, k=4) < 1e-5
 

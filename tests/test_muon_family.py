@@ -215,3 +215,29 @@ def test_muon_on_its_sphere():
         q = q - 0.02 * radius * d / torch.linalg.matrix_norm(d)
         q = q * radius / torch.linalg.matrix_norm(q)
         assert_close(p, q)
+
+
+MATRICES_ONLY = {"torch_muon", "normuon", "adamuon", "dion", "dion2"}
+REAL_ONLY = MATRICES_ONLY | {"scion", "lra_whiten"}
+FAMILY = sorted(REAL_ONLY | {"muon", "soap", "kron", "kron_whiten", "shampoo", "splus", "kl_shampoo"})
+SHAPES = [(4, 3), (3, 6), (3, 3), (1, 4), (4, 1), (0, 3), (3, 0), (), (5,), (1,), (0,), (4, 3, 2, 2)]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_leaves_of_any_shape_and_dtype_step_on_finite(name):
+    """Each leaf by itself, with a gradient of zeros in between."""
+    torch.manual_seed(9)
+    tx = getattr(of, name)(0.1)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.complex64):
+        if dtype.is_complex and name in REAL_ONLY:
+            continue
+        for shape in SHAPES:
+            if name in MATRICES_ONLY and len(shape) != 2:
+                continue
+            p = {"x": torch.randn(shape, dtype=dtype)}
+            state = tx.init(p)
+            for step in range(3):
+                updates, state = tx.update({"x": torch.randn(shape, dtype=dtype) * (step != 1)}, state, p)
+                p = of.apply_updates(p, updates)
+                assert (p["x"].shape, p["x"].dtype) == (shape, dtype)
+                assert torch.isfinite(p["x"]).all(), (dtype, shape)

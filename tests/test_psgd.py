@@ -14,7 +14,7 @@ from oracles.psgd import Kron, KronWhiten
 import optimfn as of
 from optimfn._algorithms.matrix._kron_factors import Layout
 
-MODES = ("Q0.5EQ1.5", "QUAD", "QEQ", "QEP", "EQ", "QUAD4P")
+MODES = ("Q0.5EQ1.5", "QUAD", "QEQ", "QEP", "EQ", "QUAD4P", "PRO4P")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -95,7 +95,7 @@ def test_gradients_of_a_known_covariance_become_white(mode):
     for _ in range(1500):
         _, state = tx.update(left @ torch.randn_like(p) @ right, state)
     ql, qr = state.factors.q
-    pl, pr = (ql, qr) if mode == "QUAD4P" else (ql.mT @ ql, qr.mT @ qr)
+    pl, pr = (ql, qr) if mode in ("QUAD4P", "PRO4P") else (ql.mT @ ql, qr.mT @ qr)
     found = torch.kron(pl @ left @ left.mT @ pl.mT, pr @ right.mT @ right @ pr.mT)
     # The step has fallen to 0.01 of the stable one: what is left of the noise of single gradients, and of the way.
     assert (found - torch.eye(16)).norm() < 0.35 * math.sqrt(16)
@@ -110,7 +110,7 @@ def test_a_step_of_the_factors_goes_down_on_what_they_are_fitted_to(mode):
 
     def loss(q):
         ql, qr = (torch.diag(x) if x.ndim == 1 else x for x in q)
-        pl, pr = (ql, qr) if mode == "QUAD4P" else (ql.mT @ ql, qr.mT @ qr)
+        pl, pr = (ql, qr) if mode in ("QUAD4P", "PRO4P") else (ql.mT @ ql, qr.mT @ qr)
         return (g * (pl @ g @ pr.mT)).sum() + torch.linalg.inv(pl).trace() * torch.linalg.inv(pr).trace()
 
     tx = of.scale_by_kron_whiten(
@@ -148,7 +148,7 @@ def test_pairs_with_the_hessian_give_the_inverse_of_its_magnitude():
             v = of.tree.random_like(i, x)
             _, state = tx.update(torch.func.grad(f)(x), state, vector=v, hvp=of.hvp(f, x, v))
         (q,) = state.factors["x"].q
-        p = q if mode == "QUAD4P" else q.mT @ q
+        p = q if mode in ("QUAD4P", "PRO4P") else q.mT @ q
         assert (p @ hessian - torch.eye(3)).abs().max() < 0.1, mode
     kept = tx.update(torch.func.grad(f)(x), state)[1]
     assert_trees_equal(kept.factors, state.factors)

@@ -113,7 +113,7 @@ class KronWhiten:
 
     def start(self, shape):
         numel = math.prod(shape)
-        scale = self.scale**2 if self.mode == "QUAD4P" else self.scale
+        scale = self.scale**2 if self.mode in ("QUAD4P", "PRO4P") else self.scale
         each = scale ** (1 / len(shape))
         diagonal = [n <= 1 or n**2 > self.skew * numel for n in shape]
         self.q = [each * (np.ones(n) if d else np.eye(n)) for n, d in zip(shape, diagonal, strict=True)]
@@ -132,7 +132,7 @@ class KronWhiten:
             self.since = 0
             self.fit(g if self.whiten == "gradient" else self.m, t - 1)
         qs = self.q if self.first else old
-        u = apply(qs, self.m) if self.mode == "QUAD4P" else apply([q.T for q in qs], apply(qs, self.m))
+        u = apply(qs, self.m) if self.mode in ("QUAD4P", "PRO4P") else apply([q.T for q in qs], apply(qs, self.m))
         size = np.sqrt((u * u).mean())
         u = u * min(1.0, self.clip[0] / size) if size > 0 else u
         return np.clip(u, -self.clip[1], self.clip[1]).reshape(shape)
@@ -146,7 +146,7 @@ class KronWhiten:
         return n
 
     def probes(self, key):
-        count = 2 if self.mode == "Q0.5EQ1.5" else 1
+        count = 2 if self.mode in ("Q0.5EQ1.5", "PRO4P") else 1
         sizes = [len(q) for q in self.q if q.ndim == 2 for _ in range(count)]
         drawn = even(of.tree.fold_in(key, 1), 32, sum(sizes)) if sizes else None
         return iter(np.split(drawn, np.cumsum(sizes)[:-1], axis=1) if sizes else [])
@@ -159,7 +159,7 @@ class KronWhiten:
             return [(contract(a, a, i, q.ndim == 1), contract(b, b, i, q.ndim == 1)) for i, q in enumerate(self.q)]
         x = x + (self.damping + np.finfo(float).eps * np.abs(x)) * self.noise(key, x.shape)
         y = apply(self.q, x)
-        y = y if self.mode == "QUAD4P" else apply([q.T for q in self.q], y)
+        y = y if self.mode in ("QUAD4P", "PRO4P") else apply([q.T for q in self.q], y)
         found = []
         for i, q in enumerate(self.q):
             diagonal, share = q.ndim == 1, x.size / len(q)
@@ -201,9 +201,10 @@ class KronWhiten:
             q = q - step * e @ q
             q = q - step * q @ e
             return (q + q.T) / 2
+        step = 2 * step if self.mode == "PRO4P" else step
         if diagonal:
             return q - step * e * q
-        if self.mode == "Q0.5EQ1.5":
+        if self.mode in ("Q0.5EQ1.5", "PRO4P"):
             return procrustes(q - step * e @ q, next(probes))
         if self.mode == "QEQ":
             return q - step * q @ e

@@ -29,7 +29,9 @@ from ._kron_factors import (
     times_q,
 )
 
-MODES = ("Q0.5EQ1.5", "QUAD", "QEQ", "QEP", "EQ", "QUAD4P")
+MODES = ("Q0.5EQ1.5", "QUAD", "QEQ", "QEP", "EQ", "QUAD4P", "PRO4P")
+OF_P = ("QUAD4P", "PRO4P")  # whose factors are those of P itself
+_TURNED = ("Q0.5EQ1.5", "PRO4P")  # whose factors are turned to be symmetric
 _TINY = torch.finfo(torch.bfloat16).tiny
 
 
@@ -71,7 +73,7 @@ def draw(fit: Fit, key: Tensor, kind: Kind, x: Tensor, *, pair: bool) -> Drawn:
     else:
         signs = torch.split(numbers(tree.rademacher, 0, sum(shape)), [*shape], -1)
         noise = functools.reduce(torch.mul, [_spread(own, axis, axes) for axis, own in enumerate(signs)])
-    bounds = 0 if fit.beta is None else 2 if fit.mode == "Q0.5EQ1.5" else 1
+    bounds = 0 if fit.beta is None else 2 if fit.mode in _TURNED else 1
     sizes = [size for size, is_dense in zip(shape, kind.dense, strict=True) if is_dense for _ in range(bounds)]
     if not sizes:
         return Drawn(noise, [])
@@ -172,7 +174,7 @@ def _changed(
     else:
         q = evened(q, dense) if fit.mode == "QEP" else q
         amount = tree.cast_leaf(fit.damping + torch.finfo(x.dtype).eps * x.abs(), x.dtype)
-        y = _bounded(times_p(x + amount * drawn.noise, q, dense, fitted=fit.mode == "QUAD4P"), len(q))
+        y = _bounded(times_p(x + amount * drawn.noise, q, dense, fitted=fit.mode in OF_P), len(q))
         terms = _terms(fit.mode, y, vector, q, dense)
     probes = iter(drawn.probes)
     changed, new_bounds = [], []
@@ -185,7 +187,7 @@ def _changed(
             new_bounds.append(bound)
         assert not callable(fit.rate)
         rate = tree.cast_leaf(fit.rate / bound, size.dtype)
-        probe = next(probes) if fit.mode == "Q0.5EQ1.5" and is_dense else None
+        probe = next(probes) if fit.mode in _TURNED and is_dense else None
         changed.append(_UPDATES[fit.mode](own, first, second, rate, is_dense, probe))
     return (*changed, *new_bounds)
 
@@ -335,6 +337,12 @@ def _by_half(q: Tensor, first: Tensor, second: Any, rate: Tensor, dense: bool, p
     return _quadratic(q, first, second, rate / 2, dense, probe)
 
 
+def _by_procrustes_twice_as_far(
+    q: Tensor, first: Tensor, second: Any, rate: Tensor, dense: bool, probe: Probe
+) -> Tensor:
+    return _by_procrustes(q, first, second, 2 * rate, dense, probe)
+
+
 _UPDATES: dict[str, Callable[..., Tensor]] = {
     "Q0.5EQ1.5": _by_procrustes,
     "QUAD": _by_half,
@@ -342,4 +350,5 @@ _UPDATES: dict[str, Callable[..., Tensor]] = {
     "QEP": _by_left,
     "EQ": _triangular,
     "QUAD4P": _quadratic,
+    "PRO4P": _by_procrustes_twice_as_far,
 }

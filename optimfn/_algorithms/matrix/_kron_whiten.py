@@ -36,7 +36,7 @@ from ._kron_factors import (
     precondition,
     start,
 )
-from ._kron_fit import MODES, Fit, moved
+from ._kron_fit import MODES, OF_P, Fit, moved
 
 
 class KronWhitenState(NamedTuple):
@@ -88,6 +88,7 @@ def scale_by_kron_whiten(
         "QEP":        Q_i <- Q_i - m (Q_i T Q_i^H - s Q_i Q_i^H) Q_i
         "EQ":         Q_i <- Q_i - m triu(A A^H - B B^H) Q_i,  A = Q x, B = Q^-H v of the unfoldings, v normal
         "QUAD4P":     as "QUAD" with m for m/2 and y = Q x:  Q is P itself
+        "PRO4P":      as "Q0.5EQ1.5" with 2 m for m and y = Q x:  Q is P itself
         update <- P mu, brought down to the first of `grad_clip_max_amps` in the mean, to the second in each element
 
     Args:
@@ -96,7 +97,8 @@ def scale_by_kron_whiten(
             tensor or a schedule.
         beta_lipschitz: Decay of the bounds `L`, no unit, in [0, 1); close to 1 for gradients that are mostly 0.
         damping: Size of noise, in the unit of `|g|`, >= 0; `P` stays below one over it.
-        preconditioner_mode: How factors move, "Q0.5EQ1.5" ("PRO"), "QUAD", "QEQ", "QEP", "EQ" or "QUAD4P".
+        preconditioner_mode: How factors move, "Q0.5EQ1.5" ("PRO"), "QUAD", "QEQ", "QEP", "EQ",
+            "QUAD4P" or "PRO4P".
         preconditioner_init_scale: What `Q` starts as, > 0; `None` means `(mean |g|^4 + damping^4)^(-1/8)` of that leaf
             of the first step where the mean is largest, for all.
         preconditioner_max_size: Largest axis with a matrix; longer ones get its diagonal. `None` means any.
@@ -159,7 +161,7 @@ def scale_by_kron_whiten(
 
     def init(params: Params) -> KronWhitenState:
         mu = tree.init_moment(params, mu_dtype) if has_mean else ()
-        factors = start(params, layout, scale ** (2 if mode == "QUAD4P" else 1), precond_dtype, bounds=True)
+        factors = start(params, layout, scale ** (2 if mode in OF_P else 1), precond_dtype, bounds=True)
         return KronWhitenState(tree.count(params), tree.host_count(params), tree.host_count(params), mu, factors)
 
     def update(
@@ -172,7 +174,7 @@ def scale_by_kron_whiten(
         mean = tree.update_moment(updates, state.mu, beta, 1) if has_mean else updates
         before, factors, since = fitter(state, *_target(fit, updates, mean, extra))
         used = of_leaves(factors if update_preconditioner_first else before, updates)
-        found = precondition(layout, used, tree.leaves(mean), fitted=mode == "QUAD4P")
+        found = precondition(layout, used, tree.leaves(mean), fitted=mode in OF_P)
         direction = tree.map(lambda u: clipped(u, *grad_clip_max_amps), tree.unflatten(updates, found))
         mu = tree.carry(mean, state.mu) if has_mean else ()
         new = KronWhitenState(state.count + 1, state.steps + 1, since, mu, factors)
@@ -248,7 +250,7 @@ def scaled(fit: Fit, factors: Any, target: Updates, vector: Updates | None = Non
     scale = torch.where(nothing, 1.0, torch.where(nothing, 1.0, fourth) ** (-1 / 8))
     if vector is not None:
         scale = scale * (tree.norm(vector, squared=True, wide=True) / max(tree.size(vector), 1)) ** (1 / 4)
-    scale = scale**2 if fit.mode == "QUAD4P" else scale
+    scale = scale**2 if fit.mode in OF_P else scale
 
     def change(_: tuple[Any, ...], node: Any) -> tuple[bool, Any]:
         if not isinstance(node, KronFactors):
