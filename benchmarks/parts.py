@@ -22,6 +22,8 @@ CHAINS = {
     "adamw": ADAMW,
     "cautious(adamw)": of.cautious(ADAMW),
     "mars, adamw": of.chain(of.mars(), ADAMW),
+    "8 bits, companded": of.quantize_state(ADAMW),
+    "8 bits, dynamic": of.quantize_state(ADAMW, "dynamic8"),
     "schedule_free_adamw": of.schedule_free_adamw(1e-3, weight_decay=0.1),
 }
 
