@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 __all__ = ["DispatchMode", "disable_dynamo", "without_modes"]
 
 no_torch_function = torch._C._disabled_torch_function_impl  # for subclasses whose operators go to the dispatcher alone
-foreach_add_ = torch._foreach_add_
+foreach_add_, foreach_copy_ = torch._foreach_add_, torch._foreach_copy_
 make_wrapper_subclass = Tensor._make_wrapper_subclass
 _modes, _level = torch._C._len_torch_dispatch_stack, _functorch.maybe_current_level
 
@@ -133,7 +133,7 @@ def wrapped_like(local: Tensor, like: Any, shape: Sequence[int], placements: Seq
 
 def placed_like(x: Tensor, like: Any) -> Tensor:
     """The same values where another leaf has its own: as the same shards, or whole where that is whole."""
-    if not (is_dtensor(like) or is_dtensor(x)):
+    if (type(like) in _ORDINARY and type(x) in _ORDINARY) or not (is_dtensor(like) or is_dtensor(x)):
         return x
     own: Any = x
     if not is_dtensor(like):

@@ -361,20 +361,45 @@ class TestCompile:
         assert close(net.parameters(), twin.parameters(), 1e-12)
 
 
+@pytest.mark.parametrize("fused", [None, False], ids=["kernels", "rule"])
 @pytest.mark.parametrize(
-    "make", [lambda p: of.Optimizer(p, of.adamw(0.1)), lambda p: of.optim.AdamW(p, 0.1)], ids=["optimizer", "drop-in"]
+    "make",
+    [
+        lambda p, **how: of.Optimizer(p, of.adamw, learning_rate=0.1, **how),
+        lambda p, **how: of.optim.AdamW(p, 0.1, **how),
+    ],
+    ids=["optimizer", "drop-in"],
 )
-def test_a_compiled_step_of_kernels_breaks_the_graph_a_few_times(make, monkeypatch):
+def test_a_compiled_step_breaks_the_graph_a_few_times(make, fused, monkeypatch):
     monkeypatch.delenv("OPTIMFN_BACKEND", raising=False)  # as users run it
-    net = model()
-    loss_of(net).backward()
-    optimizer = make(net.parameters())
+    net, twin = model(), model()
+    for one in (net, twin):
+        loss_of(one).backward()
+    optimizer, reference = make(net.parameters(), fused=fused), make(twin.parameters(), fused=fused)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    step = torch.compile(optimizer.step, backend="eager")
-    for _ in range(4):
-        step()
+    step = torch.compile(optimizer.step, backend=(counter := torch._dynamo.testing.CompileCounter()))
+    for number in range(4):
+        for one, take in ((optimizer, step), (reference, reference.step)):
+            one.param_groups[0]["lr"] = 0.1 / (1 + number)
+            take()
+    assert close(net.parameters(), twin.parameters(), 0.0)
     assert sum(torch._dynamo.utils.counters["graph_break"].values()) <= 3
+    assert counter.frame_count == (0 if fused is None else 1)  # the whole rule is one graph, made once
+
+
+@pytest.mark.parametrize("keys", ["ba", (1, "a", 2.0)], ids=["names", "mixed"])
+def test_a_compiled_donating_step_is_one_graph(keys):
+    tx = of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1))
+    params, state, results = {key: torch.ones(2, dtype=torch.float64) for key in keys}, None, []
+    for how in (lambda step: torch.compile(step, fullgraph=True, backend="eager"), lambda step: step):
+        own = {key: p.clone() for key, p in params.items()}
+        state, step = tx.init(own), how(of.make_step(tx, donate=True, backend="eager"))
+        for _ in range(2):
+            new, state = step(own, state, params)
+        assert new is own
+        results.append(own)
+    assert of.tree.allclose(*results, rtol=0.0, atol=0.0)
 
 
 class TestParameters:

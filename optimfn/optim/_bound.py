@@ -52,7 +52,8 @@ class Bound:
         self.shown, self.is_counted = shown, bool(state.shown)
         self.is_eager, self._fixed = backend in (None, "eager"), fixed
         step = make_step(fixed() if self.is_eager else tx, donate=True, backend=backend or "eager")
-        self.take = step.bind(params, state) if backend else self.take_differentiable
+        changing = state._replace(numbers=()) if self.is_eager else state  # the fixed one has them in itself
+        self.take = step.bind(params, changing) if backend else self.take_differentiable
         together = {name for each in placed if each.is_together for name in each.names}
         self._required = [i for i, name in enumerate(params) if name in together]
         self.is_published = False

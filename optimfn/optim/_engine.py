@@ -40,43 +40,37 @@ class Engine(Source):
 
     # Steps
 
+    @disable_dynamo(recursive=False)  # a compiler compiles what it calls: the closure, and the rule itself
     def _step(self, closure: Callable[[], Any] | None, extra: dict[str, Any]) -> Any:
         """Take a step; returns what the closure does."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
-            if torch.compiler.is_compiling() and self._is_compilable():
+        lock = self.__dict__.setdefault("_lock", threading.RLock())
+        with lock, torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            if self._bound is not None and self._bound.is_eager:
                 self._take(closure, loss, extra, self._ready_apart, self._finish_apart)
             else:
                 self._take_alone(closure, loss, extra)
         return loss
 
-    @disable_dynamo
-    def _is_compilable(self) -> bool:
-        return self._backend() in (None, "eager")
-
     @disable_dynamo  # kernels are no operators, and the rest is bookkeeping
     def _take_alone(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
-        with self._own("_lock", threading.RLock):
-            self._take(closure, loss, extra, self._ready, self._finish)
+        self._take(closure, loss, extra, self._ready, self._finish)
 
+    @disable_dynamo(recursive=False)
     def _take(
         self,
         closure: Callable[[], Any] | None,
         loss: Any,
         extra: dict[str, Any],
-        ready: Callable[[], tuple[Bound | None, Grads]],
+        ready: Callable[..., tuple[Bound | None, Grads, dict[str, Any]]],
         finish: Callable[[Bound, Grads, Mapping[str, Any]], None],
     ) -> None:
-        bound, grads = ready()
+        bound, grads, extra = ready(closure, loss, extra)
         if bound is None:
             return
-        if closure is not None:
-            extra = {**extras_of(closure, loss, bound.params), **extra}
-        if (found_inf := getattr(self, "found_inf", None)) is not None:
-            extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
         try:
             bound.take(grads, **extra)
         except (TypeError, ValueError) as error:
@@ -86,19 +80,25 @@ class Engine(Source):
             raise
         finish(bound, grads, extra)
 
-    def _ready(self) -> tuple[Bound | None, Grads]:
-        """What is to step, and the gradients; nothing if there is no step to take."""
+    def _ready(
+        self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
+    ) -> tuple[Bound | None, Grads, dict[str, Any]]:
+        """What is to step, the gradients, and what else the rule is given; nothing if there is no step to take."""
         if all(p.grad is None for group in self.param_groups for p in group["params"]):  # the first tells, mostly
-            return None, {}
+            return None, {}, {}
         if not self.state and self._bound is None and self._is_rehearsal():
             self._rehearse()
-            return None, {}
+            return None, {}, {}
         bound, grads = self._current(True)
         assert bound is not None
         assert grads is not None
         if is_capturing(self.param_groups):
             self._check_capture()
-        return bound, grads
+        if closure is not None:
+            extra = {**extras_of(closure, loss, bound.params), **extra}
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
+        return bound, grads, extra
 
     def _finish(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
         if extra.get("grad_scale") is not None:
@@ -153,7 +153,9 @@ class Engine(Source):
         count = count_within if is_counted else None
 
         def fixed() -> GradientTransformation:
-            return whole(build(parts, runs, numbers, rates), parts, runs, None)
+            # A compiler traces twice what has plain 0-dim tensors of float64: it tries to make numbers of them first.
+            own = numbers if differentiable else [torch.nn.Parameter(x, requires_grad=False) for x in numbers]
+            return whole(build(parts, runs, own, rates), parts, runs, None)
 
         tx = mould.whole(runs, count)
         bound = self._bound = Bound([one for one, _ in said], tx, fixed, placed, params, state, shown, backend)

@@ -101,6 +101,8 @@ def leaves(tree: Tree) -> list[Any]:
 
 def structure(tree: Tree) -> Hashable:
     """What is left of a tree without its leaves; equal for trees of the same shape."""
+    if torch.compiler.is_compiling():  # which cannot compare what optree makes
+        return Nodes.structure(tree)
     return optree.tree_structure(tree, none_is_leaf=True)
 
 
@@ -309,7 +311,10 @@ class Nodes:
         # of compiling a step, and folds them wrongly for dicts whose children are all constants.
         kind = type(node)
         if kind is dict:
-            keys = optree.utils.total_order_sorted(node)
+            try:  # as optree does, whose own function is traced for each key
+                keys = sorted(node)
+            except TypeError:
+                keys = optree.utils.total_order_sorted(node)
             return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
         if kind is list or kind is tuple:
             return range(len(node)), node, kind
@@ -335,6 +340,14 @@ class Nodes:
         for child in Nodes.children(node):
             found += [child] if isinstance(child, Tensor) else Nodes.leaves(child)
         return found
+
+    @staticmethod
+    def structure(node: Tree) -> Hashable:
+        """What `tree.structure` stands for, as tuples."""
+        if isinstance(node, Tensor) or is_leaf(node):
+            return node is None
+        names, children, _ = Nodes.open(node)
+        return type(node), (*names,), (*[Nodes.structure(child) for child in children],)
 
     @staticmethod
     def refilled(node: Tree, new_leaves: Iterator[Any]) -> Tree:

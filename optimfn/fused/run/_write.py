@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import tree
 from ..._checks import plain
 from ..._rows import Replaced
-from ..._torch import unwrapped
+from ..._torch import are_cut, foreach_copy_, unwrapped
 from ..._typing import Tree
 from ..ir._shapes import overlaps_itself
 
@@ -34,10 +34,17 @@ def overwrite(old: Tree, new: Tree) -> None:
             raise ValueError(f"{_name(old, position)} would change from {_kind(target)} to {_kind(value)}")
     safe = _set_aside(old, targets, values)
     with torch.no_grad():
-        for target, value in zip(targets, safe, strict=True):
+        pairs = [(target, value) for target, value in zip(targets, safe, strict=True) if value is not target]
+        rows = any(isinstance(value, Replaced) for _, value in pairs)
+        if torch.compiler.is_compiling() and pairs and not rows and not are_cut(targets):
+            foreach_copy_(
+                [target for target, _ in pairs], [value for _, value in pairs]
+            )  # traced faster than many calls
+            return
+        for target, value in pairs:
             if isinstance(value, Replaced):
                 value.write_into(target)
-            elif value is not target:
+            else:
                 target.copy_(value)
 
 
@@ -74,14 +81,18 @@ def settle(old: Tree, new: Tree) -> tuple[Tree, Tree]:
 
     A dict of `old` that holds some is changed itself; elsewhere the result is another tree.
     """
-    if not any(map(is_number, tree.leaves(old))) or tree.structure(old) != tree.structure(new):
+    if not _has_numbers(old) or tree.structure(old) != tree.structure(new):
         return old, new
     new = tree.map(lambda x: _as_tensor(x) if is_number(x) else x, new)
     filled = tree.map(lambda was, now: now.clone() if is_number(was) else was, old, new)
     for (_, node), (_, full) in zip(tree.walk(old), tree.walk(filled), strict=True):
         if type(node) is dict:
             node.update({key: full[key] for key, x in node.items() if is_number(x)})
-    return filled if any(map(is_number, tree.leaves(old))) else old, new
+    return filled if _has_numbers(old) else old, new
+
+
+def _has_numbers(node: Tree) -> bool:
+    return any(is_number(x) for x in tree.leaves(node) if not isinstance(x, Tensor))
 
 
 def is_number(x: Any) -> bool:
