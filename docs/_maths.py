@@ -133,6 +133,8 @@ class Line:
                 close()
                 formula.append(self.operator(infix=token.open is False))
             else:
+                if formula and not formula[-1].startswith("<mo "):  # of a product that is broken here
+                    close()
                 formula.append(self.product(breaks=True))
         close()
         return "".join(parts).strip()
@@ -186,6 +188,10 @@ class Line:
                 return end - start > 9 and (not after or over_words or after[0].text not in ("/", "^", "_", "["))
         return False
 
+    def is_much(self, token: Token, factors: int, tokens: int) -> bool:
+        """Whether a line may break before this factor."""
+        return (factors > 2 and token.call) or (tokens > 7 and token.text == "(" and token.loose)
+
     def is_flat(self) -> bool:
         """Whether nothing is divided from here on."""
         return all(token.text != "/" for token in self.tokens[self.at :])
@@ -193,6 +199,7 @@ class Line:
     def product(self, breaks: bool = False) -> str:
         """Factors side by side; ` / ` puts those since the last fraction over the next one."""
         done: list[str] = []
+        begin = self.at
         upper: list[tuple[str, str]] = [self.factor()]
         while (token := self.now) is not None and not self.is_word(token):
             if token.kind == "sign" and token.text == "/":
@@ -214,7 +221,7 @@ class Line:
             elif token.text in ("*", "·") or (token.text == "." and token.loose and not token.open):
                 self.take()
                 upper.append((tag("mo", "⊙" if token.text == "*" else "·"),) * 2)
-            elif breaks and (self.is_long() or (len(upper) > 2 and token.call and self.is_flat())):
+            elif breaks and (self.is_long() or (self.is_flat() and self.is_much(token, len(upper), self.at - begin))):
                 break
             elif self.begins_factor(token):
                 upper.append(self.factor())
