@@ -4,7 +4,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = ["DispatchMode", "disable_dynamo", "without_modes"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 no_torch_function = torch._C._disabled_torch_function_impl  # for subclasses whose operators go to the dispatcher alone
 foreach_add_, foreach_copy_ = torch._foreach_add_, torch._foreach_copy_
@@ -34,6 +36,15 @@ def empty_strided_cpu(shape: tuple[int, ...], stride: tuple[int, ...], dtype: to
 
 if _empty_strided_cpu is not None:  # what torch.compile calls for its results: half the time, and no other device
     empty_strided_cpu = _empty_strided_cpu
+
+
+def constant(function: F) -> F:
+    """Have compilers call a function of constants, such as types, instead of tracing it.
+
+    This is `torch.compiler.assume_constant_result`, which imports dynamo for it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def like_these(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:

@@ -17,6 +17,7 @@ import optree.utils
 import torch
 from torch import Tensor
 
+from .._torch import constant
 from .._typing import Tree
 
 
@@ -84,14 +85,25 @@ def mapped_by(each: Callable[[Callable[..., Any], Sequence[Sequence[Any]]], list
 
 def _map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     # Plain Python: half the time of optree's map for flat dicts and lists of tensors, the usual trees, and up to
-    # twice for many small dicts; and dynamo traces it rightly, see Nodes.open.
-    if type(tree) is dict:
+    # twice for many small dicts; and dynamo traces it rightly, see Nodes.open. There every instruction counts, hence
+    # the short ways for the usual nodes.
+    kind = type(tree)
+    if kind is dict:
+        if not rest:
+            return {key: f(x) if isinstance(x, Tensor) else _map(f, x) for key, x in tree.items()}
         columns = [[other[key] for key in tree] for other in _alike(tree, rest)]
-        return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
+        rows = zip(tree.values(), *columns, strict=True)
+        return {
+            key: f(*row) if isinstance(row[0], Tensor) else _map(f, *row) for key, row in zip(tree, rows, strict=True)
+        }
+    if tree is None:
+        return None
+    if kind is list or kind is tuple:
+        return kind(_map_rows(f, tree, _alike(tree, rest)))
     if isinstance(tree, Tensor) or is_leaf(tree):
-        return None if tree is None else f(tree, *rest)
+        return f(tree, *rest)
     _, children, rebuild = Nodes.open(tree)
-    return rebuild(_map_rows(f, children, [Nodes.children(other) for other in _alike(tree, rest)]))
+    return rebuild(_map_rows(f, children, [Nodes.children(other) for other in _alike(tree, rest)] if rest else ()))
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -182,9 +194,30 @@ def join_path(path: tuple[Any, ...]) -> str:
 def is_leaf(node: Any) -> bool:
     """Whether a node is a leaf, `None` included."""
     kind = type(node)
-    if kind is dict or kind is list or kind is tuple or optree.is_namedtuple_instance(node):
-        return False  # so much in advance: of optree's own answer dynamo would trace the source
-    return node is None or isinstance(node, Tensor) or bool(optree.tree_is_leaf(node, none_is_leaf=True))
+    if kind is dict or kind is list or kind is tuple:
+        return False
+    if node is None or isinstance(node, Tensor):
+        return True
+    if torch.compiler.is_compiling():
+        return _is_kind_of_leaves(kind)
+    return bool(optree.tree_is_leaf(node, none_is_leaf=True))
+
+
+# Dynamo would trace optree's own answers instruction by instruction.
+
+
+@constant
+def _is_kind_of_leaves(kind: type) -> bool:
+    return optree.register_pytree_node.get(kind) is None
+
+
+@constant
+def _is_plain_named_tuple(kind: type) -> bool:
+    """Whether nodes are named tuples that have their fields as children, since nobody has registered others."""
+    if not optree.is_namedtuple_class(kind):
+        return False
+    entry = optree.register_pytree_node.get(kind)
+    return entry is not None and entry.type is not kind
 
 
 def cast_leaf(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -277,6 +310,8 @@ def map_parts(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
 
 
 def _map_rows(f: Callable[..., Any], first: Iterable[Any], others: Sequence[Iterable[Any]]) -> list[Any]:
+    if not others:
+        return [f(x) if isinstance(x, Tensor) else _map(f, x) for x in first]
     return [f(*row) if isinstance(row[0], Tensor) else _map(f, *row) for row in zip(first, *others, strict=True)]
 
 
@@ -318,7 +353,7 @@ class Nodes:
             return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
         if kind is list or kind is tuple:
             return range(len(node)), node, kind
-        if Nodes.is_plain_named_tuple(node):
+        if _is_plain_named_tuple(kind):
             return kind._fields, node, lambda new: kind(*new)
         children, metadata, entries, unflatten_node = optree.tree_flatten_one_level(node, none_is_leaf=True)
         names = optree.namedtuple_fields(kind) if optree.is_namedtuple_instance(node) else entries
@@ -328,17 +363,26 @@ class Nodes:
     def children(node: Any) -> Sequence[Any]:
         """The children of a node of a kind that `open` has opened."""
         kind = type(node)
-        children: Sequence[Any] = node if kind is list or kind is tuple else Nodes.open(node)[1]
+        if kind is dict:
+            return [node[key] for key in optree.utils.total_order_sorted(node)]
+        usual = kind is list or kind is tuple or _is_plain_named_tuple(kind)
+        children: Sequence[Any] = node if usual else Nodes.open(node)[1]
         return children
 
     @staticmethod
     def leaves(node: Tree) -> list[Any]:
         """The leaves, as `tree.leaves` has them."""
-        if isinstance(node, Tensor) or is_leaf(node):
-            return [] if node is None else [node]
+        if node is None:
+            return []
+        kind = type(node)
+        if kind is not dict and kind is not list and kind is not tuple and is_leaf(node):
+            return [node]
         found: list[Any] = []
         for child in Nodes.children(node):
-            found += [child] if isinstance(child, Tensor) else Nodes.leaves(child)
+            if isinstance(child, Tensor):
+                found.append(child)
+            elif child is not None:
+                found += Nodes.leaves(child)
         return found
 
     @staticmethod
@@ -356,11 +400,3 @@ class Nodes:
             return None if node is None else next(new_leaves)
         _, children, rebuild = Nodes.open(node)
         return rebuild([Nodes.refilled(child, new_leaves) for child in children])
-
-    @staticmethod
-    def is_plain_named_tuple(node: Any) -> bool:
-        """Whether a node is a named tuple that has its fields as children, since nobody has registered others."""
-        if not optree.is_namedtuple_instance(node):
-            return False
-        entry = optree.register_pytree_node.get(type(node))
-        return entry is not None and entry.type is not type(node)
