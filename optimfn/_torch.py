@@ -43,7 +43,7 @@ def constant(function: F) -> F:
 
     This is `torch.compiler.assume_constant_result`, which imports dynamo for it.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 

@@ -14,6 +14,27 @@ import optimfn as of
 NEGATIVE = "must be a number >= 0, got -1.0"
 NO_DECAY = r"must be in \[0, 1\), got 1.0"
 
+# The keys of `skips`: what a case may say that it does not do, with the reason. A key skips every law under it.
+LAWS = {
+    "absent": "a leaf whose gradient is absent keeps its state and gets no update",
+    "alone": "leaves do not see each other: a leaf steps alone as it does among others",
+    "checkpoint": "a state survives a file, and goes on from it",
+    "compile": "one graph of `torch.compile` serves every step, and makes the state",
+    "complex": "complex leaves keep their dtypes, and are stepped by kernels too",
+    "differentiable": "derivatives flow through updates, by parameters, gradients and numbers, in both modes",
+    "dtype": "float16, bfloat16, float32 and float64 are kept, and half precision is rounded once",
+    "fused": "kernels give what the rule gives",
+    "live": "a number may be a tensor, which is read at every step",
+    "meta": "tensors without values do: nothing is read on the host",
+    "oracle": "the parameters are those of the oracle, and of every other way to take the steps",
+    "pure": "nothing that is given is written to or kept, and results repeat",
+    "ragged": "trees of any form, empty ones and leaves of any strides do",
+    "range": "gradients of any size give finite updates in the right direction",
+    "recorded": "`repr`, equality, pickling and copies know the arguments",
+    "sensitive": "the parameters feel a small change of a gradient",
+    "vmap": "models run together step as they do one by one",
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -30,7 +51,7 @@ class Case:
     covers: tuple[str, ...] = ()  # public names this case stands for, besides `make`
     needs_params: bool = False
     extra: dict[str, Any] = field(default_factory=dict)  # given to every update, such as `value`
-    skips: dict[str, str] = field(default_factory=dict)  # law -> why it does not hold
+    skips: dict[str, str] = field(default_factory=dict)  # a key of LAWS -> why it does not hold
     bad: tuple[tuple[dict[str, Any], type[Exception], str], ...] = ()  # changed arguments, error, its words
 
     def plain(self) -> of.GradientTransformation:

@@ -37,6 +37,41 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=100,
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+def pytest_addoption(parser):
+    parser.addoption("--rule", help="run the tests of one rule alone, by its exact name or that of its case")
+
+
+def pytest_collection_modifyitems(config, items):
+    rule = config.getoption("--rule")
+    if rule:
+        kept = [item for item in items if rule in _names(item)]
+        config.hook.pytest_deselected(items=[item for item in items if rule not in _names(item)])
+        items[:] = kept
+
+
+def _names(item):
+    """The rule that a test is about, its case, and what that stands for."""
+    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    make, covers = getattr(case, "make", None), getattr(case, "covers", ())
+    return {getattr(case, "name", None), getattr(make, "__name__", None), *covers}
+
+
+def pytest_configure(config):
+    if config.getoption("maxfail") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Namer(config))
+
+
+class _Namer:
+    """With -x, names the test that has failed at once: workers that are busy take some seconds to end."""
+
+    def __init__(self, config):
+        self.plugins = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.plugins.get_plugin("terminalreporter").write_line(f"\nFAILED {report.nodeid}")
+
+
 def pytest_collection_finish():
     """Tests by the ten thousand, and torch, stay to the end: no garbage collection need look at them again."""
     gc.collect()

@@ -4,9 +4,11 @@ import ast
 import inspect
 import re
 import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from case import LAWS
 from cases import CASES, SCHEDULES
 
 import optimfn as of
@@ -92,7 +94,8 @@ def test_imports_point_down(path):
 
 def test_contributing_lists_the_same_levels():
     text = re.search(r"\*\*Layers\.\*\*.*?only: (.*?)\. No", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
-    assert [re.findall(r"`([\w.]+)`", level) for level in text.split(";")] == LEVELS
+    listed = [re.findall(r"`([\w.]+)`", level) for level in text.split(";")]
+    assert listed == LEVELS, "make **Layers.** of CONTRIBUTING.md and LEVELS of tests/test_house.py the same"
 
 
 def test_there_are_no_import_cycles():
@@ -123,7 +126,7 @@ def test_imports_stand_at_the_top_without_stars(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert node in tree.body, f"line {node.lineno}: an import inside a function or block"
-            assert all(alias.name != "*" for alias in node.names)
+            assert all(alias.name != "*" for alias in node.names), f"line {node.lineno}: name what is imported, not *"
 
 
 @every_module
@@ -132,7 +135,7 @@ def test_only_one_room_knows_each_outside_package(path):
     for _, module in imports(path):
         for outside, home in allowed.items():
             if module == outside or module.startswith(outside + "."):
-                assert room("optimfn." + module_name(path)) == home, f"{module} belongs to {home}"
+                assert room("optimfn." + module_name(path)) == home, f"{module}: only {home or 'nobody'} imports it"
 
 
 @every_module
@@ -154,7 +157,7 @@ def test_only_one_module_knows_private_names_and_versions_of_torch(path):
 @every_module
 def test_files_and_functions_are_short(path):
     lines = path.read_text().splitlines()
-    assert len(lines) <= MAX_FILE_LINES
+    assert len(lines) <= MAX_FILE_LINES, f"{path.name} has {len(lines)} lines, of {MAX_FILE_LINES}: split it by subject"
     with path.open("rb") as file:
         skip = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
         tokens = [t for t in tokenize.tokenize(file.readline) if t.type not in skip]
@@ -162,7 +165,7 @@ def test_files_and_functions_are_short(path):
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef):
             size = sum(node.lineno <= n <= node.end_lineno for n in code)
-            assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines of code"
+            assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines of code, of {MAX_FUNCTION_LINES}"
 
 
 def test_suppressions_are_few_and_explained():
@@ -175,7 +178,7 @@ def test_suppressions_are_few_and_explained():
             if match:
                 found.append(path)
                 assert match[4].strip(" -#"), f"{path.name}:{number}: say why"
-    assert len(found) <= MAX_SUPPRESSIONS
+    assert len(found) <= MAX_SUPPRESSIONS, f"one suppression too many among these: {[path.name for path in found]}"
 
 
 def exported(path):
@@ -202,7 +205,8 @@ def test_inits_only_reexport():
     for path in PACKAGE.rglob("__init__.py"):
         for node in parse(path).body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            assert docstring or isinstance(node, ast.ImportFrom), f"{path}: line {node.lineno}"
+            fits = docstring or isinstance(node, ast.ImportFrom)
+            assert fits, f"{path}, line {node.lineno}: an __init__ only re-exports; move this to a module"
 
 
 def api_pages():
@@ -211,12 +215,14 @@ def api_pages():
 
 @pytest.mark.parametrize("name", [f"optimfn.{n}" for n in PUBLIC] + [f"optimfn.tree.{n}" for n in TREE])
 def test_every_public_name_is_documented(name):
-    assert re.search(rf"^\s*:::\s+{re.escape(name)}\s*$", api_pages(), re.MULTILINE), f"docs/api lacks ::: {name}"
+    found = re.search(rf"^\s*:::\s+{re.escape(name)}\s*$", api_pages(), re.MULTILINE)
+    assert found, f"no page has it: write a line `::: {name}` into the page of its family in docs/api"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_in_the_changelog(name):
-    assert re.search(rf"`{name}`", (ROOT / "CHANGELOG.md").read_text())
+    found = f"`{name}`" in (ROOT / "CHANGELOG.md").read_text()
+    assert found, f"name it in backticks under [Unreleased], Added, of CHANGELOG.md: `{name}`"
 
 
 def factories(returns):
@@ -229,18 +235,23 @@ def factories(returns):
 
 @pytest.mark.parametrize("name", list(factories(of.GradientTransformation)))
 def test_every_transformation_has_a_case(name):
-    assert any(case.make.__name__ == name or name in case.covers for case in CASES)
+    found = any(case.make.__name__ == name or name in case.covers for case in CASES)
+    assert found, f"write a case for it into tests/cases/FAMILY.py: Case({name!r}, of.{name}, {{...}}, oracle=...)"
 
 
 @pytest.mark.parametrize("name", list(factories(of.ScheduleFn)))
 def test_every_schedule_has_a_case(name):
-    assert any(case.make.__name__ == name or name in case.covers for case in SCHEDULES)
+    found = any(case.make.__name__ == name or name in case.covers for case in SCHEDULES)
+    assert found, f"write a case for it into tests/cases/schedules.py: ScheduleCase({name!r}, of.{name}, {{...}}, ...)"
 
 
 def test_every_exemption_has_a_reason_and_every_case_a_name_of_its_own():
     for case in CASES:
-        assert all(len(reason) > 10 for reason in case.skips.values()), case.name
-    assert len({case.name for case in CASES}) == len(CASES)
+        for law, reason in case.skips.items():
+            assert law in LAWS, f"{case.name} skips {law!r}, which is no key of LAWS in tests/case.py: {sorted(LAWS)}"
+            assert len(reason) > 10, f"{case.name} skips {law!r}: say why, in a sentence"
+    twice = [name for name, count in Counter(case.name for case in CASES).items() if count > 1]
+    assert not twice, f"several cases are called {twice}"
 
 
 SECTIONS = {
@@ -269,8 +280,8 @@ def test_docstrings_have_their_sections(name, kind):
 
 def test_the_version_is_that_of_the_changelog():
     newest = re.search(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert newest
-    assert newest[1] == of.__version__
+    assert newest, "the changelog has no section of a version: ## [1.2.3]"
+    assert newest[1] == of.__version__, "optimfn/_version.py and the newest section of CHANGELOG.md differ"
 
 
 def test_adam_reads_in_a_sitting():
@@ -301,4 +312,4 @@ def test_adam_reads_in_a_sitting():
             value = inspect.unwrap(value) if callable(value) else value
             if inspect.isfunction(value) and value.__module__.startswith("optimfn.tree"):
                 queue.append(value)
-    assert lines < 120, lines
+    assert lines < 120, f"scale_by_adam and the verbs below it have {lines} lines of code"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from case import Case, ScheduleCase
+from case import LAWS, Case, ScheduleCase
 from cases import CASES, SCHEDULES
 from helpers import (
     as_reals,
@@ -33,6 +33,7 @@ import optimfn as of
 
 def cases(law):
     """Parametrize over the table; a case that the law does not hold for is skipped with its reason."""
+    assert law in LAWS, f"say in LAWS of tests/case.py what {law!r} stands for"
     marked = [
         pytest.param(case, id=case.name, marks=[pytest.mark.skip(reason=case.skips[law])] if law in case.skips else [])
         for case in CASES

@@ -3,7 +3,7 @@
 import collections
 import functools
 import gc
-import re
+import importlib.util
 import resource
 import types
 import weakref
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
 from helpers import Pair, assert_trees_equal
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import optimfn as of
 
+DOCS = Path(__file__).parent.parent / "docs"
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
 A = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
 W = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -308,25 +308,9 @@ def test_memory_does_not_grow_with_outer_steps():
 # The page
 
 
-def table():
-    """What the page on meta-learning says about every transformation, from the table of cases."""
-    names = {}
-    for case in CASES:
-        for name in case.covers or (case.make.__name__,):
-            reason = case.skips.get("differentiable") or case.skips.get("sensitive") or ""
-            if getattr(getattr(of, name, None), "__module__", "").startswith("optimfn"):
-                names.setdefault(name, []).append(reason)
-    smooth = sorted(name for name, reasons in names.items() if not any(reasons))
-    lines = [", ".join(f"`{name}`" for name in smooth) + ".", "", "| these do not, or not always | why |", "|---|---|"]
-    because = {}
-    for name, reasons in sorted(names.items()):
-        for reason in sorted(set(filter(None, reasons))):
-            because.setdefault(reason, []).append(f"`{name}`")
-    return "\n".join([*lines, *(f"| {', '.join(own)} | {reason} |" for reason, own in because.items())])
-
-
 def test_the_page_says_which_rules_are_differentiable():
-    page = (Path(__file__).parent.parent / "docs" / "guides" / "meta-learning.md").read_text()
-    found = re.search(r"<!-- differentiable -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
-    assert found, "the page has lost its marks"
-    assert " ".join(found[1].split()) == " ".join(table().split()), f"write there:\n{table()}"
+    specification = importlib.util.spec_from_file_location("_differentiable", DOCS / "_differentiable.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    text = (DOCS / "guides" / "meta-learning.md").read_text()
+    assert text == script.page(text), "the cases have changed, run: python docs/_differentiable.py"

@@ -45,7 +45,6 @@ COMPLEX = "moments of complex leaves are complex, and stay as they are; real one
 STEPS = {
     "differentiable": ROUNDED,
     "sensitive": ROUNDED,
-    "oracle_float32": "a code on the other side of a tie is another moment",
 }
 
 CASES = (
