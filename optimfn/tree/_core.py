@@ -89,21 +89,14 @@ def _map(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
     # the short ways for the usual nodes.
     kind = type(tree)
     if kind is dict:
-        if not rest:
-            return {key: f(x) if isinstance(x, Tensor) else _map(f, x) for key, x in tree.items()}
-        columns = [[other[key] for key in tree] for other in _alike(tree, rest)]
-        rows = zip(tree.values(), *columns, strict=True)
-        return {
-            key: f(*row) if isinstance(row[0], Tensor) else _map(f, *row) for key, row in zip(tree, rows, strict=True)
-        }
-    if tree is None:
-        return None
+        columns = [[other[key] for key in tree] for other in _alike(tree, rest)] if rest else ()
+        return dict(zip(tree, _map_rows(f, tree.values(), columns), strict=True))
     if kind is list or kind is tuple:
         return kind(_map_rows(f, tree, _alike(tree, rest)))
     if isinstance(tree, Tensor) or is_leaf(tree):
-        return f(tree, *rest)
+        return None if tree is None else f(tree, *rest)
     _, children, rebuild = Nodes.open(tree)
-    return rebuild(_map_rows(f, children, [Nodes.children(other) for other in _alike(tree, rest)] if rest else ()))
+    return rebuild(_map_rows(f, children, [Nodes.children(other) for other in _alike(tree, rest)]))
 
 
 def leaves(tree: Tree) -> list[Any]:
@@ -196,28 +189,7 @@ def is_leaf(node: Any) -> bool:
     kind = type(node)
     if kind is dict or kind is list or kind is tuple:
         return False
-    if node is None or isinstance(node, Tensor):
-        return True
-    if torch.compiler.is_compiling():
-        return _is_kind_of_leaves(kind)
-    return bool(optree.tree_is_leaf(node, none_is_leaf=True))
-
-
-# Dynamo would trace optree's own answers instruction by instruction.
-
-
-@constant
-def _is_kind_of_leaves(kind: type) -> bool:
-    return optree.register_pytree_node.get(kind) is None
-
-
-@constant
-def _is_plain_named_tuple(kind: type) -> bool:
-    """Whether nodes are named tuples that have their fields as children, since nobody has registered others."""
-    if not optree.is_namedtuple_class(kind):
-        return False
-    entry = optree.register_pytree_node.get(kind)
-    return entry is not None and entry.type is not kind
+    return node is None or isinstance(node, Tensor) or Nodes.is_other_leaf(node)
 
 
 def cast_leaf(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -310,8 +282,6 @@ def map_parts(f: Callable[..., Any], tree: Tree, /, *rest: Tree) -> Tree:
 
 
 def _map_rows(f: Callable[..., Any], first: Iterable[Any], others: Sequence[Iterable[Any]]) -> list[Any]:
-    if not others:
-        return [f(x) if isinstance(x, Tensor) else _map(f, x) for x in first]
     return [f(*row) if isinstance(row[0], Tensor) else _map(f, *row) for row in zip(first, *others, strict=True)]
 
 
@@ -353,7 +323,7 @@ class Nodes:
             return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
         if kind is list or kind is tuple:
             return range(len(node)), node, kind
-        if _is_plain_named_tuple(kind):
+        if Nodes.are_plain_named_tuples(kind):
             return kind._fields, node, lambda new: kind(*new)
         children, metadata, entries, unflatten_node = optree.tree_flatten_one_level(node, none_is_leaf=True)
         names = optree.namedtuple_fields(kind) if optree.is_namedtuple_instance(node) else entries
@@ -365,7 +335,7 @@ class Nodes:
         kind = type(node)
         if kind is dict:
             return [node[key] for key in optree.utils.total_order_sorted(node)]
-        usual = kind is list or kind is tuple or _is_plain_named_tuple(kind)
+        usual = kind is list or kind is tuple or Nodes.are_plain_named_tuples(kind)
         children: Sequence[Any] = node if usual else Nodes.open(node)[1]
         return children
 
@@ -400,3 +370,27 @@ class Nodes:
             return None if node is None else next(new_leaves)
         _, children, rebuild = Nodes.open(node)
         return rebuild([Nodes.refilled(child, new_leaves) for child in children])
+
+    @staticmethod
+    def is_other_leaf(node: Any) -> bool:
+        """Whether what is none of the usual nodes is a leaf."""
+        if torch.compiler.is_compiling():
+            return Nodes.are_leaves(type(node))
+        return bool(optree.tree_is_leaf(node, none_is_leaf=True))
+
+    # Dynamo would trace optree's own answers instruction by instruction.
+
+    @staticmethod
+    @constant
+    def are_leaves(kind: type) -> bool:
+        """Whether instances are leaves."""
+        return optree.register_pytree_node.get(kind) is None
+
+    @staticmethod
+    @constant
+    def are_plain_named_tuples(kind: type) -> bool:
+        """Whether instances are named tuples that have their fields as children, since nobody has registered others."""
+        if not optree.is_namedtuple_class(kind):
+            return False
+        entry = optree.register_pytree_node.get(kind)
+        return entry is not None and entry.type is not kind
