@@ -64,7 +64,8 @@ class Signature:
 
         It may say no of those of which `match` says yes; from the second time on it then knows them.
         """
-        return self._are_plain is not None and self._are_plain(*tensors)
+        known = self._are_plain is not None and len(tensors) == len(self._classes)  # for others the guard raises
+        return known and self._are_plain(*tensors)
 
     def match(self, tensors: Sequence[Any]) -> bool:
         """Whether tensors have this signature; a leaf that is no tensor has none."""
