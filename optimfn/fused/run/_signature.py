@@ -64,8 +64,9 @@ class Signature:
 
         It may say no of those of which `match` says yes; from the second time on it then knows them.
         """
-        known = self._are_plain is not None and len(tensors) == len(self._classes)  # for others the guard raises
-        return known and self._are_plain(*tensors)
+        if self._are_plain is None or len(tensors) != len(self._classes):  # of another number the guard raises
+            return False
+        return self._are_plain(*tensors)
 
     def match(self, tensors: Sequence[Any]) -> bool:
         """Whether tensors have this signature; a leaf that is no tensor has none."""
