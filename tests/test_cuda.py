@@ -69,6 +69,13 @@ def _device_is_well(request):
             os._exit(1)
 
 
+def lying_on(device, x):
+    """An extra argument, its tensors on a device."""
+    if isinstance(x, dict):
+        return {key: lying_on(device, value) for key, value in x.items()}
+    return x if callable(x) else torch.as_tensor(x, device=device)
+
+
 def follow_captured(case, device, steps):
     """Parameters and state after eager steps, and after captured ones, with a cosine scheduler where there is one."""
     ends = []
@@ -77,7 +84,7 @@ def follow_captured(case, device, steps):
         optimizer = optimizer_of(case, params)
         scheduled = isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
         scheduler = None if scheduled else COSINE(optimizer, steps)
-        extra = {key: x if callable(x) else torch.as_tensor(x, device=device) for key, x in case.extra.items()}
+        extra = {key: lying_on(device, x) for key, x in case.extra.items()}
         take = functools.partial(optimizer.step, **extra)
         take = of.cuda.capture(take) if captured else take
         end = run(optimizer, params, steps, take, scheduler=scheduler)

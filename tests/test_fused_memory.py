@@ -164,3 +164,23 @@ def test_more_graphs_than_there_are_tables_for_hold_the_rule_itself(device):
         step(params, state, grads)
     assert graph == []
     assert not torch.equal(params["a"], before)
+
+
+def test_a_product_waits_with_the_memory_of_what_is_still_to_be_read():
+    """What comes first in the graph may be computed later: it waits for sums that others need not wait for."""
+
+    def rule(updates, params):
+        g = updates["w"]
+        doubled = g * 2 + 1  # in memory, for products alone
+        deep = g / (1 + (g / (1 + (g @ g).sum())).abs().sum())
+        late = deep @ doubled
+        early = doubled @ params["w"]
+        return {"w": late.exp() + early * early}
+
+    tx = of.stateless(rule)
+    torch.manual_seed(0)
+    params, grads = {"w": torch.randn(8, 8, dtype=torch.float64)}, {"w": 0.1 * torch.randn(8, 8, dtype=torch.float64)}
+    expected, _ = of.make_step(tx, backend="eager")(params, tx.init(params), grads)
+    for _ in range(3):
+        found, _ = of.make_step(tx, backend="fused")(params, tx.init(params), grads)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

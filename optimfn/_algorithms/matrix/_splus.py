@@ -1,5 +1,7 @@
 """SPlus: signs in the eigenbasis of Shampoo."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -78,7 +80,8 @@ def scale_by_splus(
 
     # In the authors' code an axis of `max_dim` has no basis, and the factor of a matrix that has.
     how = Eigenbasis(b2, inverse_every, Layouts(max_dim - 1, others=False), None, "sorted", "identity", by="eigh")
-    return chain(in_eigenbasis(chain(ema(b1, debias=False), signs), how), leafwise(stateless(shaped)))
+    rule = chain(in_eigenbasis(chain(ema(b1, debias=False), signs), how), leafwise(stateless(shaped)))
+    return replace(rule, takes_assigned=False)
 
 
 @factory

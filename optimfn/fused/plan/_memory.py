@@ -21,7 +21,11 @@ def same_memory(node: Node) -> Node:
 
 
 def places(
-    nodes: Sequence[Node], temporary: Mapping[Node, Any], solid: Collection[Node], results: Sequence[Sequence[Any]]
+    nodes: Sequence[Node],
+    level: Mapping[Node, int],
+    temporary: Mapping[Node, Any],
+    solid: Collection[Node],
+    results: Sequence[Sequence[Any]],
 ) -> dict[Node, Node]:
     """For results of ATen that kernels read, the temporary value that nobody reads any more when each is there.
 
@@ -29,6 +33,7 @@ def places(
 
     Args:
         nodes: The graph, parents first.
+        level: Their stages.
         temporary: The values that kernels leave in memory.
         solid: The results that kernels read.
         results: For each output its values, with their owners.
@@ -39,18 +44,22 @@ def places(
     for node in nodes:
         for parent in node.parents():
             children.setdefault(parent, []).append(node)
-    last: dict[Node, int] = {}  # of the roots: who reads them last, if only ATen does
+    last: dict[Node, tuple[int, int]] = {}  # of the roots: when they are read last, if only ATen does
+
+    def when(node: Node) -> tuple[int, int]:
+        return level[node], node.number  # stage by stage: what comes first in the graph may have to wait for longer
+
     for root in temporary:
         readers = _readers(root, children) if same_memory(root) is root and root not in kept else None
         if readers:
-            last[root] = max([x.number for x in readers])
+            last[root] = max(map(when, readers))
     found: dict[Node, Node] = {}
     for node in solid:
         if node.kind != "opaque" or node.is_view or node in handed_out:
             continue
         for root in _sources(node):
             fits = (node.dtype, node.numel) == (root.dtype, root.numel)
-            if fits and last.get(root, node.number + 1) <= node.number:
+            if fits and root in last and last[root] <= when(node):
                 found[node] = root
                 del last[root]  # it is taken
                 break

@@ -107,7 +107,7 @@ class _Planner:
             folds=self.folds,
             copies=self.copies,
             solid=self.solid,
-            places=places(self.nodes, self.temporary, self.solid, results),
+            places=places(self.nodes, self.level, self.temporary, self.solid, results),
             slot=scalars.slot,
             numbers=scalars.numbers.held,
             kernels=list({id(row.kernel): row.kernel for stage in stages for row in stage.rows}.values()),
