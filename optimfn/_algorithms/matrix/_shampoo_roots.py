@@ -1,6 +1,7 @@
 """The factors of Shampoo, block by block: how they take in gradients, their inverse roots, and how these act."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,9 @@ class Preconditioner:
         for x, node in zip(tree.whole(tree.leaves(updates)), nodes(given, updates), strict=True):
             left = iter(node.axes)
             for layout, block in zip(self.blocking.layouts(x.shape), self.blocking.split(x), strict=True):
-                own = [next(left) for _ in layout.axes]
+                own = [*itertools.islice(left, len(layout.axes))]
+                if len(own) < len(layout.axes):
+                    raise ValueError(f"a gradient has shape {tuple(x.shape)}, and the state is of another one")
                 found.append((layout, (tree.cast_leaf(block, own[0].dtype) if own else block, *own)))
         return found
 
