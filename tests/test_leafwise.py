@@ -29,6 +29,7 @@ NOT_PROMISED = {
     **dict.fromkeys(["multi_steps", "multi_steps_sum", "lookahead", "lookahead_reset"], COUNTS),
     **dict.fromkeys(["conditionally_transform", "conditionally_mask", "adopt_decoupled"], COUNTS),
     **dict.fromkeys(["soap", "kl_shampoo", "decay_after_step_scheduled", "add_corrected_decayed_weights"], COUNTS),
+    "qk_clip": "looks for the leaves of its patterns in the whole tree",
     "galore": "is told which leaves are matrices by a function of all",
     "stochastic_rounding": "draws for a leaf by its path, but only for those of half precision",
     **dict.fromkeys(["schedule_free_at_z", "schedule_free_adamw_warmed_up"], COUNTS),
