@@ -23,27 +23,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from workloads import WORKLOADS, Shapes
+
 Step = Callable[[], object]
-Shapes = list[tuple[int, ...]]
 
 HERE = Path(__file__)
 RECORD = HERE.with_name("peers.json")
 RATE, DECAY = 1e-3, 0.1
-
-
-def gpt() -> Shapes:
-    """148 tensors, 11.7 M elements: a small transformer with its biases and norms."""
-    d, shapes = 256, [(8192, 256), (512, 256)]
-    for _ in range(12):
-        shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [*shapes, (d,), (d,)]
-
-
-WORKLOADS: dict[str, Callable[[], Shapes]] = {
-    "gpt": gpt,
-    "big": lambda: [(4096, 4096), (4096, 1024)],
-    "tiny": lambda: [(32, 32), (32,)] * 50,
-}
 
 
 # Each makes a step of its library from shapes; it imports what it needs, since the others are not there.
@@ -299,7 +285,7 @@ def draw(found: dict[str, dict[str, dict[str, float]]], into: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help="gpt, big, tiny")
+    parser.add_argument("workloads", nargs="*", default=["gpt", "big", "tiny"], help=", ".join(WORKLOADS))
     parser.add_argument("--python", action="append", default=[], metavar="LIBRARY=PATH", help="where a library is")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--draw", type=Path, help="draw benchmarks/peers.json into this file, and measure nothing")

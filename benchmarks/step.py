@@ -3,7 +3,6 @@
     python benchmarks/step.py                          # every chain on gpt and tiny
     python benchmarks/step.py gpt --chain adamw --rounds 31
     python benchmarks/step.py gpt tiny --drop-in       # every drop-in rule against its torch class
-    python benchmarks/step.py gpt --chain adamw --peers    # other libraries too, those that are installed
     python benchmarks/step.py gpt --memory             # the peak of memory instead of time
 
 Contenders hold parameters of their own and take turns in one process; a ratio compares times of one round. A
@@ -18,7 +17,6 @@ of the parameters, after one step and after five.
 import argparse
 import concurrent.futures
 import gc
-import importlib.util
 import multiprocessing
 import os
 import platform
@@ -31,29 +29,15 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from workloads import WORKLOADS as WORKLOADS
+from workloads import Shapes as Shapes
+from workloads import gpt as gpt
 
 import optimfn as of
 
 Step = Callable[[], object]
-Shapes = list[tuple[int, ...]]
 
 DISTURBED = 0.05
-
-
-def gpt() -> Shapes:
-    """148 tensors, 11.7 M elements: a small transformer with its biases and norms."""
-    d, shapes = 256, [(8192, 256), (512, 256)]
-    for _ in range(12):
-        shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [*shapes, (d,), (d,)]
-
-
-WORKLOADS: dict[str, Callable[[], Shapes]] = {
-    "gpt": gpt,
-    "big": lambda: [(4096, 4096), (4096, 1024)],
-    "tiny": lambda: [(32, 32), (32,)] * 50,
-    "many": lambda: [(64, 64), (64,), (64, 16), (64,)] * 250,
-}
 
 
 def parameters(shapes: Shapes, dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -162,51 +146,6 @@ def drop_ins() -> dict[str, Chain]:
     return {name: chain(name, options) for name, options in DROP_INS.items()}
 
 
-def compiled_adamw(params: list[torch.nn.Parameter]) -> Step:
-    optimizer = torch.optim.AdamW(params, 1e-3, weight_decay=0.1, foreach=True)
-    optimizer.step()  # the state is not compiled
-
-    @torch.compile
-    def run() -> None:
-        optimizer.step()
-
-    return run
-
-
-def heavyball_adamw(params: list[torch.nn.Parameter]) -> Step:
-    import heavyball
-
-    optimizer = heavyball.AdamW(params, lr=1e-3, weight_decay=0.1, warmup_steps=0)
-    grads = [p.grad for p in params]
-
-    def run() -> None:
-        for p, g in zip(params, grads, strict=True):  # it takes them away
-            p.grad = g
-        optimizer.step()
-
-    return run
-
-
-def torchopt_adamw(params: list[torch.nn.Parameter]) -> Step:
-    import torchopt
-
-    own = {f"p{i}": p.detach() for i, p in enumerate(params)}
-    grads = {f"p{i}": p.grad for i, p in enumerate(params)}
-    optimizer = torchopt.adamw(1e-3, weight_decay=0.1)
-    state = optimizer.init(own)
-
-    def run() -> None:
-        nonlocal state
-        updates, state = optimizer.update(grads, state, params=own, inplace=True)
-        torchopt.apply_updates(own, updates, inplace=True)
-
-    return run
-
-
-# AdamW elsewhere, for `--peers`; a name begins with what must be installed.
-PEERS = {"torch.compile": compiled_adamw, "heavyball": heavyball_adamw, "torchopt": torchopt_adamw}
-
-
 class Ours:
     """Ways to step by `make_step`: donating, called as such or bound to its trees, and making new trees."""
 
@@ -236,19 +175,16 @@ class Ours:
         return run
 
 
-def contenders(chain: Chain, peers: bool = False) -> dict[str, Callable[[list[torch.nn.Parameter]], Step]]:
+def contenders(chain: Chain) -> dict[str, Callable[[list[torch.nn.Parameter]], Step]]:
     """What makes each step from parameters."""
     tx = chain.tx
-    made = {
+    return {
         "torch": chain.theirs,
         "donating": lambda params: Ours(tx, params).donating(),
         "bound": lambda params: Ours(tx, params).bound(),
         "class": chain.stateful or (lambda params: of.Optimizer(params, tx).step),
         "pure": lambda params: Ours(tx, params).pure(),
     }
-    return made | (
-        {name: peer for name, peer in PEERS.items() if importlib.util.find_spec(name.split(".")[0])} if peers else {}
-    )
 
 
 def time_of_others() -> float:
@@ -308,12 +244,10 @@ def usable(name: str, shapes: Shapes) -> Shapes:
     return [s for s in shapes if len(s) == 2] if name == "Muon" else shapes
 
 
-def report(
-    workload: str, name: str, chain: Chain, dtype: torch.dtype, rounds: int, seconds: float, peers: bool
-) -> None:
+def report(workload: str, name: str, chain: Chain, dtype: torch.dtype, rounds: int, seconds: float) -> None:
     shapes = usable(name, WORKLOADS[workload]())
     first, second = first_steps(chain.tx, shapes)
-    steps = {who: make(parameters(shapes, dtype)) for who, make in contenders(chain, peers).items()}
+    steps = {who: make(parameters(shapes, dtype)) for who, make in contenders(chain).items()}
     times, dropped = measure(steps, rounds, seconds)
     if len(times["torch"]) < 2:
         print(f"{name:20} disturbed: {dropped} rounds dropped")
@@ -327,9 +261,6 @@ def report(
     for who in ("bound", "class", "pure"):
         line += f"{statistics.median(ratios(who)):7.2f}"
     print(f"{line}{first:9.2f}{second:6.2f}  {dropped}", flush=True)
-    for who in PEERS.keys() & times.keys():
-        low, middle, high = statistics.quantiles(ratios(who), n=4)
-        print(f"  {who:27}{middle:7.2f}{low:7.2f}{high:6.2f}", flush=True)
 
 
 def peaks(workload: str, drop_in: bool, name: str, who: str, dtype: torch.dtype) -> list[float]:
@@ -365,7 +296,6 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("workloads", nargs="*", default=["gpt", "tiny"], choices=[*WORKLOADS], metavar="workload")
     parser.add_argument("--chain", action="append", help="a chain by name; all by default")
     parser.add_argument("--drop-in", action="store_true", help="the drop-in rules instead of the chains")
-    parser.add_argument("--peers", action="store_true", help="other libraries too, for AdamW")
     parser.add_argument("--memory", action="store_true", help="the peak of memory instead of time")
     parser.add_argument("--dtype", default="float32", help="dtype of parameters and gradients")
     parser.add_argument("--rounds", type=int, default=21, help="undisturbed rounds to measure")
@@ -394,7 +324,7 @@ def main(argv: Iterable[str] | None = None) -> None:
                 if args.memory:
                     report_memory(workload, args.drop_in, name, chain, dtype)
                 else:
-                    report(workload, name, chain, dtype, args.rounds, args.seconds, args.peers)
+                    report(workload, name, chain, dtype, args.rounds, args.seconds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import tree
-from ._rows import Replaced, add_rows, put
+from ._rows import Replaced, add_rows, either_or_number, put
 from ._torch import placed_like
 from ._typing import Assign, Params, Tree, Updates
 
@@ -68,7 +68,9 @@ def choose(condition: bool | Tensor, updates: Updates, others: Updates | float, 
     if not isinstance(condition, Tensor):
         return updates if condition else tree.full_like(values(updates), others) if alike else others
     if not (is_assigned(updates) or (not alike and is_assigned(others))):
-        return tree.where(condition, updates, tree.full_like(updates, others) if alike else others)
+        if alike:
+            return tree.map(lambda u: either_or_number(condition, u, others), updates)
+        return tree.where(condition, updates, others)
     own = _needed(params)
 
     def leaf(p: Tensor, u: Any, other: Any) -> Any:

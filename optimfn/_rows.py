@@ -103,6 +103,22 @@ def are_sparse(updates: Tree) -> bool:
     return any(isinstance(x, Tensor) and x.is_sparse for x in tree.leaves(updates))
 
 
+def either(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`torch.where`, also for a table with other rows that are kept where the condition does not hold."""
+    if not isinstance(x, Replaced) or x.table is not y:
+        return torch.where(condition, x, y)
+    return Replaced(y, x.places, torch.where(condition, x.rows, take(y, x.places)))
+
+
+def either_or_number(condition: Tensor, x: Tensor, number: float) -> Tensor:
+    """The same for a number in the place of every element that is there."""
+    if not x.is_sparse:
+        return torch.where(condition, x, torch.full_like(x, number))
+    x = x.coalesce()
+    rows = torch.where(condition, x.values(), torch.full_like(x.values(), number))
+    return torch.sparse_coo_tensor(x.indices(), rows, x.shape, is_coalesced=True, check_invariants=False)
+
+
 _TAKEN = "__taken__"  # where an update knows the rows of its parameter, so that nobody takes them out again
 
 

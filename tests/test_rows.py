@@ -237,3 +237,24 @@ def test_what_takes_no_sparse_gradient_says_so(tx):
     params = {"w": a_table()}
     with pytest.raises(TypeError, match=r"(adam|chain) takes no sparse gradients: put rows\(\.\.\.\) around the whole"):
         tx.update({"w": a_gradient(0)}, tx.init(params), params)
+
+
+@pytest.mark.parametrize("make", MEMORY.values(), ids=list(MEMORY))
+def test_a_scaler_unscales_and_skips(make):
+    """Two tables under a scaler, and two without it, of which the second skips by hand the step that overflows."""
+    tables = [torch.nn.Embedding(ROWS, WIDTH, sparse=True) for _ in range(2)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    scaled, plain = (make(table.weight) for table in tables)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(4):
+        for table, optimizer in zip(tables, (scaled, plain), strict=True):
+            optimizer.zero_grad()
+            loss = table(torch.tensor([1, 2, step + 3])).square().sum() * (float("inf") if step == 2 else 1.0)
+            if optimizer is scaled:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            elif step != 2:
+                loss.backward()
+                optimizer.step()
+        torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-6, atol=1e-7)

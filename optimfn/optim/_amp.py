@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import tree
 from .._assign import choose
 from .._base import GradientTransformation
+from .._rows import either
 from .._typing import Params, State, Updates
 
 
@@ -45,7 +46,7 @@ def skip_overflow(tx: GradientTransformation, *, unscales: bool = True, skips: b
             updates = tree.map(unscale, updates)
         new_updates, new_state = tx.rule(updates, state, params, **extra)
         skip = found_inf.reshape(()) > 0
-        kept = tree.map(lambda old, new: old if old is new else torch.where(skip, old, new), state, new_state)
+        kept = tree.map(lambda old, new: old if old is new else either(~skip, new, old), state, new_state)
         # Negative zero: the only number that leaves every other as it is when it is added.
         return choose(~skip, new_updates, -0.0, params) if skips else new_updates, kept
 
