@@ -115,12 +115,14 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 
 def is_dtensor(x: Any) -> bool:
     """Whether a tensor is a shard of one that lies on several processes."""
-    return type(x) not in _ORDINARY and hasattr(type(x), "_local_tensor")
+    # Only of tensors: the compiler of torch 2.10 cannot ask the type of None.
+    return type(x) not in _ORDINARY and isinstance(x, Tensor) and hasattr(type(x), "_local_tensor")
 
 
 def are_cut(leaves: Iterable[Any]) -> bool:
     """Whether some leaves are such shards."""
-    return any(kind not in _ORDINARY and hasattr(kind, "_local_tensor") for kind in set(map(type, leaves)))
+    kinds = set(map(type, leaves))
+    return any(kind not in _ORDINARY and issubclass(kind, Tensor) and hasattr(kind, "_local_tensor") for kind in kinds)
 
 
 def local_shard(x: Any) -> Tensor:
