@@ -98,6 +98,11 @@ def put(table: Tensor, index: tuple[Tensor, ...], rows: Tensor) -> Tensor:
     return Replaced(table, index, rows) if _donating.now else table.index_put(index, rows)
 
 
+def sparse(index: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+    """Rows of a table of this shape, each once and in order, in a sparse layout."""
+    return torch.sparse_coo_tensor(index, rows, shape, is_coalesced=True, check_invariants=False)
+
+
 def are_sparse(updates: Tree) -> bool:
     """Whether a leaf has rows of its parameter alone."""
     return any(isinstance(x, Tensor) and x.is_sparse for x in tree.leaves(updates))
@@ -116,7 +121,7 @@ def either_or_number(condition: Tensor, x: Tensor, number: float) -> Tensor:
         return torch.where(condition, x, torch.full_like(x, number))
     x = x.coalesce()
     rows = torch.where(condition, x.values(), torch.full_like(x.values(), number))
-    return torch.sparse_coo_tensor(x.indices(), rows, x.shape, is_coalesced=True, check_invariants=False)
+    return sparse(x.indices(), rows, x.shape)
 
 
 _TAKEN = "__taken__"  # where an update knows the rows of its parameter, so that nobody takes them out again
@@ -124,7 +129,7 @@ _TAKEN = "__taken__"  # where an update knows the rows of its parameter, so that
 
 def update_rows(g: Tensor, new: Tensor, p: Tensor, own: Tensor) -> Tensor:
     """An update laid out as a gradient is, for a parameter whose rows there are `own`."""
-    update = torch.sparse_coo_tensor(g.indices(), new, g.shape, is_coalesced=True, check_invariants=False)
+    update = sparse(g.indices(), new, g.shape)
     setattr(update, _TAKEN, (p, own))
     return update
 

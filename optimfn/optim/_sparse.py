@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._rows import take
+from .._rows import sparse, take
 from ._bound import Bound, versions
 from ._dropin import DropIn, as_torch
 from ._layout import Entries, ParamKey
@@ -49,9 +49,7 @@ class ShowsSparse(DropIn):
         index = self._own("_rows_now", dict).get(id(p))
         if index is None:
             return dense.to_sparse(like.sparse_dim())
-        return torch.sparse_coo_tensor(
-            index, take(dense, tuple(index)), dense.shape, is_coalesced=True, check_invariants=False
-        )
+        return sparse(index, take(dense, tuple(index)), dense.shape)
 
     def _fill(self, entries: Entries, p: Tensor, shown: Entries) -> None:
         before = dict(entries)
@@ -96,7 +94,7 @@ def _with_rows(grad: Tensor, x: Tensor) -> Tensor:
         index = torch.cat([index, grad.indices()[:, is_new]], 1)[:, order]
         place = torch.searchsorted(flat, own)
     values = grad.values().new_zeros(len(flat), *grad.values().shape[1:]).index_copy_(0, place, grad.values())
-    return torch.sparse_coo_tensor(index, values, grad.shape, is_coalesced=True, check_invariants=False)
+    return sparse(index, values, grad.shape)
 
 
 def _flat(index: Tensor, shape: Sequence[int]) -> Tensor:

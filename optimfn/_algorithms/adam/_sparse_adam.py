@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ... import tree
 from ..._base import GradientTransformation
 from ..._checks import check_decay, check_nonnegative
 from ..._recipe import factory
-from ..._rows import put, take
 from ..._typing import Params, Scalar, Updates
+from ..._wrappers._by_rows import rows
 from ._adam import ScaleByAdamState
 
 
@@ -59,35 +56,11 @@ def scale_by_sparse_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-
         updates: Updates, state: ScaleByAdamState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, ScaleByAdamState]:
         count = state.count + 1
-        updates = tree.map(lambda g: g.coalesce() if g.is_sparse else g, updates)
-        g = tree.map(lambda g: g.values() if g.is_sparse else g, updates)
-        mu = tree.update_moment(g, tree.map(_rows, updates, state.mu), b1, 1)
-        nu = tree.update_moment_per_elem_norm(g, tree.map(_rows, updates, state.nu), b2, 2)
+        mu = tree.update_moment(updates, state.mu, b1, 1)
+        nu = tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         correction = tree.one_minus_power(b2, count).sqrt() / tree.one_minus_power(b1, count)
         direction = tree.scale(correction, tree.div_by_root(mu, nu, eps))
-        return tree.map(_spread, updates, tree.cast_like(direction, g)), ScaleByAdamState(
-            count,
-            tree.map(_replace, state.mu, updates, mu),
-            tree.map(_replace, state.nu, updates, nu),
-        )
+        mu, nu = tree.carry(mu, state.mu), tree.carry(nu, state.nu)
+        return tree.cast_like(direction, updates), ScaleByAdamState(count, mu, nu)
 
-    return GradientTransformation(init, update, leafwise=True, elementwise=True)
-
-
-def _rows(g: Tensor, moment: Tensor) -> Tensor:
-    """What of a moment belongs to the entries of a gradient."""
-    return take(moment, tuple(g.indices())) if g.is_sparse else moment
-
-
-def _replace(moment: Tensor, g: Tensor | None, rows: Tensor) -> Tensor:
-    """A moment with new values in the entries of a gradient."""
-    if g is None:
-        return moment
-    return put(moment, tuple(g.indices()), rows) if g.is_sparse else tree.carry(rows, moment)
-
-
-def _spread(g: Tensor, rows: Tensor) -> Tensor:
-    """Values laid out as a gradient is."""
-    if not g.is_sparse:
-        return rows
-    return torch.sparse_coo_tensor(g.indices(), rows, g.shape, is_coalesced=True, check_invariants=False)
+    return rows(GradientTransformation(init, update, leafwise=True, elementwise=True))

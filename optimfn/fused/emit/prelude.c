@@ -116,9 +116,7 @@ typedef int32_t Bitsf;  /* of a magnitude: as whole numbers they are in the same
 typedef int64_t Bits;
 #define GREATER(a, b) ((a) > (b) ? (a) : (b))
 static inline Bitsf magnitudef(float x) {
-  Bitsf bits;
-  memcpy(&bits, &x, 4);
-  return bits & INT32_MAX;
+  return int32_of(x) & INT32_MAX;
 }
 static inline Bits magnitude(double x) {
   Bits bits;
@@ -126,9 +124,7 @@ static inline Bits magnitude(double x) {
   return bits & INT64_MAX;
 }
 static inline float from_magnitudef(Bitsf bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
+  return float_of(bits);
 }
 static inline double from_magnitude(Bits bits) {
   double value;
