@@ -32,7 +32,7 @@ LEVELS = [
     ["_schedules", "_base", "_numerics", "_state_dict", "_state_spec"],
     ["_evaluation"],
     ["_transforms", "_wrappers"],
-    ["_algorithms"],
+    ["_algorithms", "_in_place"],
     ["fused.ir"],
     ["fused.trace"],
     ["fused.plan"],

@@ -10,8 +10,8 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optimfn as of
-from optimfn.fused.run import _parts
-from optimfn.fused.run._parts import Parts
+from optimfn._in_place import _parts
+from optimfn._in_place._parts import Parts
 
 
 @pytest.fixture

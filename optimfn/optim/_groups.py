@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .._base import GradientTransformation
 from .._hints import near, shown
+from .._in_place._spans import share_elements, span
 from .._recipe import Recorded
-from ..fused.run._write import share_elements, span
 
 # What the classes of torch, and the factories here, have for hyperparameters: a group that sets one means something.
 _WORDS = {

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .. import tree
 from .._base import GradientTransformation
+from .._in_place._parts import Halves, InHalves, is_apart
 from .._recipe import factory, is_own
 from .._typing import Params, State, Updates
 from .._wrappers._per_leaf import per_leaf
-from ..fused.run._parts import Halves, InHalves, is_apart
 from ._amp import skip_overflow
 from ._layout import Entries, ParamKey
 from ._members import Member, Place

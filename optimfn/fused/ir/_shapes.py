@@ -4,7 +4,6 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -33,26 +32,6 @@ def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
             return False
         step *= size
     return True
-
-
-def overlaps_itself(x: Tensor) -> bool:
-    """Whether several elements of a tensor lie in one place, so that only one of them can be written."""
-    if x.numel() < 2 or x.is_contiguous():
-        return False
-    axes = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
-    extent = 0
-    for stride, size in axes:
-        if stride <= extent:
-            break  # axes are interleaved, so it must be counted
-        extent += (size - 1) * stride
-    else:
-        return False
-    places = torch.zeros((), dtype=torch.int64)
-    for stride, size in axes:
-        if stride == 0:
-            return True
-        places = (places.unsqueeze(-1) + stride * torch.arange(size)).flatten()
-    return len(set(places.tolist())) < x.numel()
 
 
 def axes_between(small: tuple[int, ...], large: tuple[int, ...]) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._in_place._spans import Taken
 from ..emit._function import Function
 from ..emit._print import print_form, print_kernel
 from ..emit._triton import CHUNK, COLUMNS, Triton, print_stage, print_unit
@@ -29,7 +30,6 @@ from ..ir._kernels import Call, Chain, Form, Link, Owner, Row, Stage
 from ..plan._plan import Plan
 from ..plan._tables import Section, Tables, blocks_within, cut, cut_columns
 from . import _modules
-from ._write import Taken
 
 _ALIGNMENT = 16  # bytes that one thread loads at a time
 _SHORT = 4  # values; a call with more of them computes them side by side

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import tree
 from ..._base import GradientTransformation, apply_updates
+from ..._in_place._write import is_number
 from ..._torch import are_cut
 from ..._typing import Params, State, Updates
 from ..ir._graph import Layout, Misshapen, NoShapes, SeveralBlocks, SeveralDevices, SeveralProcesses, Untraceable
@@ -29,7 +30,6 @@ from ._shared import Keys, shared
 from ._signature import Signature, are_ordinary
 from ._traced import PLAIN, Traced
 from ._unread import Held, Opened, Unread, UnreadHeld
-from ._write import is_number
 
 _MOST_PROGRAMS = 16  # signatures that are remembered; beyond, the oldest is looked for anew when it comes back
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..._in_place._spans import overlaps_itself, span
 from ..ir._graph import Misfit, Node, StepAside
-from ..ir._shapes import dense_stride, overlaps_itself
+from ..ir._shapes import dense_stride
 from ..plan._plan import Plan
 from ._code import MACHINES as MACHINES
 from ._code import Code, Machine, Selection
 from ._huge_pages import join_pages
 from ._process import Process
 from ._recycled import Pool
-from ._write import span
 
 _SETTLED = 3
 _requires_grad = operator.attrgetter("requires_grad")

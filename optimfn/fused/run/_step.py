@@ -10,6 +10,8 @@ import torch
 
 from ..._base import GradientTransformation, check_transformation
 from ..._checks import check_choice
+from ..._in_place._parts import Parts
+from ..._in_place._write import overwrite, settle
 from ..._rows import are_sparse, donating
 from ..._torch import is_differentiating, is_intercepted
 from ..._typing import Params, State, Updates
@@ -17,13 +19,11 @@ from ..ir._graph import Misfit, StepAside
 from ._explain import explain
 from ._flatten import Form, OtherStructure, Structure, are_leaves
 from ._known import Known, pure
-from ._parts import Parts
 from ._process import Process
 from ._program import Program
 from ._shared import Keys, itself
 from ._traced import Traced
 from ._unread import Opened, live_arguments
-from ._write import overwrite, settle
 
 T = TypeVar("T")
 S = TypeVar("S")

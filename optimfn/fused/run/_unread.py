@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import torch
 
 from ... import tree
+from ..._in_place._write import is_number
 from ..ir._graph import Untraceable
-from ._write import is_number
 
 
 class Unread:

@@ -1,18 +1,17 @@
 """Write the leaves of one tree into those of another, all or nothing."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import tree
-from ..._checks import plain
-from ..._rows import Replaced
-from ..._torch import are_cut, foreach_copy_, unwrapped
-from ..._typing import Tree
-from ..ir._shapes import overlaps_itself
+from .. import tree
+from .._checks import plain
+from .._rows import Replaced
+from .._torch import are_cut, foreach_copy_
+from .._typing import Tree
+from ._spans import Taken, overlaps_itself, share_elements, span
 
 
 def overwrite(old: Tree, new: Tree) -> None:
@@ -46,22 +45,6 @@ def overwrite(old: Tree, new: Tree) -> None:
                 value.write_into(target)
             else:
                 target.copy_(value)
-
-
-class Taken(NamedTuple):
-    """Stretches of memory, apart and in order."""
-
-    starts: Sequence[int]
-    ends: Sequence[int]
-
-    def holds(self, value: Tensor) -> bool:
-        """Whether a tensor has memory in them."""
-        return self.meet(*span(value))
-
-    def meet(self, start: int, end: int) -> bool:
-        """Whether they overlap what lies between two addresses."""
-        after = bisect_right(self.ends, start)
-        return start < end and after < len(self.starts) and self.starts[after] < end
 
 
 def targets_apart(old: Tree) -> Taken:
@@ -153,32 +136,6 @@ def _taken(old: Tree, targets: Sequence[Tensor]) -> Taken:
         ends[-1] = max(ends[-1], end)
         near.append(position)
     return Taken(starts, ends)
-
-
-def span(x: Tensor) -> tuple[int, int]:
-    """The addresses from the first to after the last element; empty if there is no memory of its own."""
-    x = unwrapped(x)
-    start = 0 if x.is_meta else x.data_ptr()
-    if start == 0:
-        return 0, 0
-    if x.is_contiguous():
-        return start, start + x.nbytes
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return start, start + (last + 1) * x.itemsize
-
-
-def share_elements(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors whose memory overlaps have an element in common; columns of one matrix have none."""
-    own, other = _offsets(x), _offsets(y)
-    return bool(torch.isin(own, other).any())
-
-
-def _offsets(x: Tensor) -> Tensor:
-    """Where each element begins, in bytes."""
-    found = torch.tensor(x.data_ptr())
-    for size, stride in zip(x.shape, x.stride(), strict=True):
-        found = found.unsqueeze(-1) + torch.arange(size) * stride * x.itemsize
-    return found.flatten()
 
 
 def _kind(x: Tensor) -> str:

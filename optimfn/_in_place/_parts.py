@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import tree
-from ..._base import GradientTransformation, apply_updates
-from ..._gate import on_wide
-from ..._recipe import find_tensors, is_own
-from ..._torch import is_differentiating, without_modes
-from ..._transforms._rate import scale_by_learning_rate, scale_by_schedule
-from ..._typing import Params, State, Updates
-from ..._wrappers._by_rows import rows
+from .. import tree
+from .._base import GradientTransformation, apply_updates
+from .._gate import on_wide
+from .._recipe import find_tensors, is_own
+from .._torch import is_differentiating, without_modes
+from .._transforms._rate import scale_by_learning_rate, scale_by_schedule
+from .._typing import Params, State, Updates
+from .._wrappers._by_rows import rows
 from ._write import targets_apart
 
 # A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, or with
