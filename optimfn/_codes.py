@@ -38,40 +38,93 @@ def dynamic_table(signed: bool, exponent_bits: int = 7, bits: int = 8) -> list[f
     return sorted(found)
 
 
-_TABLES = {
-    ("dynamic8", True): dynamic_table(True),
-    ("dynamic8", False): dynamic_table(False),
-    ("4bit", True): dynamic_table(True, 3, 4),
-    ("4bit", False): [i / 16 for i in range(1, 17)],  # without 0, since the root of what it stands for divides
-}
+class _Decade(NamedTuple):
+    """The numbers of a dynamic map between two powers of ten, and the line on which the place of each is."""
+
+    begins: float
+    slope: float
+    height: float
 
 
-@functools.cache
-def _kept(name: str, signed: bool, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    # In float32 first, as they are published.
-    table = torch.tensor(_TABLES[name, signed], dtype=torch.float32, device="cpu")
-    middles = (table[1:] + table[:-1]) / 2
-    return table.to(device, dtype), middles.to(device, dtype)
+def _decades(bits: int, signed: bool) -> list[_Decade]:
+    """The decades of a dynamic map, the lowest first.
+
+    Place j = 2^e + k is that of the middle of cell k of decade e, which has 2^e cells. So on the line of a decade what
+    is between two whole numbers is a cell. A number goes to the nearest middle, though, and the last one of the decade
+    below is nearer than the first of this one up to 0.2 of its cell; the lines are made so that it is 0.2 for the first
+    decade as well, below which there is only 0.
+    """
+    first, last = (0, bits - 2) if signed else (1, bits - 1)
+    found = []
+    for e in range(first, last + 1):
+        unit = 10.0 ** (e - last)
+        begins, cell = 0.1 * unit, 0.9 * unit / 2**e
+        below = 0.0 if e == first else begins - 0.1 * cell
+        middle, edge = (below + begins + cell / 2) / 2, begins + cell
+        slope = 0.8 / (edge - middle)
+        found.append(_Decade(begins, slope, 2**e + 1 - slope * edge))
+    return found
 
 
-def _prepare() -> None:
-    for name, signed in _TABLES:
-        for dtype in (torch.float32, torch.float64):
-            _ready[name, signed, dtype] = _kept(name, signed, torch.device("cpu"), dtype)
+_DECADES = {(bits, signed): _decades(bits, signed) for bits, signed in ((8, True), (8, False), (4, True))}
 
 
-_ready: dict[tuple[str, bool, torch.dtype], tuple[Tensor, Tensor]] = {}
-_prepare()
+def _to_dynamic(bits: int, x: Tensor, over: Tensor, signed: bool) -> Tensor:
+    """The place of the nearest number of the dynamic map; in arithmetic, since tables are slow to search."""
+    s = x * over
+    s = torch.where(s == s, s, 0.0)  # every processor makes something else of a NaN
+    y, (lowest, *others) = s.abs(), _DECADES[bits, signed]
+    slope, height = torch.full_like(y, lowest.slope), torch.full_like(y, lowest.height)
+    for one in others:
+        slope = torch.where(y >= one.begins, one.slope, slope)
+        height = torch.where(y >= one.begins, one.height, height)
+    place = torch.clamp(y * slope + height, max=2.0 ** (bits - signed))
+    is_first = (torch.floor(place).to(torch.float32).view(torch.int32) & 0x7FFFFF) == 0  # a power of two
+    shift = torch.where(place >= 2.0 ** (bits - signed) - 0.25, -0.25, torch.where(is_first, 0.2, 0.0))
+    place = torch.floor(place - shift)
+    if not signed:
+        return (place - 1.0).to(torch.uint8)
+    zero = 2.0 ** (bits - 1) - 1.0
+    return torch.where(s < 0.0, zero - torch.clamp(place, max=zero), zero + place).to(torch.uint8)
 
 
-def _table(name: str, signed: bool, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The table and the middles between its numbers, where a tensor is; made once for each device."""
-    if like.device.type == "cpu":
-        return _ready[name, signed, like.dtype]
-    if like.device.type == "cuda" and not torch.compiler.is_compiling():
-        return _kept(name, signed, like.device, like.dtype)
-    table, middles = _ready[name, signed, like.dtype]
-    return table.to(like.device), middles.to(like.device)
+def _from_dynamic(bits: int, codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
+    """The numbers of the dynamic map: that of place j = 2^e + k is 5^e (18 k + 2^(e + 1) + 9) over a power of ten."""
+    last = bits - 1 - signed
+    place = 2.0 * codes.to(
+        torch.float32
+    )  # twice the place, so that e is in the lower bits of the exponent of its magnitude
+    place = place - (2.0**bits - 2.0) if signed else place + 2.0
+    j = place.abs()
+    exponent = j.view(torch.int32)
+    cells = (exponent & 0x7F800000).view(torch.float32)  # the power of two below
+    x = 9.0 * j - 8.0 * cells + 9.0
+    for bit in range((last + 1).bit_length()):
+        x = torch.where((exponent & 1 << 23 + bit) == 0, x, x * 5.0 ** (1 << bit))
+    x = torch.clamp(x * (0.05 / 10.0**last), max=1.0)
+    x = torch.where(j < (2.0 if signed else 4.0), 0.0, x)
+    return (torch.where(place < 0.0, -x, x) if signed else x).to(scale.dtype) * scale
+
+
+def _to_four_bits(x: Tensor, over: Tensor, signed: bool) -> Tensor:
+    if signed:
+        return _to_dynamic(4, x, over, signed)
+    s = x * over
+    return torch.clamp(torch.ceil(16.0 * torch.where(s == s, s, 0.0) - 1.5), 0.0, 15.0).to(torch.uint8)
+
+
+_FOUR_BITS = [x for x in dynamic_table(True, 3, 4) if x > 0.0]
+
+
+def _from_four_bits(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
+    """Without sign those of i / 16 from 1 on: there is no 0, since the root of what it stands for divides."""
+    if not signed:
+        return (codes.to(scale.dtype) + 1.0) * (1 / 16) * scale
+    place = codes.to(torch.float32) - 7.0
+    j, x = place.abs(), torch.zeros_like(place)
+    for i, value in enumerate(_FOUR_BITS, start=1):
+        x = torch.where(j >= i, value, x)
+    return torch.where(place < 0.0, -x, x).to(scale.dtype) * scale
 
 
 def _over(scale: Tensor) -> Tensor:
@@ -85,15 +138,6 @@ def _over(scale: Tensor) -> Tensor:
 
 def _one_over(scale: Tensor, signed: bool) -> Tensor:
     return _over(scale)
-
-
-def _nearest(name: str, x: Tensor, over: Tensor, signed: bool) -> Tensor:
-    # A number in the middle of two goes to the lower, as in bitsandbytes.
-    return torch.bucketize(x * over, _table(name, signed, x)[1], out_int32=True).to(torch.uint8)
-
-
-def _look_up(name: str, codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
-    return _table(name, signed, scale)[0][codes.int()] * scale
 
 
 def _compand_unit(scale: Tensor, signed: bool) -> Tensor:
@@ -155,8 +199,8 @@ FORMATS = {
     "dynamic8": Format(
         2,
         256,
-        functools.partial(_nearest, "dynamic8"),
-        functools.partial(_look_up, "dynamic8"),
+        functools.partial(_to_dynamic, 8),
+        functools.partial(_from_dynamic, 8),
         _as_it_is,
         _one_over,
         _bytes,
@@ -164,8 +208,8 @@ FORMATS = {
     "4bit": Format(
         3,
         128,
-        functools.partial(_nearest, "4bit"),
-        functools.partial(_look_up, "4bit"),
+        _to_four_bits,
+        _from_four_bits,
         _as_it_is,
         _one_over,
         _bytes,

@@ -7,7 +7,6 @@ import torch
 
 from ..ir import _ops
 from ..ir._kernels import Kernel
-from ._expression import halves
 from ._function import indented
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double
@@ -83,17 +82,6 @@ class Leaf:
             first = f"place / ({times} * {inner}) * {inner} + place % {inner}"
             self._runs.append(f"const {MEMORY[dtype]} *{name}_at = {name}_of + {first};")
             self._body.append(f"const {kind} {name} = {loaded(dtype, f'{name}_at[i - from]')};")
-
-    def table(self, name: str, dtype: torch.dtype, buffer: int) -> None:
-        self._loads.append(f"const {MEMORY[dtype]} *{name}_of = {pointer(dtype, buffer)};")
-
-    def look_up(self, name: str, dtype: torch.dtype, table: str, place: str) -> None:
-        self._body.append(f"const {COMPUTE[dtype]} {name} = {loaded(dtype, f'{table}_of[{place}]')};")
-
-    def search(self, name: str, table: str, value: str, length: int) -> None:
-        self._body.append(f"int32_t {name} = 0;")
-        for step in halves(length):
-            self._body.append(f"{name} += {table}_of[{name} + {step - 1}] >= {value} ? 0 : {step};")
 
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         self._body.append(f"const {COMPUTE[dtype]} {name} = {text};" + (f"  // {line}" if line else ""))

@@ -37,11 +37,6 @@ def form_expression(language: Language, form: Form, names: Iterable[str]) -> str
     return _expression(language, form.op, form.args, operands, dtypes, form.dtype, form.compute)
 
 
-def halves(length: int) -> list[int]:
-    """The steps of a search in a sorted table whose length is one less than a power of two."""
-    return [1 << i for i in reversed(range((length + 1).bit_length() - 1))]
-
-
 def _expression(
     language: Language,
     op: str,

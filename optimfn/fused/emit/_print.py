@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from ..ir._kernels import Chain, Constant, Form, Kernel, Link
+from ..ir._kernels import Chain, Form, Kernel, Link
 from ._expression import Language, entry_expression, form_expression
 from ._function import Function
 
@@ -29,15 +29,6 @@ class LeafWriter(Protocol):
 
     def spread(self, name: str, dtype: torch.dtype, buffer: int, extents: tuple[int, int], axis: str) -> None:
         """An element of a buffer that is repeated along some axes."""
-
-    def table(self, name: str, dtype: torch.dtype, buffer: int) -> None:
-        """A buffer that is read at places which are computed."""
-
-    def look_up(self, name: str, dtype: torch.dtype, table: str, place: str) -> None:
-        """A number of a table."""
-
-    def search(self, name: str, table: str, value: str, length: int) -> None:
-        """How many numbers of a sorted table are less than a value; its length is one less than a power of two."""
 
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         """What is computed, and where the rule says so."""
@@ -125,14 +116,6 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
             write.element(name, entry.dtype, next(buffers))
         elif entry.kind == "spread":
             write.spread(name, entry.dtype, next(buffers), (next(extents), next(extents)), entry.op)
-        elif entry.kind == "table":
-            write.table(name, entry.dtype, next(buffers))
-        elif entry.op in ("look_up", "search"):
-            table, x = (names[x] for x in entry.args[:2] if isinstance(x, int))
-            if entry.op == "look_up":
-                write.look_up(name, entry.dtype, table, x)
-            else:
-                write.search(name, table, x, next(x.value for x in entry.args if isinstance(x, Constant)))
         elif in_blocks and entry.op == "largest" and isinstance(entry.args[0], int):
             in_blocks.largest(name, entry.dtype, names[entry.args[0]])
         else:
@@ -158,11 +141,7 @@ def _later(kernel: Kernel) -> list[list[int]]:
     for entry, number in zip(kernel.entries, passes, strict=True):
         own = number - (entry.op == "largest")
         for x in entry.args:
-            if (
-                isinstance(x, int)
-                and not kernel.entries[x].of_block
-                and kernel.entries[x].kind not in ("scalar", "table")
-            ):
+            if isinstance(x, int) and not kernel.entries[x].of_block and kernel.entries[x].kind != "scalar":
                 found[x] |= {own} - {passes[x]}
     return [sorted(passes) for passes in found]
 

@@ -15,7 +15,6 @@ import torch
 from ..ir import _ops
 from ..ir._kernels import Chain, Form, Kernel
 from ..ir._numbers import in_registers
-from ._expression import halves
 from ._function import Function, indented, prelude
 
 CHUNK = 8192  # elements of one program
@@ -244,19 +243,6 @@ class _Leaf:
         place = f"place // ({times} * {inner}) * {inner} + place % {inner}"
         place = f"place // {times}" if axis == "row" else place
         self._body.append(f"{name} = {_loaded(dtype, f'tl.load({name}_of + {place}, mask=mask)')}")
-
-    def table(self, name: str, dtype: torch.dtype, buffer: int) -> None:
-        self._loads.append(f"{name}_of = {_pointer(dtype, buffer)}")
-
-    def look_up(self, name: str, dtype: torch.dtype, table: str, place: str) -> None:
-        self._body.append(f"{name} = {_loaded(dtype, f'tl.load({table}_of + {place})')}")
-
-    def search(self, name: str, table: str, value: str, length: int) -> None:
-        # Lanes that are masked have any value, and search for that.
-        self._body.append(f"{name} = tl.zeros({value}.shape, tl.int32)")
-        for step in halves(length):
-            found = f"tl.load({table}_of + {name} + {step - 1}) >= {value}"
-            self._body.append(f"{name} = {name} + tl.where({found}, 0, {step})")
 
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         self._body.append(f"{name} = tl.cast({text}, {_COMPUTE[dtype]})" + (f"  # {line}" if line else ""))

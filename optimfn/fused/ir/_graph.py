@@ -75,9 +75,6 @@ class Node:
     the largest magnitude in each, and `to_blocks`, of the same, repeats a value of each for all of its elements. Both
     are pointwise: what they need and make is at hand while a kernel goes over a block.
 
-    `look_up`, of `(table, places)`, and `search`, of `(table, x, length)`, which says how many numbers of a sorted
-    table are less, read a table that is given.
-
     The pointwise operator `spread` repeats a tensor along some axes. It and `fold` have the arguments
     `(x, times, inner)`: the axes are next to each other, `times` elements in all, and those after them have `inner`.
     """

@@ -26,10 +26,10 @@ class Entry(NamedTuple):
 
     A buffer that is `spread` has fewer elements than the leaf: its op is "row" if it stays the same along the last
     axes of the leaf, and "column" if it goes along with them. What is there once for each block is `of_block`, whether
-    it is computed or a buffer. A "table" is a buffer that is read at places which are computed.
+    it is computed or a buffer.
     """
 
-    kind: Literal["scalar", "buffer", "spread", "table", "compute"]
+    kind: Literal["scalar", "buffer", "spread", "compute"]
     op: str
     args: tuple[int | Constant, ...]
     dtype: torch.dtype

@@ -199,7 +199,7 @@ class _Planner:
         roots += [node.args[0] for node in self._reductions.get(k, ())]
         own = dict.fromkeys([node for root in roots for node in self._closure(root, k)])
         folded = dict.fromkeys([x for fold in self._folding.get(k, ()) for x in self._closure(fold.args[0], k)])
-        spread = [node.args[0] for node in (*own, *folded) if node.op in ("spread", "look_up", "search")]
+        spread = [node.args[0] for node in (*own, *folded) if node.op == "spread"]
         in_order = [self.buffer_of[node] for node in own if node.kind == "input"]
         return in_order, [self.buffer_of[node] for node in (*folded, *spread) if node.kind == "input"]
 

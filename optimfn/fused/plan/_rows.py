@@ -60,8 +60,7 @@ class Rows:
             sides = (owner < 0,) if isinstance(owner, int) else (False, True) if self._has_sides else (False,)
             touched: list[Any] = [root.buffer] if isinstance(root, Store) else []
             found = [x for x in closure(node, k) if not x.is_scalar and x.op not in ("fill", "spread")]
-            tables = tables_of(found)
-            touched += [self.buffer_of(x) if x.has_memory else x for x in found if x not in tables]
+            touched += [self.buffer_of(x) if x.has_memory else x for x in found]
             for thing in touched:
                 for tag in sides if thing in self._written else (owner,):
                     groups.join(i, (thing, tag))
@@ -79,7 +78,7 @@ class Rows:
         nodes = [root.node if isinstance(root, Store) else root.args[0] for root in roots]
         values = dict.fromkeys([x for node in nodes for x in closure(node, k)])
         blocks = Blocks(values, lambda x: self.is_given(x, k))
-        program = _Program(self, k, blocks.values, tables_of(values))
+        program = _Program(self, k, blocks.values)
         results: list[Result] = []
         reductions: list[Node] = []
         targets: list[int] = []
@@ -119,8 +118,8 @@ class Rows:
 class _Program:
     """The entries of one row, and what they are read from."""
 
-    def __init__(self, rows: Rows, k: int, of_block: Set[Node], tables: Set[Node]) -> None:
-        self._rows, self._stage, self._of_block, self._tables = rows, k, of_block, tables
+    def __init__(self, rows: Rows, k: int, of_block: Set[Node]) -> None:
+        self._rows, self._stage, self._of_block = rows, k, of_block
         self._numbers: dict[Node, int] = {}
         self.entries: list[Entry] = []
         self.lines: list[str] = []
@@ -142,8 +141,7 @@ class _Program:
             return Entry("scalar", "", (), node.dtype, node.dtype, node.name)
         if self._rows.is_given(node, self._stage):
             self.buffers.append(self._rows.buffer_of(node))
-            kind: Literal["table", "buffer"] = "table" if node in self._tables else "buffer"
-            return Entry(kind, "", (), node.dtype, node.dtype, node.name, of_block)
+            return Entry("buffer", "", (), node.dtype, node.dtype, node.name, of_block)
         if node.op == "to_blocks":
             source = node.args[0]
             return Entry("compute", "copy", (self._numbers[source],), node.dtype, node.dtype, source.name)
@@ -169,11 +167,6 @@ class _Program:
         self.entries.append(entry)
         self.lines.append(line)
         return len(self.entries) - 1
-
-
-def tables_of(nodes: Iterable[Node]) -> Set[Node]:
-    """What is read at places that are computed."""
-    return {x.args[0] for x in nodes if x.op in ("look_up", "search")}
 
 
 class Groups:

@@ -108,8 +108,6 @@ class Operators(Builder):
             same_bits = args[0].dtype == layout.dtype and not self._foreign(args[0])  # else another dtype is asked for
             own = in_order and same_bits and layout.stride == contiguous_stride(layout.shape)
             return self._add("pointwise", "copy", args[:1], {}, layout) if own else None
-        if name in ("index", "bucketize"):
-            return self._of_table(name, args, kwargs, layout)
         same = _unchanged(name, args, kwargs)
         if same is not None and same.layout == layout:
             return same
@@ -130,20 +128,6 @@ class Operators(Builder):
             return None
         args = tuple(self._laid_out(x, layout) if isinstance(x, Node) else x for x in args)
         return self._add("pointwise", name, args, {}, layout, compute)
-
-    def _of_table(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout) -> Node | None:
-        """What is found in a table; `None` if kernels cannot, or would have to check a place before they read it."""
-        table, x = (args[0], args[1][0] if len(args[1]) == 1 else None) if name == "index" else (args[1], args[0])
-        if not (isinstance(table, Node) and isinstance(x, Node)) or self._foreign(table) or x.is_scalar:
-            return None
-        if table.kind != "input" or len(table.layout.shape) != 1 or x.layout[::2] != layout[::2]:
-            return None
-        if name == "index":
-            bytes_only = x.op == "copy" and x.args[0].dtype == torch.uint8 and table.numel == 256
-            return self._add("pointwise", "look_up", (table, x), {}, layout) if bytes_only else None
-        is_tree = (table.numel + 1).bit_count() == 1 and x.dtype == table.dtype and not kwargs.get("right", False)
-        fits = is_tree and len(args) == 2 and layout.dtype == torch.int32
-        return self._add("pointwise", "search", (table, x, table.numel), {}, layout) if fits else None
 
     def _keeps_layout(self, x: Node, kwargs: dict[str, Any]) -> bool:
         wanted = kwargs.get("memory_format")
