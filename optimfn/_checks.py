@@ -132,6 +132,17 @@ def check_dtype(**values: object) -> None:
             raise ValueError(f"{name} must be a floating or complex dtype, got {value!r}")
 
 
+def check_device(**values: object) -> None:
+    """Accept a device or its name."""
+    for name, value in values.items():
+        if not isinstance(value, str | torch.device):
+            raise TypeError(f"{name} must be a torch.device or the name of one, got {value!r}")
+        try:
+            torch.device(value)
+        except RuntimeError as error:
+            raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:0', got {value!r}") from error
+
+
 def check_callable(**values: object) -> None:
     """Accept functions."""
     for name, value in values.items():

@@ -87,6 +87,11 @@ def donating() -> Iterator[None]:
         _donating.now = before
 
 
+def is_donating() -> bool:
+    """Whether it is asked for."""
+    return _donating.now
+
+
 def take(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
     """Some rows of a table."""
     return table.index_select(0, index[0]) if len(index) == 1 else table[index]  # several times as fast
@@ -95,7 +100,7 @@ def take(table: Tensor, index: tuple[Tensor, ...]) -> Tensor:
 def put(table: Tensor, index: tuple[Tensor, ...], rows: Tensor) -> Tensor:
     """A table with other values in some rows, rounded to its dtype."""
     rows = tree.cast_leaf(rows, table.dtype)
-    return Replaced(table, index, rows) if _donating.now else table.index_put(index, rows)
+    return Replaced(table, index, rows) if is_donating() else table.index_put(index, rows)
 
 
 def sparse(index: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
