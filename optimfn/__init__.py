@@ -191,6 +191,7 @@ from ._wrappers._multi_steps import has_updated as has_updated
 from ._wrappers._multi_steps import multi_steps as multi_steps
 from ._wrappers._multi_steps import skip_large_updates as skip_large_updates
 from ._wrappers._multi_steps import skip_not_finite as skip_not_finite
+from ._wrappers._offload import offload as offload
 from ._wrappers._partition import PartitionState as PartitionState
 from ._wrappers._partition import partition as partition
 from ._wrappers._per_leaf import per_leaf as per_leaf

@@ -9,17 +9,17 @@ under `donating` the result is a tensor that becomes a table when an operator as
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from . import tree
-from ._torch import make_wrapper_subclass
+from ._lazy import Lazy
 from ._typing import Tree
 
 
-class Replaced(Tensor):
+class Replaced(Lazy):
     """A table with other values in some rows.
 
     Args:
@@ -35,8 +35,7 @@ class Replaced(Tensor):
     @staticmethod
     def __new__(cls: type[Self], table: Tensor, places: tuple[Tensor, ...], rows: Tensor) -> Self:
         """Make what stands for the table."""
-        shape, stride = table.shape, table.stride()
-        stands = make_wrapper_subclass(cls, shape, strides=stride, dtype=table.dtype, device=table.device)
+        stands: Self = cls.in_place_of(table)
         stands.table, stands.places, stands.rows = table, places, rows
         return stands
 
@@ -52,20 +51,6 @@ class Replaced(Tensor):
             target.index_copy_(0, self.places[0], self.rows)
         else:
             target.index_put_(self.places, self.rows)
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, *given: Any) -> Any:
-        """Run an operator on the table."""
-        _, args, kwargs = given
-        return func(*_looked_at(args), **_looked_at(kwargs or {}))
-
-
-def _looked_at(x: Any) -> Any:
-    if isinstance(x, Replaced):
-        return x.whole()
-    if type(x) is dict:
-        return {key: _looked_at(value) for key, value in x.items()}
-    return type(x)(map(_looked_at, x)) if type(x) in (list, tuple) else x
 
 
 class _Donating(threading.local):

@@ -20,11 +20,13 @@ from torch import Tensor
 from .. import tree
 from .._base import GradientTransformation, apply_updates
 from .._gate import on_wide
-from .._recipe import find_tensors, is_own
+from .._recipe import find_tensors, is_own, uses_factory
+from .._rows import donating
 from .._torch import is_differentiating, without_modes
 from .._transforms._rate import scale_by_learning_rate, scale_by_schedule
 from .._typing import Params, State, Updates
 from .._wrappers._by_rows import rows
+from .._wrappers._offload import offload
 from ._write import targets_apart
 
 # A part is at most this fraction of the parameters, or one leaf; behind a head, which holds as much again, or with
@@ -118,6 +120,11 @@ class Parts:
     def _numbers(self) -> list[Tensor]:
         return find_tensors(self._tx)
 
+    @cached_property
+    def _fetches(self) -> bool:
+        """Whether a state may lie on a device of its own."""
+        return uses_factory(self._tx, offload)
+
     def take(self, params: Params, state: State, grads: Updates, extra: dict[str, Any]) -> bool:
         """Take a step, if it can be taken part by part.
 
@@ -135,6 +142,8 @@ class Parts:
         (own, like), (given, other) = tree.flatten(params), tree.flatten(grads)
         held, form = tree.flatten(state)
         if like != other or all(g is None for g in given) or not _are_ordinary([*own, *given, *held]):
+            return False
+        if len({x.device for x in [*own, *given, *([] if self._fetches else held)] if x is not None and x.ndim}) > 1:
             return False
         # Gradients that come and go make no new kind.
         given = [p if g is None and p is not None else g for p, g in zip(own, given, strict=True)]
@@ -158,7 +167,8 @@ class Parts:
 
         if any(map(taken.holds, self._numbers)):
             return False
-        _run(split, parts, params, state, grads, extra, safe, write)
+        with donating():
+            _run(split, parts, params, state, grads, extra, safe, write)
         return True
 
 
@@ -275,8 +285,7 @@ def _hollow(x: Tensor) -> Tensor:
 
 
 def _are_ordinary(leaves: Iterable[Any]) -> bool:
-    """Whether tensors lie densely on one device, with their memory there; numbers may lie elsewhere."""
-    devices = set()
+    """Whether tensors lie densely, with their memory there."""
     for x in leaves:
         if x is None:
             continue
@@ -284,6 +293,4 @@ def _are_ordinary(leaves: Iterable[Any]) -> bool:
             return False
         if x.numel() and not x.data_ptr():
             return False
-        if x.ndim:
-            devices.add(x.device)
-    return len(devices) <= 1
+    return True

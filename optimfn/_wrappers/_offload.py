@@ -1,6 +1,7 @@
 """States that lie elsewhere than their parameters."""
 
-from typing import Any
+import functools
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -9,11 +10,12 @@ from .. import tree
 from .._base import GradientTransformation, check_transformation
 from .._checks import check_device, check_steps
 from .._evaluation import eval_params as _eval_params
+from .._lazy import Lazy
 from .._recipe import factory
 from .._rows import is_donating
 from .._state_spec import map_values, values_of
 from .._torch import is_dtensor
-from .._typing import Params, State, Tree, Updates
+from .._typing import Params, State, Updates
 
 
 @factory
@@ -68,14 +70,15 @@ def offload(
 
         return map_values(template, leaf, tx.init(params), params)
 
-    def fetched(state: State, params: Params, where: Tree) -> State:
-        """The state where the parameters are, as far as something is there in `where`."""
+    def fetched(state: State, params: Params, updates: Updates) -> State:
+        """The state on the device of the parameters; without a gradient, only when it is asked for."""
 
-        def leaf(_: str, x: Any, p: Any, there: Any) -> Any:
-            stays = there is None or x.device == p.device or is_dtensor(x)
-            return x if stays else x.to(p.device, non_blocking=True)
+        def leaf(_: str, x: Any, p: Any, g: Any) -> Any:
+            if p is None or x.device == p.device or is_dtensor(x):
+                return x
+            return _Away(x, p.device) if g is None else x.to(p.device, non_blocking=True)
 
-        return map_values(template, leaf, state, params, where)
+        return map_values(template, leaf, state, params, updates)
 
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         inner = fetched(state, updates if params is None else params, updates)
@@ -89,6 +92,22 @@ def offload(
     promises: Any = {"leafwise": tx.leafwise, "elementwise": tx.elementwise, "takes_assigned": tx.takes_assigned}
     promises |= {"takes_shards": tx.takes_shards, "eval_params": tx.eval_params and eval_params}
     return GradientTransformation(init, update, members=members, **promises)
+
+
+class _Away(Lazy):
+    """A tensor that is fetched when an operator asks for it.
+
+    Args:
+        x: The tensor.
+        device: Where to.
+    """
+
+    @staticmethod
+    def __new__(cls: type[Self], x: Tensor, device: torch.device) -> Self:
+        """Make what stands for it there."""
+        stands: Self = cls.in_place_of(x, device)
+        stands.whole = functools.cache(lambda: x.to(device, non_blocking=True))  # type: ignore[method-assign]
+        return stands
 
 
 def _sent(x: Tensor, device: torch.device, *, pin: bool) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
-from .._recipe import find_arguments
+from .._recipe import find_arguments, uses_factory
+from .._wrappers._offload import offload
 from ._bound import Bound, copied
 from ._contract import is_capturing
 from ._evaluation import Evaluation
@@ -172,7 +173,9 @@ class FactorySource(Evaluation):
         mould = mould_for(type(self), parts, tensors, self._live_rates)
         wanted: dict[ParamKey, Entries] = {}
         for place in common_places(mould, [[n for n in names if n in begun] for names in self._names()]):
-            each = template(mould, place, params, self, has_memory=not strict)
+            # What is kept elsewhere is loaded there, and with memory it says where.
+            memory = not strict or uses_factory(self.tx, offload)
+            each = template(mould, place, params, self, has_memory=memory)
             for name, entries in each.scatter(each.state).items():
                 wanted.setdefault(name, {}).update(entries)
         return wanted

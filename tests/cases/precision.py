@@ -34,6 +34,12 @@ def compensated(learning_rate):
 
 
 @of.factory
+def sent_away(learning_rate, device):
+    """AdamW whose moments lie elsewhere; on the CPU they are there already."""
+    return of.offload(of.adamw(learning_rate, weight_decay=0.1), device, min_size=1)
+
+
+@of.factory
 def by_chance(learning_rate, seed):
     """AdamW that rounds by chance."""
     return of.stochastic_rounding(of.adamw(learning_rate, weight_decay=0.1), seed)
@@ -131,6 +137,20 @@ CASES = (
         covers=("stochastic_rounding",),
         needs_params=True,
         bad=(BAD_RATE, ({"seed": 0.5}, TypeError, "seed must be a whole number")),
+    ),
+    Case(
+        "offload",
+        sent_away,
+        {"learning_rate": 1e-2, "device": "cpu"},
+        oracle=PLAIN,
+        live=("learning_rate",),
+        covers=("offload",),
+        needs_params=True,
+        bad=(
+            BAD_RATE,
+            ({"device": 0}, TypeError, "device must be a torch.device or the name of one, got 0"),
+            ({"device": "host"}, ValueError, "device must be a device such as 'cpu'"),
+        ),
     ),
     Case(
         "master_weights",

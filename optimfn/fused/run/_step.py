@@ -101,10 +101,9 @@ class Step:
         if not self._donate:
             return pure(self._tx, params, state, grads, extra)
         with torch.no_grad():
-            by_rows = are_sparse(grads)
-            if not by_rows and self._parts.take(params, state, grads, extra):
+            if not are_sparse(grads) and self._parts.take(params, state, grads, extra):
                 return params, state
-            with donating() if by_rows else contextlib.nullcontext():
+            with contextlib.nullcontext() if torch.compiler.is_compiling() else donating():
                 new = pure(self._tx, params, state, grads, extra)
             state, new_state = settle(state, new[1])
             overwrite((params, state), (new[0], new_state))
