@@ -24,6 +24,7 @@ LEVELS = [
     ["_checks"],
     ["_recipe"],
     ["tree"],
+    ["_lazy"],
     ["_rows"],
     ["_assign", "_codes"],
     ["_quantize"],

@@ -1,6 +1,7 @@
 """States that lie elsewhere than their parameters."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -81,7 +82,10 @@ def offload(
         return map_values(template, leaf, state, params, updates)
 
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
-        inner = fetched(state, updates if params is None else params, updates)
+        beside = updates if params is None else params
+        if len({x.device for x in tree.leaves((beside, state)) if isinstance(x, Tensor) and x.ndim}) <= 1:
+            return tx.rule(updates, state, params, **extra)
+        inner = fetched(state, beside, updates)
         updates, new = tx.rule(updates, inner, params, **extra)
         return updates, tree.map(_returned, state, inner, new)
 
@@ -102,12 +106,18 @@ class _Away(Lazy):
         device: Where to.
     """
 
+    fetch: Callable[[], Tensor]
+
     @staticmethod
     def __new__(cls: type[Self], x: Tensor, device: torch.device) -> Self:
         """Make what stands for it there."""
         stands: Self = cls.in_place_of(x, device)
-        stands.whole = functools.cache(lambda: x.to(device, non_blocking=True))  # type: ignore[method-assign]
+        stands.fetch = functools.cache(lambda: x.to(device, non_blocking=True))
         return stands
+
+    def whole(self) -> Tensor:
+        """The tensor, which is fetched once."""
+        return self.fetch()
 
 
 def _sent(x: Tensor, device: torch.device, *, pin: bool) -> Tensor:
