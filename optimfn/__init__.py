@@ -374,3 +374,4 @@ from ._typing import Assign as Assign, Mask as Mask, Params as Params, Scalar as
 from ._typing import ScalarOrSchedule as ScalarOrSchedule, Schedule as Schedule, ScheduleFn as ScheduleFn
 from ._typing import State as State, Tree as Tree
 from ._typing import Updates as Updates
+from . import _states as _states  # last: it looks at all modules

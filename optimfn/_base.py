@@ -308,7 +308,7 @@ def named_chain(*transforms: tuple[str, GradientTransformation]) -> GradientTran
         >>> import torch, optimfn as of
         >>> tx = of.named_chain(("momentum", of.trace(0.9)), ("rate", of.scale(-0.1)))
         >>> tx.init(torch.ones(1))["momentum"]
-        TraceState(trace=tensor([0.]))
+        TraceState(trace=float32[1])
     """
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in transforms):
         raise TypeError(f"named_chain takes pairs of a name and a member, got {_hints.shown(transforms)}")

@@ -70,6 +70,8 @@ def for_transformation(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ": give the members one by one, chain(*members)"
     if isinstance(value, torch.optim.Optimizer) or _is_optimizer_class(value):
+        if hasattr(value, "tx"):
+            return ": it steps by itself; its transformation is its attribute tx"
         kind = value if isinstance(value, type) else type(value)
         return f": it steps by itself; the rule of it is optimfn.optim.{kind.__name__}.transform(...)"
     if isinstance(value, torch.nn.Module):

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from ._checks import plain
 from ._hints import call_of, misfit
+from ._torch import brief, is_batched
 from ._typing import Schedule, ScheduleFn
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _APART = ("outer",)  # arguments with numbers of their own: the rule of meetings has another rate than that of steps
+_NUMBERS = 8  # of a tensor that is longer, a repr has dtype and shape
 _LINE = 88  # a repr that holds other recorded values is broken over lines beyond this width
 
 
@@ -347,4 +349,6 @@ def show(value: Any) -> str:
     """An argument as a `repr` has it: functions and classes by their names."""
     if inspect.isfunction(value) or inspect.isclass(value):
         return value.__qualname__
+    if isinstance(value, Tensor) and (value.numel() > _NUMBERS or is_batched(value)):
+        return brief(value)
     return repr(value)

@@ -227,3 +227,13 @@ def is_in_flight(x: Any) -> bool:
 def assert_later(condition: Tensor, message: str) -> None:
     """Raise when the condition turns out not to hold, also in a compiled graph."""
     torch._assert_async(condition, message)
+
+
+def brief(x: Tensor) -> str:
+    """A tensor in a word: the value of one number on the host, else dtype and shape; nothing is read from a device."""
+    hidden = is_batched(x) or is_tracked(x)
+    if x.ndim == 0 and type(x) is Tensor and x.device.type == "cpu" and not hidden:
+        return repr(x.detach())
+    kind = "" if type(x) in _ORDINARY else f"{type(x).__name__} "
+    place = "" if x.device.type == "cpu" else f" on {x.device}"
+    return f"{kind}{str(x.dtype).removeprefix('torch.')}{list(x.shape)}{place}"

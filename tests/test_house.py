@@ -43,7 +43,7 @@ LEVELS = [
     ["distributed"],
     ["_seeing"],
     ["optim"],
-    ["cuda", "testing"],
+    ["cuda", "testing", "_states"],
 ]
 LEVEL = {name: number for number, names in enumerate([*LEVELS, ["__init__"]]) for name in names}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_SUPPRESSIONS = 400, 60, 20

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import pickle
+from typing import NamedTuple
 
 import expecttest
 import pytest
@@ -23,14 +25,14 @@ class TestTables(expecttest.TestCase):
             str(of.describe(tx, PARAMS)),
             """\
 transform                   arguments                                     state     read  written
-chain                                                                       0 B      0 B      0 B
-  clip_by_global_norm       max_norm=1.0                                    0 B      0 B      0 B
-  adamw                     learning_rate=0.001, weight_decay=0.1,          0 B      0 B      0 B
+chain
+  clip_by_global_norm       max_norm=1.0
+  adamw                     learning_rate=0.001, weight_decay=0.1,
                             mask=is_matrix
     scale_by_adam           b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0,  8.09 kB  8.09 kB  8.09 kB
                             mu_dtype=None, nesterov=False
-    add_decayed_weights     weight_decay=0.1, mask=is_matrix                0 B      0 B      0 B
-    scale_by_learning_rate  learning_rate=0.001, flip_sign=True             0 B      0 B      0 B
+    add_decayed_weights     weight_decay=0.1, mask=is_matrix
+    scale_by_learning_rate  learning_rate=0.001, flip_sign=True
 gradients                                                                        4.04 kB
 parameters                                                                       4.04 kB  4.04 kB
 total                                                                   8.09 kB  16.2 kB  12.1 kB""",
@@ -59,26 +61,26 @@ chain
             """\
 transform                       arguments                                              state     read  written
 multi_steps                     every_k_schedule=4                                   4.06 kB  4.06 kB  4.06 kB
-  partition                     param_labels=label_by_path(patterns={'weight':           0 B      0 B      0 B
+  partition                     param_labels=label_by_path(patterns={'weight':
                                 'matrices'}, default='rest')
-    matrices: torch_muon        learning_rate=0.02                                       0 B      0 B      0 B
+    matrices: torch_muon        learning_rate=0.02
       ema                       decay=0.95, debias=False, accumulator_dtype=None,    4.01 kB  4.01 kB  4.01 kB
                                 nesterov=True
-      orthogonalize             ns_coeffs=(3.4445, -4.775, 2.0315), ns_steps=5,          0 B      0 B      0 B
+      orthogonalize             ns_coeffs=(3.4445, -4.775, 2.0315), ns_steps=5,
                                 eps=1e-07, dtype=torch.bfloat16,
                                 preconditioning='frobenius', gram=False,
                                 weight_dimension_numbers=None
-      scale_by_matrix_shape     mode='original', weight_dimension_numbers=None           0 B      0 B      0 B
-      add_decayed_weights       weight_decay=0.0, mask=None                              0 B      0 B      0 B
-      scale_by_learning_rate    learning_rate=0.02, flip_sign=True                       0 B      0 B      0 B
+      scale_by_matrix_shape     mode='original', weight_dimension_numbers=None
+      add_decayed_weights       weight_decay=0.0, mask=None
+      scale_by_learning_rate    learning_rate=0.02, flip_sign=True
     rest: inject_hyperparams    inner_factory=adam, static_args=('b1', 'b2', 'eps',     16 B     16 B     16 B
                                 'eps_root')
-      adam                      learning_rate=linear_schedule(init_value=1.0,            0 B      0 B      0 B
+      adam                      learning_rate=linear_schedule(init_value=1.0,
                                 end_value=0.0, transition_steps=9,
                                 transition_begin=0)
         scale_by_adam           b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0,              88 B     88 B     88 B
                                 mu_dtype=None, nesterov=False
-        scale_by_learning_rate  learning_rate=(injected), flip_sign=True                 0 B      0 B      0 B
+        scale_by_learning_rate  learning_rate=(injected), flip_sign=True
 gradients                                                                                     4.04 kB
 parameters                                                                                    4.04 kB  4.04 kB
 total                                                                                8.17 kB  16.2 kB  12.2 kB""",
@@ -93,16 +95,16 @@ total                                                                           
             str(of.describe(tx, PARAMS)),
             """\
 transform                     arguments                                       state     read  written
-named_chain                                                                     0 B      0 B      0 B
+named_chain
   look: monitor               measures={'norm': norm}                           8 B      8 B      8 B
     mean: measure_with_ema    measure=norm, decay=0.5, debias=True,            12 B     12 B     12 B
                               accumulator_dtype=None
-  rule: masked                mask={'weight': True, 'bias': False}              0 B      0 B      0 B
-    lion                      learning_rate=0.001                               0 B      0 B      0 B
+  rule: masked                mask={'weight': True, 'bias': False}
+    lion                      learning_rate=0.001
       scale_by_lion           b1=0.9, b2=0.99, mu_dtype=None, mode='hard',  4.01 kB  4.01 kB  4.01 kB
                               smooth_beta=1.0
-      add_decayed_weights     weight_decay=0.001, mask=None                     0 B      0 B      0 B
-      scale_by_learning_rate  learning_rate=0.001, flip_sign=True               0 B      0 B      0 B
+      add_decayed_weights     weight_decay=0.001, mask=None
+      scale_by_learning_rate  learning_rate=0.001, flip_sign=True
 gradients                                                                            4.04 kB
 parameters                                                                           4.04 kB  4.04 kB
 total                                                                       4.03 kB  12.1 kB  8.07 kB""",
@@ -117,11 +119,11 @@ total                                                                       4.03
             str(of.describe(tx, {})),
             """\
 transform                                      arguments      state  read  written
-chain                                                           0 B   0 B      0 B
-  TestTables.test_no_recipe_and_an_empty_tree                   0 B   0 B      0 B
-  scale                                        step_size=2.0    0 B   0 B      0 B
-gradients                                                             0 B
-parameters                                                            0 B      0 B
+chain
+  TestTables.test_no_recipe_and_an_empty_tree
+  scale                                        step_size=2.0
+gradients
+parameters
 total                                                           0 B   0 B      0 B""",
         )
 
@@ -427,3 +429,67 @@ def test_describe_says_how_many_bytes_are_of_which_dtype():
     assert sum(small.dtypes.values()) == small.state == sum(x.numel() * x.element_size() for x in of.tree.leaves(state))
     assert repr(small).splitlines()[-1].startswith("state by dtype: ")
     assert small.dtypes[torch.int8] == small.dtypes[torch.uint8] == 64 * 64
+
+
+class OwnState(NamedTuple):
+    seen: dict
+
+
+def test_states_print_as_dtypes_and_shapes():
+    params = {f"layer{i}": torch.ones(30, 40) for i in range(20)}
+    state = of.chain(of.clip(1.0), of.adam(1e-3)).init(params)
+    assert repr(state[1][0]).startswith(
+        "ScaleByAdamState(\n    count=tensor(0),\n    mu={\n        'layer0': float32[30, 40],"
+    )
+    assert repr(state).count("and 13 more") == 2
+    assert "tensor(7)" in repr(state[1][0]._replace(count=torch.tensor(7)))
+    assert pickle.loads(pickle.dumps(state[0])) == state[0] == of.EmptyState()
+    assert of.tree.summary(OwnState({"a": [torch.ones(3), 2, None]})) == "OwnState(seen={'a': [float32[3], 2, None]})"
+    assert of.tree.summary((torch.nn.Parameter(torch.ones(2)),)) == "(float32[2],)"
+    assert of.tree.summary(torch.ones(2, device="meta")) == "float32[2] on meta"
+    torch.func.vmap(lambda x: [of.tree.summary({"x": x, "n": x.sum()}), x][1])(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_state_prints_no_numbers(case):
+    for _, node in of.tree.walk(case.plain().init(params_tree(torch.float32))):
+        if hasattr(node, "_fields"):
+            values = [x for x in of.tree.leaves(node) if isinstance(x, torch.Tensor)]
+            assert not [x for x in values if x.ndim and repr(x) in repr(node)]
+            assert len(repr(node)) < 100 * (len(values) + 10)
+
+
+class TestInside(expecttest.TestCase):
+    maxDiff = None
+
+    def test_members_of_a_stack(self):
+        tx = of.stacked(of.sgd, learning_rate=torch.ones(3), momentum=0.9)
+        self.assertExpectedInline(
+            str(of.describe(tx, {"w": torch.ones(3, 100)})),
+            """\
+transform                   arguments                                            state     read  written
+stacked                     inner=sgd                                             48 B     48 B     48 B
+  sgd                       learning_rate=float32[3], momentum=0.9
+    trace                   decay=0.9, nesterov=False, accumulator_dtype=None  1.20 kB  1.20 kB  1.20 kB
+    scale_by_learning_rate  learning_rate=(injected), flip_sign=True
+gradients                                                                               1.20 kB
+parameters                                                                              1.20 kB  1.20 kB
+total                                                                          1.25 kB  3.65 kB  2.45 kB
+state by dtype: float32 1.20 kB, int64 24 B, float64 24 B""",
+        )
+
+    def test_a_stack_of_stacks_inside_a_chain(self):
+        tx = of.chain(of.stacked(of.stacked(of.trace(0.5))), of.optim.SGD.transform(lr=0.1))
+        self.assertExpectedInline(
+            str(of.describe(tx, torch.ones(3, 2, 10))),
+            """\
+transform        arguments                                          state   read  written
+chain
+  stacked
+    stacked
+      trace      decay=0.5, nesterov=False, accumulator_dtype=None  240 B  240 B    240 B
+  SGD.transform  lr=0.1
+gradients                                                                  240 B
+parameters                                                                 240 B    240 B
+total                                                               240 B  720 B    480 B""",
+        )

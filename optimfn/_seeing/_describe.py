@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import inspect
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from .. import tree
 from .._base import GradientTransformation, chain, check_transformation, named_chain
 from .._gate import unasked
 from .._recipe import Recipe, show
+from .._torch import is_batched, unwrapped
 from .._transforms._rate import scale_by_learning_rate
 from .._typing import Params, State
 from .._wrappers._hyperparams import InjectedFactory
 from .._wrappers._lookahead import LookaheadParams
+from .._wrappers._stacked import stacked
 
 _WIDTH = 52  # of the column of arguments
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -74,7 +77,7 @@ class Description:
             return _table([line[:2] for line in table]) + self._remark()
         size, total = _bytes(self.params), (self.state, self.read, self.written)
         table += [("gradients", "", "", _bytes(self.gradients), ""), ("parameters", "", "", size, size)]
-        return _table([*table, ("total", "", *map(_bytes, total))]) + self._remark()
+        return _table([*table, ("total", "", *(_bytes(size) or "0 B" for size in total))]) + self._remark()
 
     def _remark(self) -> str:
         said = [f"note: {self.note}"] if self.note else []
@@ -108,9 +111,9 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
         >>> import torch, optimfn as of
         >>> of.describe(of.sgd(0.1, momentum=0.9), torch.ones(1000))
         transform                 arguments                                           state     read  written
-        sgd                       learning_rate=0.1, momentum=0.9                       0 B      0 B      0 B
+        sgd                       learning_rate=0.1, momentum=0.9
           trace                   decay=0.9, nesterov=False, accumulator_dtype=None  4.00 kB  4.00 kB  4.00 kB
-          scale_by_learning_rate  learning_rate=0.1, flip_sign=True                     0 B      0 B      0 B
+          scale_by_learning_rate  learning_rate=0.1, flip_sign=True
         gradients                                                                             4.00 kB
         parameters                                                                            4.00 kB  4.00 kB
         total                                                                        4.00 kB  12.0 kB  8.00 kB
@@ -167,20 +170,23 @@ class _Seen(NamedTuple):
 
     part: _Part
     params: Params | None
+    copies: int = 1  # how many such states there are, of so many stacked models
 
 
-def _visit(part: _Part, params: Params | None, depth: int, is_kept: bool = True) -> Iterator[DescribedTransform]:
+def _visit(
+    part: _Part, params: Params | None, depth: int, is_kept: bool = True, copies: int = 1
+) -> Iterator[DescribedTransform]:
     """The rows of a part and of all that is in it; what is not kept as it is has no bytes of its own."""
     tx, recipe = part.tx, part.recipe or part.tx.recipe
     inner, state = _look_inside(tx, params)
     own = None
     if params is not None:
-        own = _size(state) - sum(_size(seen.part.tx.init(seen.params)) for seen in inner)
+        own = _size(state) - sum(seen.copies * _size(seen.part.tx.init(seen.params)) for seen in inner)
         # One that keeps the states of its parts in fewer bits has all the bytes itself.
-        is_kept, own = is_kept and own >= 0, (own if own >= 0 else _size(state)) if is_kept else 0
+        is_kept, own = is_kept and own >= 0, copies * (own if own >= 0 else _size(state)) if is_kept else 0
     yield DescribedTransform(depth, _name(part, recipe), _arguments(recipe, defaults=not inner), own)
     for seen in inner:
-        yield from _visit(seen.part, seen.params, depth + 1, is_kept)
+        yield from _visit(seen.part, seen.params, depth + 1, is_kept, copies * seen.copies)
 
 
 def _look_inside(tx: GradientTransformation, params: Params | None) -> tuple[list[_Seen], State]:
@@ -195,7 +201,7 @@ def _look_inside(tx: GradientTransformation, params: Params | None) -> tuple[lis
         seen[place] = _Seen(part, None)
 
         def init(params: Params) -> State:
-            seen[place] = _Seen(part, params)
+            seen[place] = _of_one_member(part, params)
             return part.tx.init(params)
 
         return GradientTransformation(init, part.tx.update)
@@ -207,11 +213,25 @@ def _look_inside(tx: GradientTransformation, params: Params | None) -> tuple[lis
     return [found for found in seen.values() if found.params is not None], state
 
 
+def _of_one_member(part: _Part, params: Params) -> _Seen:
+    """A part with its parameters; inside `vmap` with tensors like those of one member, which may leave it."""
+    batched = [x for x in tree.leaves(params) if isinstance(x, Tensor) and is_batched(x)]
+    if not batched:
+        return _Seen(part, params)
+    copies = max(unwrapped(x).numel() // max(x.numel(), 1) for x in batched)
+    # Made anew: what `vmap` has no part in, it does not wrap.
+    alone = tree.map(lambda x: torch.empty(x.shape, dtype=x.dtype, device=x.device), params)
+    return _Seen(part, alone, copies)
+
+
 def _remake(recipe: Recipe, spy: Callable[[_Part], GradientTransformation]) -> GradientTransformation:
     """The transformation again, with another in place of every one among its arguments."""
     if isinstance(recipe.factory, InjectedFactory):
         return _remake_injected(recipe, recipe.factory, spy)
     bound = recipe.bind()
+    if _stacks_a_factory(recipe):
+        inner, given = bound.arguments["inner"], bound.arguments["arguments"]
+        bound.arguments["inner"] = _spied(inner, Recipe(inner, (), given), spy)
     for name, value in bound.arguments.items():
         if isinstance(value, GradientTransformation):
             bound.arguments[name] = spy(_Part(value))
@@ -227,18 +247,30 @@ def _remake(recipe: Recipe, spy: Callable[[_Part], GradientTransformation]) -> G
     return made
 
 
+def _stacks_a_factory(recipe: Recipe) -> bool:
+    return recipe.factory is stacked and not isinstance(recipe.arguments["inner"], GradientTransformation)
+
+
 def _remake_injected(
     recipe: Recipe, injected: InjectedFactory, spy: Callable[[_Part], GradientTransformation]
 ) -> GradientTransformation:
     """Its transformation is made in `init`, of numbers that live in the state; shown as what it was asked for."""
     inner = injected.arguments["inner_factory"]
+    spied = _spied(inner, Recipe(inner, recipe.args, recipe.kwargs), spy)
+    made: GradientTransformation = injected.replace(inner_factory=spied)(*recipe.args, **recipe.kwargs)
+    return made
+
+
+def _spied(
+    inner: Callable[..., GradientTransformation], recipe: Recipe, spy: Callable[[_Part], GradientTransformation]
+) -> Callable[..., GradientTransformation]:
+    """A factory in the place of another, whose transformations are known to be made in a place."""
 
     @functools.wraps(inner)
     def factory(*args: Any, **kwargs: Any) -> GradientTransformation:
-        return spy(_Part(inner(*args, **kwargs), recipe=Recipe(inner, recipe.args, recipe.kwargs)))
+        return spy(_Part(inner(*args, **kwargs), recipe=recipe))
 
-    made: GradientTransformation = injected.replace(inner_factory=factory)(*recipe.args, **recipe.kwargs)
-    return made
+    return factory
 
 
 def _name(part: _Part, recipe: Recipe | None) -> str:
@@ -247,8 +279,16 @@ def _name(part: _Part, recipe: Recipe | None) -> str:
     elif isinstance(recipe.factory, InjectedFactory):
         name = "inject_hyperparams"
     else:
-        name = recipe.factory.__name__
+        name = _shown_as(recipe)[0] or getattr(recipe.factory, "__name__", repr(recipe.factory))
     return f"{part.label}: {name}" if part.label else name
+
+
+def _shown_as(recipe: Recipe) -> tuple[str, str]:
+    """Name and arguments of a factory that has a way of its own to show its calls; else nothing."""
+    shown_as = getattr(recipe.factory, "shown_as", None)
+    call = "" if shown_as is None else str(shown_as(*recipe.args, **recipe.kwargs))
+    name, _, arguments = call.partition("(")
+    return name, arguments[:-1]
 
 
 def _arguments(recipe: Recipe | None, defaults: bool) -> str:
@@ -257,10 +297,19 @@ def _arguments(recipe: Recipe | None, defaults: bool) -> str:
         recipe = recipe.factory.recipe
     if recipe is None or recipe.factory in (chain, named_chain):
         return ""
+    name, arguments = _shown_as(recipe)
+    if name:
+        return arguments
     bound = recipe.bind()
+    if _stacks_a_factory(recipe):  # they stand in its row
+        del bound.arguments["arguments"]
     said = {name: _say(_without_transformations(value)) for name, value in bound.arguments.items()}
-    usual = {name: _say(parameter.default) for name, parameter in bound.signature.parameters.items()}
+    usual = {name: _usual(parameter) for name, parameter in bound.signature.parameters.items()}
     return ", ".join(f"{name}={text}" for name, text in said.items() if text and (defaults or text != usual[name]))
+
+
+def _usual(parameter: inspect.Parameter) -> str:
+    return _say({} if parameter.kind is parameter.VAR_KEYWORD else parameter.default)
 
 
 _NOTHING = object()
@@ -282,8 +331,10 @@ def _without_transformations(value: Any) -> Any:
 def _say(value: Any) -> str:
     if value is _NOTHING:
         return ""
-    if isinstance(value, Tensor) and value.is_meta:
+    if isinstance(value, Tensor) and (value.is_meta or is_batched(value)):
         return "(injected)"
+    if isinstance(value, Tensor):
+        return tree.summary(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {show(member)}" for key, member in value.items()) + "}"
     return show(value)
@@ -294,8 +345,8 @@ def _size(leaves: Any) -> int:
 
 
 def _bytes(count: int | None) -> str:
-    """Three digits and a unit, of powers of a thousand."""
-    if count is None:
+    """Three digits and a unit, of powers of a thousand; nothing of nothing."""
+    if not count:
         return ""
     power = 0
     while power < len(_UNITS) - 1 and count >= 999.5 * 1000**power:

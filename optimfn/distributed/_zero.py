@@ -164,9 +164,9 @@ def relaid(state: State, old: GradientTransformation, new: GradientTransformatio
         >>> rule, params = of.trace(0.9), {"a": torch.ones(2), "b": torch.ones(1)}
         >>> tx = of.distributed.zero(rule, None, layout="flat")
         >>> tx.init(params)
-        TraceState(trace={'float32': tensor([0., 0., 0.])})
+        TraceState(trace={'float32': float32[3]})
         >>> of.distributed.relaid(tx.init(params), tx, rule, params)
-        TraceState(trace={'a': tensor([0., 0.]), 'b': tensor([0.])})
+        TraceState(trace={'a': float32[2], 'b': float32[1]})
     """
     check_transformation(old=old, new=new)
     rules = [tx.arguments["inner"] if _is_zero(tx) else tx for tx in (old, new)]

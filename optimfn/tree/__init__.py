@@ -105,6 +105,7 @@ from ._shards import reduce_each as reduce_each
 from ._shards import settled as settled
 from ._shared import shared as shared
 from ._shared import whole as whole
+from ._summary import summary as summary
 from ._views import SplitRealAndImaginaryArrays as SplitRealAndImaginaryArrays
 from ._views import as_reals as as_reals
 from ._views import forget as forget
