@@ -40,7 +40,7 @@ class _Planner:
         self.buffers = 0
         self.inputs = [node for node in nodes if node.kind == "input"]
         self.buffer_of = {node: self._new_buffer() for node in self.inputs}
-        self.nodes = _live(nodes, [*outputs, *(node for _, node in absence.instead.values())])
+        self.nodes = live(nodes, [*outputs, *(node for _, node in absence.instead.values())])
         self.owned = Owners(self.nodes, outputs, absence)
         self.owners = self.owned.of
         self._absence = absence
@@ -236,13 +236,13 @@ def _by_stage(nodes: Iterable[Node], level: Mapping[Node, int], ahead: int) -> d
     return found
 
 
-def _live(nodes: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
+def live(nodes: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
     """The nodes that the outputs depend on, parents first."""
-    live: set[Node] = set()
+    needed: set[Node] = set()
     queue = [output for output in outputs if isinstance(output, Node)]
     while queue:
         node = queue.pop()
-        if node not in live:
-            live.add(node)
+        if node not in needed:
+            needed.add(node)
             queue.extend(node.parents())
-    return [node for node in nodes if node in live]
+    return [node for node in nodes if node in needed]

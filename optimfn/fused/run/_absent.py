@@ -7,11 +7,12 @@ such as an average that goes on, there is a second program, which knows that too
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import compress
 from typing import Any
 
 from ..ir._graph import Node, Untraceable, is_random
+from ..plan._planner import live
 from ..trace._alike import replaced
 from ..trace._infer import key
 from ..trace._trace import Graph
@@ -35,7 +36,7 @@ def code_for(
     """
     if code.plan.owners is None:
         return None
-    case = frozenset(compress(code.kinds, pattern)), sum(pattern) > 1
+    case = frozenset(itertools.compress(code.kinds, pattern)), sum(pattern) > 1
     if case not in code.trusted:
         patterns = [pattern]
         if not code.trusted:  # with these two every gradient was absent once
@@ -53,14 +54,15 @@ def code_for(
 
 
 def _serves(code: Code, graphs: Mapping[Pattern, Graph | None]) -> bool:
-    return all(graph is not None and _Comparison(code, one).agrees(graph) for one, graph in graphs.items())
+    return all(graph is not None and _Left(code, one).agrees(graph) for one, graph in graphs.items())
 
 
 def _learn(code: Code, graphs: Mapping[Pattern, Graph | None], remake: Callable[[Graph, Instead], Code]) -> Code | None:
     """Code that knows what two traces compute where gradients are absent, each of them in one."""
-    nodes, instead = {_identity(node): node for node in code.graph.nodes}, Instead()
+    nodes = {_identity(x, {}, (x.kind == "input" or is_random(x.op)) and x.number): x for x in code.graph.nodes}
+    instead = Instead()
     for pattern, graph in graphs.items():
-        found = None if graph is None else _Comparison(code, pattern).others(graph, nodes)
+        found = None if graph is None else _Left(code, pattern).others(graph, nodes)
         if found is None:
             return None
         instead |= found
@@ -70,20 +72,36 @@ def _learn(code: Code, graphs: Mapping[Pattern, Graph | None], remake: Callable[
         return None
 
 
-class _Comparison:
-    """Whether what is left of a graph for one pattern is the graph of another trace."""
+class _Left:
+    """What is left of a graph for one pattern, to be found in the graph of another trace.
+
+    Nodes are alike that do the same to nodes that are alike, so each is looked up by what it does, operands first.
+    """
 
     def __init__(self, code: Code, pattern: Pattern) -> None:
-        self._code, self._owners = code, code.plan.owners or {}
-        self._present = code.present(pattern)
-        self._pairs: dict[Node, Node] = {}
-        self._inputs: Mapping[Node, Node] = {}
+        self._code, self._owners, self._present = code, code.plan.owners or {}, code.present(pattern)
+        self._nodes: dict[Hashable, Node] = {}
+        self._same: dict[Node, Node] = {}  # sums of one value are that value
+        draws = itertools.count()
+        for node in code.plan.nodes:
+            if node.kind == "input" or not self._runs(node):
+                continue
+            left = node
+            if node.kind == "reduce" and node.args[0].is_scalar:
+                left = dataclasses.replace(node, args=tuple([x for x in node.args if self._runs(x)]))
+                if node in code.plan.was:
+                    if len(left.args) == 1:
+                        self._same[node] = self._same.get(left.args[0], left.args[0])
+                        continue
+                    left.kind, left.op = "pointwise", code.plan.was[node]
+            known = self._nodes.setdefault(_identity(left, self._same, is_random(node.op) and next(draws)), node)
+            if known is not node:
+                self._same[node] = known
 
     def agrees(self, other: Graph) -> bool:
         """Whether another trace has found what is left."""
-        if not self._meet(other):
-            return False
-        return self._are_alike([(self._left(i), b) for i, b in enumerate(other.outputs)])
+        found = self._match(other)
+        return found is not None and all(self._is(i, b, found) for i, b in enumerate(other.outputs))
 
     def others(self, other: Graph, nodes: dict[Hashable, Node]) -> Instead | None:
         """What another trace computes instead of what is left out; `None` if that cannot be said.
@@ -92,79 +110,51 @@ class _Comparison:
             other: The trace.
             nodes: The graph, by what its nodes are, to which is added what is not in it yet.
         """
-        if not self._meet(other):
-            return None
-        owners = [values[0][0] for values in self._code.plan.results]
+        found, owners = self._match(other), [values[0][0] for values in self._code.plan.results]
         there = [i for i, own in enumerate(owners) if own in self._present]
-        if not self._are_alike([(self._left(i), other.outputs[i]) for i in there]):
+        if found is None or not all(self._is(i, other.outputs[i], found) for i in there):
             return None
-        known = {b: a for a, b in self._pairs.items()} | {b: a for a, b in self._inputs.items()}
-        found = Instead()
-        for i, (own, b) in enumerate(zip(owners, other.outputs, strict=True)):
-            if own not in self._present:
-                value = _adopted(b, known, nodes) if isinstance(b, Node) else None
-                if value is None or not isinstance(own, int):
+        gone = {i: (own, other.outputs[i]) for i, own in enumerate(owners) if own not in self._present}
+        if not all(isinstance(own, int) and isinstance(b, Node) for own, b in gone.values()):
+            return None
+        for node in live(other.nodes, [b for _, b in gone.values()]):
+            if node not in found:
+                if node.kind == "input" or is_random(node.op):
                     return None
-                if value is not self._target(i):
-                    found[i] = own, value
-        return found
+                args, kwargs = replaced(node.args, found), {name: replaced(x, found) for name, x in node.kwargs.items()}
+                new = dataclasses.replace(node, args=args, kwargs=kwargs, number=len(nodes), _parents=None)
+                found[node] = nodes.setdefault(_identity(new, {}), new)
+        return {i: (own, found[b]) for i, (own, b) in gone.items() if found[b] is not self._target(i)}
 
-    def _meet(self, other: Graph) -> bool:
-        """Pair the inputs."""
+    def _match(self, other: Graph) -> dict[Node, Node] | None:
+        """For nodes of another trace those that are left and do the same; `None` if it was not given what is left."""
         own, held = _apart(self._code.plan.inputs, self._code.graph)
         others, others_held = _apart([node for node in other.nodes if node.kind == "input"], other)
         given = [node for node in own if node not in self._code.leaf_of or self._runs(node)]
         sizes = len(given), len(self._code.graph.outputs)
         if sizes != (len(others), len(other.outputs)) or not others_held.keys() <= held.keys():
-            return False
-        self._inputs = dict(zip(given, others, strict=True)) | {held[x]: node for x, node in others_held.items()}
-        return True
+            return None
+        found = dict(zip(others, given, strict=True)) | {node: held[x] for x, node in others_held.items()}
+        draws = itertools.count()
+        for node in live(other.nodes, other.outputs):
+            if node not in found and all(parent in found for parent in node.parents()):
+                alike = self._nodes.get(_identity(node, found, is_random(node.op) and next(draws)))
+                if alike is not None:
+                    found[node] = alike
+        return found
 
-    def _left(self, i: int) -> Any:
-        """What is left of an output."""
+    def _is(self, i: int, b: Any, found: Mapping[Node, Node]) -> bool:
+        """Whether what is left of an output is a value of another trace."""
         values = [value for own, value in self._code.plan.results[i] if own in self._present]
-        return values[0] if values else self._target(i)
+        a = values[0] if values else self._target(i)
+        return found.get(b) is self._same.get(a, a) if isinstance(b, Node) else key(a) == key(b)
 
     def _target(self, i: int) -> Node:
         number: int = self._code.targets[i]
         return self._code.plan.inputs[number]
 
-    def _are_alike(self, pending: list[tuple[Any, Any]]) -> bool:
-        while pending:
-            a, b = pending.pop()
-            if not isinstance(a, Node) or not isinstance(b, Node):
-                if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-                    pending += zip(a, b, strict=True)
-                elif key(a) != key(b):
-                    return False
-            elif a not in self._pairs:
-                self._pairs[a] = b
-                inside = self._open(a, b)
-                if inside is None:
-                    return False
-                pending += inside
-            elif self._pairs[a] is not b:
-                return False
-        return True
-
     def _runs(self, node: Node) -> bool:
         return self._owners.get(node) in self._present
-
-    def _open(self, a: Node, b: Node) -> list[tuple[Any, Any]] | None:
-        """What must be equal for two nodes to be; `None` if they are not."""
-        if a.kind == "input":
-            return [] if self._inputs.get(a) is b else None
-        args, kind, op = a.args, a.kind, a.op
-        if kind == "reduce" and args[0].is_scalar:
-            args = tuple([x for x in args if self._runs(x)])
-            if a in self._code.plan.was:
-                if len(args) == 1:
-                    return [(args[0], b)]
-                kind, op = "pointwise", self._code.plan.was[a]
-        same = (kind, a.layout, a.compute) == (b.kind, b.layout, b.compute) and op == b.op
-        if not same or len(args) != len(b.args) or list(a.kwargs) != list(b.kwargs):
-            return None
-        return [*zip(args, b.args, strict=True), *zip(a.kwargs.values(), b.kwargs.values(), strict=True)]
 
 
 def _apart(inputs: Sequence[Node], graph: Graph) -> tuple[Sequence[Node], dict[Hashable, Node]]:
@@ -173,33 +163,13 @@ def _apart(inputs: Sequence[Node], graph: Graph) -> tuple[Sequence[Node], dict[H
     return inputs[:first], dict(zip(graph.captured, inputs[first:], strict=True))
 
 
-def _adopted(root: Node, known: dict[Node, Node], nodes: dict[Hashable, Node]) -> Node | None:
-    """A node of one graph as one of another, to which is added what it lacks.
-
-    `None` if that is not possible: it has other inputs, or draws random numbers.
+def _identity(node: Node, known: Mapping[Node, Node], draw: int | bool = False) -> Hashable:
+    """What a node does.
 
     Args:
-        root: The node.
-        known: The nodes of the other graph that nodes of the one stand for.
-        nodes: The other graph, by what its nodes are.
+        node: The node.
+        known: What stands for its operands.
+        draw: Tells inputs, and draws of random numbers, from others.
     """
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        missing = [parent for parent in node.parents() if parent not in known]
-        if node in known:
-            continue
-        if missing:
-            stack += [node, *missing]
-        elif node.kind == "input" or is_random(node.op):
-            return None
-        else:
-            args, kwargs = replaced(node.args, known), {name: replaced(x, known) for name, x in node.kwargs.items()}
-            same = dataclasses.replace(node, args=args, kwargs=kwargs, number=len(nodes), _parents=None)
-            known[node] = nodes.setdefault(_identity(same), same)
-    return known[root]
-
-
-def _identity(node: Node) -> Hashable:
-    own = node.number if node.kind == "input" or is_random(node.op) else None
-    return own, node.kind, node.op, key(node.args), key(node.kwargs), node.layout, node.compute
+    args, kwargs = replaced(node.args, known), {name: replaced(x, known) for name, x in node.kwargs.items()}
+    return draw, node.kind, node.op, key(args), key(kwargs), node.layout, node.compute
