@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir._graph import Node
-from ..ir._kernels import Form, Kernel, Output, Owner, Stage
+from ..ir._kernels import Kernel, Output, Owner, Stage
 from ._numbers import Number
 
 
@@ -39,11 +39,5 @@ class Plan:
     numbers: Sequence[Number]  # in the slots after those
     kernels: Sequence[Kernel]
     lines: Mapping[Kernel, Sequence[str]]  # where the rule says what the entries of a kernel compute
-    forms: Sequence[Form]
     owners: Mapping[Node, Owner] | None  # of all nodes that have one; `None` if no part can be left out
     was: Mapping[Node, str]  # operators of rules that became reductions
-
-    @property
-    def all_stages(self) -> list[Stage]:
-        """The stages, and last the stores."""
-        return [*self.stages, self.final]

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..ir import _ops
 from ..ir._graph import Node, Untraceable
-from ..ir._kernels import Form, Output, Owner, Stage
+from ..ir._kernels import Output, Owner, Stage
 from ._memory import places, same_memory
 from ._owners import Absence, Owners
 from ._plan import Plan
@@ -92,7 +92,6 @@ class _Planner:
         for k, stage in enumerate(stages):
             roots: list[Store | Node] = [*stored.get(k, []), *self._reductions.get(k, [])]
             stage.rows = rows.of_stage(k, roots, self._folding.get(k, []), self._closure)
-        calls = [call for stage in [*stages, final] for call in stage.calls]
         is_clear = bool(self.owners) and self.owned.are_clear and rows.are_clear
         return Plan(
             nodes=self.nodes,
@@ -112,7 +111,6 @@ class _Planner:
             numbers=scalars.numbers.held,
             kernels=list({id(row.kernel): row.kernel for stage in stages for row in stage.rows}.values()),
             lines=rows.lines,
-            forms=list(dict.fromkeys(call.form for call in calls if isinstance(call.form, Form))),
             owners=self.owners if is_clear else None,
             was=self.owned.was,
         )

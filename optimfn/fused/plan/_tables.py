@@ -19,21 +19,28 @@ _HOW = {"sum": 0, "max": 1, "min": 2}
 _KIND = {torch.float64: 0, torch.float32: 1}  # others are truth values
 
 
-def cut(size: int, part: int) -> Iterator[tuple[int, int]]:
-    """Start and size of every part of something, all but the last of one size."""
-    return ((start, min(part, size - start)) for start in range(0, size, part))
+class Grain(NamedTuple):
+    """How much there is in one chunk of a row: elements, or results of a fold, each of so many elements."""
+
+    elements: int
+    rows: Callable[[int], int]
+    columns: Callable[[int], int]
+
+    def cut(self, row: Row) -> Iterator[tuple[int, int]]:
+        """Start and size of each chunk."""
+        if row.kernel.loop == "columns":
+            times, inner = row.extents
+            for first in range(0, row.numel // times, inner):  # no chunk goes beyond the columns of one matrix
+                yield from _cut(first, first + inner, self.columns(times))
+        elif row.kernel.loop == "rows":
+            yield from _cut(0, row.numel // row.extents[0], self.rows(row.extents[0]))
+        else:
+            block = row.kernel.block or 1
+            yield from _cut(0, row.numel, max(self.elements // block, 1) * block)
 
 
-def blocks_within(row: Row, part: int) -> int:
-    """As many elements as a part, or as the blocks in it if the row goes over blocks."""
-    return max(part // row.kernel.block, 1) * row.kernel.block if row.kernel.block else part
-
-
-def cut_columns(row: Row, part: int) -> Iterator[tuple[int, int]]:
-    """The results of a fold over columns: no chunk goes beyond those of one matrix."""
-    times, inner = row.extents
-    for first in range(0, row.numel // times, inner):
-        yield from ((first + start, size) for start, size in cut(inner, part))
+def _cut(first: int, last: int, part: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(part, last - start)) for start in range(first, last, part))
 
 
 class Extent(NamedTuple):
@@ -137,20 +144,18 @@ class Tables:
     Args:
         slot: The slot of each 0-dim value.
         stages: The stages of a plan.
-        cut: Where to cut a row of a plan into chunks: the start and the size of each.
-        kernels: What stands in the tables for each kernel.
-        forms: And for each form.
+        grain: How rows are cut into chunks.
+        addresses: What stands in the tables for each kernel and form.
     """
 
     def __init__(
         self,
         slot: Mapping[Node, int],
         stages: Iterable[Stage],
-        cut: Callable[[Row], Iterable[tuple[int, int]]],
-        kernels: Mapping[Kernel, int],
-        forms: Mapping[Form | Chain, int],
+        grain: Grain,
+        addresses: Mapping[Kernel | Form | Chain, int],
     ) -> None:
-        self._slot, self._cut, self._kernels, self._forms = slot, cut, kernels, forms
+        self._slot, self._grain, self._addresses = slot, grain, addresses
         self.places = array("q")  # numbers of buffers and slots, and extents, row after row
         self.partials = 0
         self._rows = array("q")
@@ -167,7 +172,7 @@ class Tables:
         for row in call.rows:
             self._rows.extend(row)
         count = len(call.rows[0]) if call.reduces else len(call.rows)
-        fields = self._forms[call.form], position, count
+        fields = self._addresses[call.form], position, count
         if all(owner is None for owner in call.owners):
             return _Operation(fields)
         rows, owners = call.rows, call.owners
@@ -194,8 +199,8 @@ class Tables:
         self.places.extend(row.buffers)
         self.places.extend(row.slots)
         self.places.extend(row.extents)
-        cuts = list(self._cut(row))
-        parts, kernel = len(cuts), self._kernels[row.kernel]
+        cuts = list(self._grain.cut(row))
+        parts, kernel = len(cuts), self._addresses[row.kernel]
         chunks, combines = array("q"), array("q")
         for part, place in enumerate(cuts):
             chunks.extend((kernel, *positions, self.partials + part, parts, *place))

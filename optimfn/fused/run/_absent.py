@@ -114,9 +114,12 @@ class _Left:
         there = [i for i, own in enumerate(owners) if own in self._present]
         if found is None or not all(self._is(i, other.outputs[i], found) for i in there):
             return None
-        gone = {i: (own, other.outputs[i]) for i, own in enumerate(owners) if own not in self._present}
-        if not all(isinstance(own, int) and isinstance(b, Node) for own, b in gone.values()):
-            return None
+        gone = Instead()
+        for i, own in enumerate(owners):
+            if own not in self._present:
+                if not (isinstance(own, int) and isinstance(other.outputs[i], Node)):
+                    return None
+                gone[i] = own, other.outputs[i]
         for node in live(other.nodes, [b for _, b in gone.values()]):
             if node not in found:
                 if node.kind == "input" or is_random(node.op):

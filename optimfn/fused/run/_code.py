@@ -5,8 +5,7 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence, Set
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -17,37 +16,12 @@ from ..plan._plan import Plan
 from ..trace._trace import Graph
 from ._cpu import Cpu
 from ._cuda import Cuda
+from ._machine import Machine, MachineCode
 from ._process import Process
 from ._results import Results
 from ._signature import Signature
 
 _MOST_SELECTIONS = 16  # patterns of absent gradients whose tables are kept; others are put together again
-
-
-class Machine(Protocol):
-    """What runs the kernels of a plan: code, which programs share, and the memory of one program."""
-
-    buffers: "array[int]"  # the address of each
-    stages: int
-
-    def run(self, first: int, last: int) -> None:
-        """Run stages."""
-
-    def choose(self, chosen: Any, past_caches: bool = False) -> None:
-        """Run with a selection of the tables from now on, or those of the whole plan.
-
-        Large results in new memory may go past the caches.
-        """
-
-    def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
-        """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
-
-    def hold(self, tensors: Sequence[Tensor]) -> None:
-        """Take note of memory that stages use beside inputs and tables."""
-
-    @property
-    def sources(self) -> list[Path]:
-        """The files in which its kernels can be read."""
 
 
 MACHINES: dict[str, Any] = {"cpu": Cpu, "cuda": Cuda}
@@ -102,11 +76,16 @@ class Code:
         self.opaque_stages = [(k, stage.opaque) for k, stage in enumerate(plan.stages) if stage.opaque]
         self.sizes = array("q", [x.nbytes for x in inputs])
         self.pack = struct.Struct(f"{len(inputs) - fixed}q")
-        self.machine = MACHINES[self.device.type]
-        self.for_machine = self.machine.code(plan, self.device)
+        self._machine = MACHINES[self.device.type]
+        self.for_machine: MachineCode = self._machine.code(plan, self.device)
         self.whole = Selection(self, None)
         self._selections: OrderedDict[tuple[bool, ...], Selection] = OrderedDict()
         Process.give_lock(self)
+
+    def machine(self) -> Machine:
+        """What runs it for one program."""
+        made: Machine = self._machine(self.for_machine)
+        return made
 
     def select(self, pattern: tuple[bool, ...]) -> "Selection":
         """What runs when only some of the gradients are there."""

@@ -8,7 +8,6 @@ The device comes to a copy long after the host has asked for it, so what is sent
 is sent from memory of its own. A graph has tables of its own too, which every replay sends again.
 """
 
-import struct
 from array import array
 from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -22,15 +21,15 @@ import torch
 from torch import Tensor
 
 from ..._in_place._spans import Taken
-from ..emit._function import Function
-from ..emit._print import print_form, print_kernel
 from ..emit._triton import CHUNK, COLUMNS, Triton, print_stage, print_unit
 from ..ir._graph import StepAside
-from ..ir._kernels import Call, Chain, Form, Link, Owner, Row, Stage
+from ..ir._kernels import Call, Chain, Form, Link, Owner, Stage
 from ..plan._plan import Plan
-from ..plan._tables import Section, Tables, blocks_within, cut, cut_columns
+from ..plan._tables import Grain, Section, Tables
 from . import _modules
+from ._machine import Machine, MachineCode
 
+_GRAIN = Grain(CHUNK, rows=lambda times: 1, columns=lambda times: COLUMNS)
 _ALIGNMENT = 16  # bytes that one thread loads at a time
 _SHORT = 4  # values; a call with more of them computes them side by side
 _GRAPHS = 8  # how many steps can be captured in a row, without one that runs
@@ -54,7 +53,7 @@ class _Sent(NamedTuple):
     sections: list[Section]
 
 
-class CudaCode:
+class CudaCode(MachineCode):
     """The kernels of a plan, compiled from Triton when they are first launched, and its tables.
 
     Args:
@@ -66,31 +65,27 @@ class CudaCode:
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        kernels = {kernel: print_kernel(Triton(), kernel, plan.lines[kernel]) for kernel in plan.kernels}
-        stages = _chained(plan)
-        calls = [call.form for stage in stages for call in stage.calls]
-        forms = {form: print_form(Triton(), form) for form in calls}
-        scalars = [print_stage([forms[call.form] for call in stage.calls]) if stage.calls else None for stage in stages]
-        self.functions: list[Function] = [*kernels.values(), *forms.values(), *filter(None, scalars)]
-        self.module = _modules.load(print_unit(self.functions))
-        self.device, self.buffers = device, plan.buffers
-        # What the slots hold before the first step: numbers, which stay.
-        self.values = array("q", bytes(8 * len(plan.slot)))
-        for number in plan.numbers:
-            self.values.frombytes(struct.pack("d" if number.dtype.is_floating_point else "q", number.value))
-        self.kernels = {kernel: self.module[kernels[kernel].name] for kernel in plan.kernels}
+        super().__init__(plan, _chained(plan), Triton(), lambda dtype: "d" if dtype.is_floating_point else "q")
+        calls = [[self.functions[call.form] for call in stage.calls] for stage in self.stages]
+        scalars = [print_stage(functions) if functions else None for functions in calls]
+        self.module = _modules.load(print_unit([*self.functions.values(), *filter(None, scalars)]))
+        self.device = device
+        self.kernels = {kernel: self.module[self.functions[kernel].name] for kernel in plan.kernels}
         self.scalars = [None if scalar is None else self.module[scalar.name] for scalar in scalars]
         self.sends = 1 + sum(bool(stage.opaque) for stage in plan.stages)  # the most that a step may need
-        self.tables = Tables(plan.slot, stages, _chunks, dict.fromkeys(kernels, 0), dict.fromkeys(forms, 0))
+        self.tables = Tables(plan.slot, self.stages, _GRAIN, dict.fromkeys(self.functions, 0))
         self.places = self.sent(self.tables.places)
         self.whole = self._select(None)
+
+    @property
+    def sources(self) -> list[Path]:
+        return [Path(self.module["__file__"])]
 
     def sent(self, table: "array[int]") -> Tensor:
         """A table on the device."""
         return torch.tensor(table.tolist() or [0], dtype=torch.int64, device=self.device)
 
     def select(self, present: Set[Owner]) -> _Sent:
-        """The tables for a step that has these gradients."""
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise StepAside  # nothing that is not pinned can be sent now
         return self._select(present)
@@ -101,19 +96,14 @@ class CudaCode:
         return _Sent(rows, combines, calls, self.sent(chosen.chunks), chosen.sections)
 
 
-class Cuda:
-    """Code, and the memory that one program needs for it.
-
-    Args:
-        code: The code.
-    """
+class Cuda(Machine):
+    """Launches kernels on a CUDA device."""
 
     code = CudaCode
 
     def __init__(self, code: CudaCode) -> None:
-        self._code, self._module, self.functions = code, code.module, code.functions
-        self.stages = len(code.scalars)
-        self.buffers = array("q", bytes(8 * code.buffers))
+        super().__init__(code)
+        self._code, self._module = code, code.module
         self._width = -(-len(self.buffers) // 16) * 16  # of a table, so that all are aligned alike
         self._device, self._is_gpu = code.device, code.device.type == "cuda"
         self._addresses, self._is_aligned = self._new_tables(1)[0], False
@@ -130,7 +120,6 @@ class Cuda:
         self._launches = self._laid_out(code.whole)
 
     def choose(self, chosen: _Sent | None, past_caches: bool = False) -> None:
-        """Run with these tables from now on, or those of the whole plan."""
         chosen = chosen or self._code.whole
         if self._chosen is not chosen:
             self._chosen, self._launches = chosen, self._laid_out(chosen)
@@ -156,13 +145,7 @@ class Cuda:
             stages.append(launches)
         return stages
 
-    @property
-    def sources(self) -> list[Path]:
-        """The files in which its kernels can be read."""
-        return [Path(self._module["__file__"])]
-
     def run(self, first: int, last: int) -> None:
-        """Launch the kernels of stages."""
         if not any(self._launches[first:last]):
             return
         with self._on_device():
@@ -177,7 +160,6 @@ class Cuda:
                         function[programs,](addresses, *arguments, enable_fp_fusion=False)
 
     def clash(self, spans: "array[int]", skipped: int, sizes: "array[int]") -> bool:
-        """Whether a buffer after the first `skipped` overlaps one of the spans of memory, sorted starts and ends."""
         read = self.buffers[skipped : len(sizes)]
         if self._harmless is not None and self._harmless[0] is spans and self._harmless[1] == read:
             return False
@@ -191,7 +173,6 @@ class Cuda:
         return torch.cuda.device(self._device) if self._is_gpu else nullcontext()
 
     def hold(self, tensors: Sequence[Tensor]) -> None:
-        """Take note of memory that stages use beside inputs and tables."""
         self._held += tensors
 
     def _new_tables(self, count: int) -> Tensor:
@@ -237,14 +218,6 @@ class Cuda:
         for x in (*self._held, *self._chosen[:4]):  # code is shared, and may come from another stream
             x.record_stream(stream)
         self._stream = stream
-
-
-def _chunks(row: Row) -> Iterator[tuple[int, int]]:
-    if row.kernel.loop == "columns":
-        return cut_columns(row, COLUMNS)
-    if row.kernel.loop == "rows":
-        return cut(row.numel // row.extents[0], 1)
-    return cut(row.numel, blocks_within(row, CHUNK))
 
 
 def _chained(plan: Plan) -> list[Stage]:

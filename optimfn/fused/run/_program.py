@@ -17,7 +17,7 @@ from ..ir._graph import Misfit, Node, StepAside
 from ..ir._shapes import dense_stride
 from ..plan._plan import Plan
 from ._code import MACHINES as MACHINES
-from ._code import Code, Machine, Selection
+from ._code import Code, Selection
 from ._huge_pages import join_pages
 from ._process import Process
 from ._recycled import Pool
@@ -45,7 +45,7 @@ class Program:
         self._staged = {i: layout.empty(code.device) for i, layout in code.staged}
         self._temporary = _temporaries(code.plan, code.device)
         self._pointers: list[int] = []
-        self._machine: Machine = code.machine(code.for_machine)
+        self._machine = code.machine()
         self._buffers = self._machine.buffers
         self._machine.hold([*self._temporary.values(), *self._staged.values()])
         for node, buffer in (*code.plan.temporary.items(), *code.plan.folds.items()):
@@ -60,7 +60,7 @@ class Program:
     @property
     def sources(self) -> list[Path]:
         """The files in which its kernels can be read."""
-        return self._machine.sources
+        return self.code.for_machine.sources
 
     def __call__(self, inputs: list[Any], token: object = None, selection: Selection | None = None) -> list[Any]:
         """The leaves of the result; none if they were written over the inputs.
