@@ -13,6 +13,7 @@ from .. import tree
 from .._base import GradientTransformation, apply_updates
 from .._evaluation import eval_params
 from ..fused import make_step
+from ._counts import Counts
 from ._layout import Entries, ParamKey
 from ._pipeline import EngineState
 from ._runs import Placed
@@ -33,7 +34,7 @@ class Bound:
         placed: Its runs.
         params: The parameters, by name.
         state: Its state.
-        shown: What torch shows of the counts of each parameter.
+        counts: What torch shows of the counts of each parameter.
         backend: How steps run, as for `make_step`; `None` for those through which gradients flow.
     """
 
@@ -45,11 +46,10 @@ class Bound:
         placed: Sequence[Placed],
         params: Mapping[ParamKey, Tensor],
         state: EngineState,
-        shown: Mapping[ParamKey, Entries],
+        counts: Counts,
         backend: str | None,
     ) -> None:
-        self.rules, self.placed, self.params, self.state = rules, placed, params, state
-        self.shown, self.is_counted = shown, bool(state.shown)
+        self.rules, self.placed, self.params, self.state, self.counts = rules, placed, params, state, counts
         self.is_eager, self._fixed = backend in (None, "eager"), fixed
         step = make_step(fixed() if self.is_eager else tx, donate=True, backend=backend or "eager")
         changing = state._replace(numbers=()) if self.is_eager else state  # the fixed one has them in itself
@@ -90,8 +90,7 @@ class Bound:
         self._sizes = list(map(len, self._views))
         self._leaves = list(concatenated.from_iterable(self._views))
         self._lying: list[Tensor] | None = None  # all of it, each once
-        self._shown = [x for entries in self.shown.values() for x in entries.values()]
-        self._versions = versions(self._shown)
+        self.counts.settle()
         # The state holds views of these, which stay behind where `.data` is set.
         viewed = [stored.get(p, {}) for p in self.params.values() if p.is_complex()]
         self._viewed = [x for entries in viewed for x in entries.values() if isinstance(x, Tensor) and not x.is_sparse]
@@ -113,7 +112,7 @@ class Bound:
             and same(stored.values(), self._dicts)
             and list(map(len, self._views)) == self._sizes
             and all(map(is_, concatenated.from_iterable(self._views), self._leaves))
-            and versions(self._shown) == self._versions
+            and self.counts.are_settled()
             and list(map(Tensor.data_ptr, self._viewed)) == self._addresses
         )
 
@@ -123,15 +122,6 @@ class Bound:
         if not all(map(is_not, grads, repeat(None))) and any(grads[i] is None for i in self._required):
             return None
         return grads if all(map(is_, map(_grad, self._idle), repeat(None))) else None
-
-    def counted(self) -> None:
-        """Take note of what is shown as the last step has left it."""
-        self._versions = versions(self._shown)
-
-    def edited(self) -> set[int]:
-        """The identities of what is shown and has been changed since."""
-        now = versions(self._shown)
-        return {id(x) for x, old, new in zip(self._shown, self._versions, now, strict=True) if old != new}
 
     def take_differentiable(self, grads: Mapping[ParamKey, Tensor | None], **extra: Any) -> None:
         """A step through which gradients flow; its state is a new one."""

@@ -1,60 +1,91 @@
 """The numbers that torch shows with each parameter, such as how many steps it has made."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from itertools import repeat
+from operator import is_not
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from .. import tree
-from .._torch import foreach_add_
-from .._typing import Updates
-from ._bound import Bound, Grads
 from ._layout import Entries, ParamKey
-from ._pipeline import EngineState, Run
 
 
-def count_within(updates: Updates, runs: Sequence[Run], state: EngineState) -> dict[ParamKey, Entries]:
-    """The numbers after a step, as part of it: one more step, and the scalars of the state."""
-    names, counted = list(updates), dict(state.shown)
-    for run, own in zip(runs, state.runs, strict=True):
-        for position in run.positions:
-            name = names[position]
-            if updates[name] is not None and name in counted:
-                part = own[name] if run.alone else own
-                counted[name] = {
-                    key: x + 1 if key == "step" else tree.cast_leaf(scalar(part, key), x.dtype)
-                    for key, x in counted[name].items()
-                }
-    return counted
+class Block(NamedTuple):
+    """One number of several parameters, in one tensor, of which each of them shows an element."""
+
+    key: str
+    names: Collection[ParamKey]
+    tensor: Tensor
 
 
-def count_beside(bound: Bound, grads: Grads, extra: Mapping[str, Any], scalars: Sequence[str]) -> None:
-    """What `count_within` does, for numbers that lie elsewhere or are Python's."""
-    values = bound.entries() if scalars else {}
-    steps = []
-    for name, own in bound.shown.items():
-        if grads[name] is None:
-            continue
-        for key, x in own.items():
+class Counts:
+    """What is shown, by parameter, and written at once for all.
+
+    Args:
+        shown: The numbers as they are.
+    """
+
+    def __init__(self, shown: Mapping[ParamKey, Entries]) -> None:
+        self.shown = {name: dict(own) for name, own in shown.items()}
+        kinds: dict[Any, dict[ParamKey, Tensor]] = {}
+        for name, own in shown.items():
+            for key, x in own.items():
+                if isinstance(x, Tensor):
+                    kinds.setdefault((key, x.device, x.dtype), {})[name] = x
+        self._blocks = [Block(kind[0], own, torch.stack([*own.values()])) for kind, own in kinds.items()]
+        for key, names, block in self._blocks:
+            for name, x in zip(names, block.unbind(), strict=True):
+                self.shown[name][key] = x
+        self._plain = [(name, own) for name, own in self.shown.items() if type(own.get("step")) is int]
+        self._state: Any = None  # in which the scalars lie
+        self._scalars: list[list[Tensor]] = []
+        self.settle()
+
+    def settle(self) -> None:
+        """Take note of what is shown as a step has left it."""
+        self._versions = self._now()
+
+    def are_settled(self) -> bool:
+        """Whether nobody has written there since."""
+        return self._now() == self._versions
+
+    def edited(self) -> set[ParamKey]:
+        """Of which parameters somebody may have."""
+        pairs = zip(self._blocks, self._versions, self._now(), strict=True)
+        return {name for block, old, new in pairs if old != new for name in block.names}
+
+    def take(
+        self, grads: Mapping[ParamKey, Any], state: Any, entries: Callable[[], Mapping[ParamKey, Entries]], gate: Any
+    ) -> None:
+        """Count one more step of those that have a gradient, and show the scalars of a state.
+
+        Args:
+            grads: The gradients.
+            state: What holds the scalars.
+            entries: Finds them in it.
+            gate: What a step counts: 1, or a tensor that is 0 for one that was skipped.
+        """
+        if state is not self._state:
+            self._state, self._scalars = state, self._find_scalars(entries)
+        are_all = all(map(is_not, grads.values(), repeat(None)))
+        for (key, names, block), scalars in zip(self._blocks, self._scalars, strict=True):
             if key != "step":
-                x.copy_(values[name][key])
-            elif isinstance(x, Tensor):
-                steps.append(x)
-            else:
-                own[key] = x + 1
-    if steps:
-        found_inf = extra.get("found_inf")
-        foreach_add_(steps, 1 if found_inf is None else (found_inf.reshape(()) == 0).to(steps[0].dtype))
+                block.copy_(scalars[0] if len(scalars) == 1 else torch.stack(scalars))
+                continue
+            one = gate.to(block) if isinstance(gate, Tensor) else gate
+            if not are_all:
+                one = one * torch.tensor([grads[name] is not None for name in names], device=block.device)
+            block.add_(one)
+        for name, own in self._plain:
+            own["step"] += grads[name] is not None
+        self.settle()
 
+    def _find_scalars(self, entries: Callable[[], Mapping[ParamKey, Entries]]) -> list[list[Tensor]]:
+        """What each block shows of the state; one tensor where that is the same for all."""
+        found = entries() if any(block.key != "step" for block in self._blocks) else {}
+        each = [[found[name][key] for name in names if key != "step"] for key, names, _ in self._blocks]
+        return [own if len({id(x) for x in own}) > 1 else own[:1] for own in each]
 
-def can_count_within(bound_params: Mapping[ParamKey, Tensor], shown: Mapping[ParamKey, Entries]) -> bool:
-    """Whether kernels can write what is shown: tensors beside their parameters, each its own."""
-    every = [(x, bound_params[name]) for name, own in shown.items() for x in own.values()]
-    near = all(isinstance(x, Tensor) and x.device == p.device for x, p in every)
-    return near and 0 < len(every) == len({id(x) for x, _ in every})
-
-
-def scalar(state: Any, key: str) -> Tensor:
-    """The leaf of a state that is called so."""
-    found: Tensor = next(x for path, x in tree.leaves_with_path(state) if path[-1] == key)
-    return found
+    def _now(self) -> list[int]:
+        return [0 if block.is_inference() else block._version for *_, block in self._blocks]

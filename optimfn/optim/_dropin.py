@@ -16,7 +16,6 @@ from .._base import GradientTransformation
 from .._recipe import factory, show
 from .._wrappers._complex import through_pairs
 from ._bound import Bound, Grads, same
-from ._counts import count_beside
 from ._engine import Engine
 from ._layout import Entries, ParamKey, Slot
 from ._load import KeepsDtypes
@@ -207,23 +206,23 @@ class DropIn(KeepsDtypes, Engine):
         return torch.zeros((), dtype=dtype, device=p.device if near else "cpu")
 
     def _count(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
-        if bound.shown and not bound.is_counted:
-            count_beside(bound, grads, extra, self.scalars)
-        bound.counted()
+        found_inf = extra.get("found_inf")
+        gate = 1 if found_inf is None else found_inf.reshape(()) == 0
+        bound.counts.take(grads, bound.state, bound.entries, gate)
 
     def _remember(self) -> None:
         """Before counts are gathered anew: the rule's own are exact, what is shown of them may be rounded."""
         bound, known = self._bound, self._own("_known", dict)
         if bound is None:
             return
-        edited = bound.edited()
+        edited = bound.counts.edited()
         for each, state in zip(bound.placed, bound.state.runs, strict=True):
             own, shared = each.layout.scatter(state)
             for name in each.names:
                 values = {**shared, **own.get(name, {})}
-                shown = list(bound.shown.get(name, {}).values())
+                shown = list(bound.counts.shown.get(name, {}).values())
                 exact = {key: values[key] for key in ("count", *self.scalars) if key in values}
-                known[bound.params[name]] = exact if edited.isdisjoint(map(id, shown)) else None, shown
+                known[bound.params[name]] = None if name in edited else exact, shown
 
     def _known_of(self, p: Tensor) -> dict[str, Tensor] | None:
         values, shown = self._own("_known", dict).get(p, (None, ()))
@@ -236,7 +235,7 @@ class DropIn(KeepsDtypes, Engine):
         if bound.is_published and not self.step_is_int:
             return
         for name, found in bound.entries().items():
-            numbers, p = bound.shown.get(name, {}), bound.params[name]
+            numbers, p = bound.counts.shown.get(name, {}), bound.params[name]
             shown = {key: x for key, x in found.items() if key != "count" and key not in self.scalars}
             if not numbers and not shown:
                 continue

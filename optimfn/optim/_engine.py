@@ -21,9 +21,9 @@ from ._amp import unscale
 from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
 from ._contract import is_capturing, is_watched, report_step
-from ._counts import can_count_within, count_within
+from ._counts import Counts
 from ._groups import check_memory, check_runs, common_fused
-from ._layout import ParamKey
+from ._layout import Entries, ParamKey
 from ._mould import Mould, mould_for
 from ._numbers import Numbers
 from ._pipeline import EngineState, Part, build, whole
@@ -141,26 +141,35 @@ class Engine(Source):
         here = [self._active(group, own) for group, own in zip(self.param_groups, names, strict=True)]
         params = {name: p for own in here for name, p in own.items()}
         self._own("_parted", set).update(p for p in params.values() if p.grad is None and self.has_state(p))
-        differentiable, backend = self.defaults.get("differentiable", False), self._backend()
+        differentiable = self.defaults.get("differentiable", False)
         parts, numbers = self._parts(said, differentiable)
         rates = self._rates()
         mould = mould_for(type(self), parts, numbers, rates)
         placed, waiting = self._place(mould, here)
-        shown = self._shown(params, placed)
-        is_counted = backend not in (None, "eager") and can_count_within(params, shown)
-        state = EngineState(apart(placed), rates, shown if is_counted else {}, numbers)
+        state = EngineState(apart(placed), rates, numbers)
         runs = tuple([each.run for each in placed])
-        count = count_within if is_counted else None
 
         def fixed() -> GradientTransformation:
             # A compiler traces twice what has plain 0-dim tensors of float64: it tries to make numbers of them first.
             own = numbers if differentiable else [torch.nn.Parameter(x, requires_grad=False) for x in numbers]
-            return whole(build(parts, runs, own, rates), parts, runs, None)
+            return whole(build(parts, runs, own, rates), parts, runs)
 
-        tx = mould.whole(runs, count)
-        bound = self._bound = Bound([one for one, _ in said], tx, fixed, placed, params, state, shown, backend)
+        counts = Counts(self._shown(params, placed))
+        rules, tx = [one for one, _ in said], mould.whole(runs)
+        bound = self._bound = Bound(rules, tx, fixed, placed, params, state, counts, self._backend())
         self._watch(bound, waiting)
         return bound
+
+    def _shown(self, params: Mapping[ParamKey, Tensor], placed: Sequence[Placed]) -> dict[ParamKey, Entries]:
+        """What torch shows of the counts of each parameter."""
+        return {}
+
+    def _count(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
+        """Bring that up to date after a step."""
+
+    def _publish(self, bound: Bound) -> None:
+        """Put the state where the optimizer keeps it."""
+        raise NotImplementedError
 
     def _active(self, group: Mapping[str, Any], names: Sequence[ParamKey]) -> dict[ParamKey, Tensor]:
         """The parameters of a group that have, or have had, a gradient."""

@@ -14,7 +14,7 @@ from .._typing import State
 from .._wrappers._per_leaf import per_leaf
 from ._layout import Layout
 from ._members import Member, Place
-from ._pipeline import Count, Part, Run, make_members, stepping
+from ._pipeline import Part, Run, make_members, stepping
 
 _MOST, _MOST_LAYOUTS = 64, 8  # moulds that are kept, and layouts of a member, which depend on names and masks
 
@@ -32,7 +32,7 @@ class Mould:
         self.parts, self.numbers = tuple(parts), tuple(numbers)
         self.made, _ = make_members(parts, numbers, rates)
         self._layouts: dict[tuple[Place, bool], list[Layout]] = {}
-        self._wholes: dict[Hashable, GradientTransformation] = {}
+        self._wholes: dict[tuple[Run, ...], GradientTransformation] = {}
 
     def fresh(self, member: Member, alone: bool, init: Callable[[Any], State], rename: Any) -> tuple[Layout, list[Any]]:
         """The layout of a fresh state of a member, and its leaves.
@@ -53,14 +53,13 @@ class Mould:
         known[:] = [*known, layout][-_MOST_LAYOUTS:]
         return layout, layout.read(state) or []
 
-    def whole(self, runs: tuple[Run, ...], count: Count | None) -> GradientTransformation:
+    def whole(self, runs: tuple[Run, ...]) -> GradientTransformation:
         """The transformation that takes these runs."""
-        key = runs, count
-        if key not in self._wholes:
-            self._wholes[key] = stepping(self.parts, *key)
+        if runs not in self._wholes:
+            self._wholes[runs] = stepping(self.parts, runs)
             if len(self._wholes) > _MOST_LAYOUTS:
                 del self._wholes[next(iter(self._wholes))]
-        return self._wholes[key]
+        return self._wholes[runs]
 
 
 class _Moulds(threading.local):

@@ -20,7 +20,7 @@ from .._recipe import factory, is_own
 from .._typing import Params, State, Updates
 from .._wrappers._per_leaf import per_leaf
 from ._amp import skip_overflow
-from ._layout import Entries, ParamKey
+from ._layout import ParamKey
 from ._members import Member, Place
 
 
@@ -69,7 +69,6 @@ class EngineState(NamedTuple):
 
     runs: tuple[State, ...]
     rates: dict[str, Tensor]  # the values of the schedules at the last step, by label
-    shown: dict[ParamKey, Entries]  # what torch shows of the counts of each parameter, where a step can write it
     numbers: tuple[Tensor, ...]  # of the groups, which a step reads
 
 
@@ -103,9 +102,6 @@ class Stepping(InHalves):
         return repr(self.parts[0].rules)
 
 
-Count = Callable[[Updates, Sequence[Run], EngineState], dict[ParamKey, Entries]]
-
-
 def make_members(
     parts: Sequence[Part], numbers: Sequence[Any], rates: Mapping[str, Tensor]
 ) -> tuple[list[Sequence[Member]], dict[str, Shown]]:
@@ -128,13 +124,12 @@ def build(parts: Sequence[Part], runs: Sequence[Run], numbers: Sequence[Any], ra
     return Built([per_leaf(tx) if run.alone else tx for run, tx in zip(runs, txs, strict=True)], schedules)
 
 
-def advance(built: Built, runs: Sequence[Run], count: Count | None, which: range, resting: int) -> Any:
+def advance(built: Built, runs: Sequence[Run], which: range, resting: int) -> Any:
     """An update that goes through some of the runs, one after the other.
 
     Args:
         built: The transformations.
         runs: All runs.
-        count: Brings what is shown up to date, after them.
         which: The runs to go through.
         resting: From which run on those without any gradient are left out.
     """
@@ -153,20 +148,18 @@ def advance(built: Built, runs: Sequence[Run], count: Count | None, which: range
             changed, own[i] = built.txs[i].rule(run.own(updates), own[i], there, **extra)
             updates = changed if len(run.positions) == len(updates) else {**updates, **changed}
         rates = {label: shown.last for label, shown in built.schedules.items()}
-        state = state._replace(runs=tuple(own), rates=rates)
-        return updates, state if count is None else state._replace(shown=count(updates, runs, state))
+        return updates, state._replace(runs=tuple(own), rates=rates)
 
     return update
 
 
 @factory
-def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None) -> GradientTransformation:
+def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...]) -> GradientTransformation:
     """The transformation of the whole.
 
     Args:
         parts: What the groups contribute.
         runs: What is done, in order.
-        count: Brings what is shown up to date, after the runs.
     """
     made: list[tuple[list[Tensor], GradientTransformation]] = []  # from tensors that stay, in steps of the rule itself
 
@@ -174,7 +167,7 @@ def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None
         numbers = [*state.numbers, *state.rates.values()]
         if made and len(made[0][0]) == len(numbers) and all(map(is_, made[0][0], numbers)):
             return made[0][1]
-        tx = whole(build(parts, runs, state.numbers, state.rates), parts, runs, count)
+        tx = whole(build(parts, runs, state.numbers, state.rates), parts, runs)
         if all(type(x) is Tensor for x in numbers) and not torch.compiler.is_compiling():
             made[:] = [(numbers, tx)]
         return tx
@@ -189,14 +182,14 @@ def stepping(parts: tuple[Part, ...], runs: tuple[Run, ...], count: Count | None
     def halves(state: EngineState) -> Halves | None:
         built = build(parts, runs, state.numbers, state.rates)
         firsts[:] = firsts or [tail_of(built.txs, parts)]
-        return halved(built, runs, count, firsts[0])
+        return halved(built, runs, firsts[0])
 
     return Stepping(init_none, update, parts=parts, halves=halves)
 
 
-def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run], count: Count | None) -> GradientTransformation:
+def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run]) -> GradientTransformation:
     """The same, of transformations that are made already."""
-    step = advance(built, runs, count, range(len(runs)), len(runs))
+    step = advance(built, runs, range(len(runs)), len(runs))
 
     def update(
         updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
@@ -208,7 +201,7 @@ def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run], count: Count
         return stepped
 
     made, first = skip_overflow(GradientTransformation(init_none, update)), tail_of(built.txs, parts)
-    split = halved(built, runs, count, first)
+    split = halved(built, runs, first)
 
     def eval_params(state: EngineState, params: Params) -> Params:
         for run, tx, own in zip(runs, built.txs, state.runs, strict=True):
@@ -230,13 +223,13 @@ def tail_of(txs: Sequence[GradientTransformation], parts: Sequence[Part]) -> int
     return next((i for i in range(len(txs), 0, -1) if not is_apart(txs[i - 1])), 0)
 
 
-def halved(built: Built, runs: Sequence[Run], count: Count | None, first: int) -> Halves | None:
+def halved(built: Built, runs: Sequence[Run], first: int) -> Halves | None:
     """The same in two: the runs before the first, and those from there on."""
-    if first == len(runs) or (first and count is not None):
+    if first == len(runs):
         return None
 
     def within(which: range, **halves: bool) -> Any:
-        half = GradientTransformation(init_none, advance(built, runs, count, which, first))
+        half = GradientTransformation(init_none, advance(built, runs, which, first))
         return skip_overflow(half, **halves).rule
 
     tail = within(range(first, len(runs)), unscales=not first)

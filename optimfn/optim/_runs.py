@@ -2,48 +2,21 @@
 
 import contextlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._base import GradientTransformation
 from .._gate import unasked
 from .._typing import State
-from ._layout import Entries, Layout, Memoryless, ParamKey, Slot
+from ._layout import Entries, Layout, Memoryless, ParamKey
 from ._members import Member
 from ._mould import Mould
 from ._pipeline import Run
+from ._source import Source
 
 _MOST_PASTS = 4  # of parameters that step together; beyond, each steps alone
 Params = Mapping[ParamKey, Tensor]
-
-
-class Book(Protocol):
-    """What is known of each parameter."""
-
-    counts_alone: bool  # whether every rule counts the steps of each parameter, rather than those that see only it
-
-    def has_state(self, p: Tensor) -> bool:
-        """Whether there are entries for it."""
-
-    def has_parted(self, p: Tensor) -> bool:
-        """Whether it has missed a gradient that others had."""
-
-    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
-        """What it has in common with those that have made the same steps."""
-
-    def entries(self, p: Tensor) -> Entries:
-        """Its entries by the keys of the layout."""
-
-    def init(self, tx: GradientTransformation, params: Params) -> State:
-        """A fresh state."""
-
-    def kept(self, slots: Sequence[Slot | None], leaves: Sequence[Any], params: Params) -> Sequence[Any]:
-        """The leaves of a fresh state as they are kept."""
-
-    def rename(self, member: str, path: str) -> str:
-        """The key of a path in the state of a member."""
 
 
 class Placed(NamedTuple):
@@ -97,22 +70,22 @@ class Cohort(NamedTuple):
     together: bool = False  # they share a count, so that they must go on together
 
 
-def cohorts(mould: Mould, place: Place, params: Params, book: Book) -> list[Cohort]:
+def cohorts(mould: Mould, place: Place, params: Params, source: Source) -> list[Cohort]:
     """The parameters of a place by their past.
 
     Those with one past step as one tree, with one count, until they part. One that begins later, or misses a gradient,
     counts by itself from then on.
     """
     names = place.names
-    if not (names and (place.member.tx.leafwise or book.counts_alone)):
+    if not (names and (place.member.tx.leafwise or source.counts_alone)):
         return [Cohort(names)]
     own = [params[name] for name in names]
-    if not any(book.has_state(p) or book.has_parted(p) or p.grad is None for p in own):
+    if not any(source.has_state(p) or source.has_parted(p) or p.grad is None for p in own):
         return [Cohort(names, together=True)]  # the first step, as a rule
-    layout = _layout(mould, place.member, {names[0]: own[0]}, book, False)
+    layout = _layout(mould, place.member, {names[0]: own[0]}, source, False)
     if not any(layout.slots):
         return [Cohort(names)]
-    names = [name for name in names if book.has_state(params[name]) or params[name].grad is not None]
+    names = [name for name in names if source.has_state(params[name]) or params[name].grad is not None]
     shared = layout.shared()
     if not shared:
         return [Cohort(names)]
@@ -120,17 +93,17 @@ def cohorts(mould: Mould, place: Place, params: Params, book: Book) -> list[Coho
     alone: list[ParamKey] = []
     for name in names:
         p = params[name]
-        if book.has_parted(p):
+        if source.has_parted(p):
             alone.append(name)
         else:
-            pasts.setdefault(book.past(p, shared) if book.has_state(p) else "new", []).append(name)
+            pasts.setdefault(source.past(p, shared) if source.has_state(p) else "new", []).append(name)
     if len(pasts) > _MOST_PASTS:
         alone, pasts = names, {}
     return [Cohort(own, together=True) for own in pasts.values()] + ([Cohort(alone, alone=True)] if alone else [])
 
 
 def place_run(
-    mould: Mould, place: Place, cohort: Cohort, params: Params, positions: Mapping[ParamKey, int], book: Book
+    mould: Mould, place: Place, cohort: Cohort, params: Params, positions: Mapping[ParamKey, int], source: Source
 ) -> Placed:
     """A run of some parameters, with its state: from their entries, and fresh for those that have none.
 
@@ -140,49 +113,49 @@ def place_run(
     member, (names, alone, together) = place.member, cohort
     own = {name: params[name] for name in names}
     run = Run(place.part, member.place, tuple(positions[name] for name in names), alone)
-    known = {name: book.entries(p) for name, p in own.items() if book.has_state(p)}
+    known = {name: source.entries(p) for name, p in own.items() if source.has_state(p)}
     fresh: Any = None
     if len(known) < len(own) or not own:
         new = {name: p for name, p in own.items() if not (alone and name in known)}
-        layout, fresh = _fresh(mould, member, alone, new, book)
+        layout, fresh = _fresh(mould, member, alone, new, source)
     if not known:
         return Placed(run, names, layout, fresh, together and bool(layout.shared()))
     if alone:
         kept = {name: own[name] for name in known}
-        old = _layout(mould, member, kept, book, True).gather(known, {})
+        old = _layout(mould, member, kept, source, True).gather(known, {})
         state = {name: (old if name in known else fresh)[name] for name in names}
-        layout, _ = mould.fresh(member, True, lambda tx: state, book.rename)
+        layout, _ = mould.fresh(member, True, lambda tx: state, source.rename)
         return Placed(run, names, layout, state, together)
     shared = next(iter(known.values()))
     if fresh is None:
-        layout = _layout(mould, member, own, book, False)
+        layout = _layout(mould, member, own, source, False)
     else:
         of_params, others = layout.scatter(fresh)
         known, shared = {name: known.get(name, of_params.get(name, {})) for name in names}, {**others, **shared}
     return Placed(run, names, layout, layout.gather(known, shared), together)
 
 
-def template(mould: Mould, place: Place, params: Params, book: Book, has_memory: bool) -> Placed:
+def template(mould: Mould, place: Place, params: Params, source: Source, has_memory: bool) -> Placed:
     """A run of all parameters of a place, each by itself where it can be, with a fresh state."""
     member, names = place.member, place.names
     own = {name: params[name] for name in names}
-    alone = bool(names) and (member.tx.leafwise or book.counts_alone)
+    alone = bool(names) and (member.tx.leafwise or source.counts_alone)
     with contextlib.nullcontext() if has_memory else _memoryless():
-        layout, state = _fresh(mould, member, alone, own, book)
+        layout, state = _fresh(mould, member, alone, own, source)
     return Placed(Run(place.part, member.place, (), alone), names, layout, state, False)
 
 
-def _fresh(mould: Mould, member: Member, alone: bool, params: Params, book: Book) -> tuple[Layout, State]:
-    layout, leaves = mould.fresh(member, alone, lambda tx: book.init(tx, params), book.rename)
+def _fresh(mould: Mould, member: Member, alone: bool, params: Params, source: Source) -> tuple[Layout, State]:
+    layout, leaves = mould.fresh(member, alone, lambda tx: source.init(tx, params), source.rename)
     held = {x.data_ptr() for x in mould.numbers if not x.is_meta}
     # No state holds a number of the mould itself, which other optimizers write.
     leaves = [x.clone() if isinstance(x, Tensor) and not x.ndim and x.data_ptr() in held else x for x in leaves]
-    return layout, layout.structure.unflatten(list(book.kept(layout.slots, leaves, params)))
+    return layout, layout.structure.unflatten(list(source.kept(layout.slots, leaves, params)))
 
 
-def _layout(mould: Mould, member: Member, params: Params, book: Book, alone: bool) -> Layout:
+def _layout(mould: Mould, member: Member, params: Params, source: Source, alone: bool) -> Layout:
     with _memoryless():
-        return mould.fresh(member, alone, lambda tx: tx.init(params), book.rename)[0]
+        return mould.fresh(member, alone, lambda tx: tx.init(params), source.rename)[0]
 
 
 @contextlib.contextmanager

@@ -9,11 +9,9 @@ from torch import Tensor
 from .._base import GradientTransformation
 from .._gate import unasked
 from .._typing import State
-from ._bound import Bound, Grads
 from ._contract import FiresHooksOnce, refuse_absent
 from ._layout import Entries, ParamKey, Slot
 from ._pipeline import Rules
-from ._runs import Placed
 
 Values = Mapping[Any, Any]  # the numbers of a group
 Said = tuple[Rules, Values]
@@ -87,17 +85,6 @@ class Source(FiresHooksOnce):
 
     def _rehearse(self) -> None:
         """Make the state."""
-
-    def _shown(self, params: Mapping[ParamKey, Tensor], placed: Sequence[Placed]) -> dict[ParamKey, Entries]:
-        """What torch shows of the counts of each parameter."""
-        return {}
-
-    def _publish(self, bound: Bound) -> None:
-        """Put the state where the optimizer keeps it."""
-        raise NotImplementedError
-
-    def _count(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
-        """Bring up to date what a step cannot write."""
 
     def _params(self) -> dict[ParamKey, Tensor]:
         """All parameters, by name."""
