@@ -59,7 +59,7 @@ class SGD(ShowsSparse, torch.optim.SGD):
     fields: ClassVar = {"trace": "momentum_buffer"}
     sparse_entries: ClassVar = ("momentum_buffer",)
     counts_steps = False
-    takes_sparse = True
+    refuses_sparse = ""
 
     @staticmethod
     def rule(group: Group) -> GradientTransformation:
@@ -71,14 +71,14 @@ class SGD(ShowsSparse, torch.optim.SGD):
             return _chain(group, trace(momentum, nesterov))
         return _chain(group, dampened_trace(momentum, dampening, nesterov))
 
-    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
-        grad = super()._gradient(p, group)
-        return grad if not grad.is_sparse or _is_zero(group["momentum"]) else self._touched(p, grad)
+    def _take_sparse(self, p: torch.Tensor, grad: torch.Tensor, group: Group) -> torch.Tensor:
+        return grad if _is_zero(group["momentum"]) else self._touched(p, grad)
 
 
 class Adam(DropIn, torch.optim.Adam):
     """torch.optim.Adam on the rules `scale_by_adam` and `scale_by_amsgrad`."""
 
+    refuses_sparse = "Adam does not support sparse gradients, please consider SparseAdam instead"
     fields: ClassVar = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
 
     @staticmethod
@@ -92,11 +92,6 @@ class Adam(DropIn, torch.optim.Adam):
         )
         return _chain(group, scaling, decoupled=group["decoupled_weight_decay"])
 
-    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
-        if p.grad is not None and p.grad.is_sparse:
-            raise RuntimeError("Adam does not support sparse gradients, please consider SparseAdam instead")
-        return super()._gradient(p, group)
-
 
 class AdamW(Adam, torch.optim.AdamW):
     """torch.optim.AdamW: `Adam` with decoupled weight decay."""
@@ -105,7 +100,7 @@ class AdamW(Adam, torch.optim.AdamW):
 class SparseAdam(DropIn, torch.optim.SparseAdam):
     """torch.optim.SparseAdam on the rule `scale_by_sparse_adam`."""
 
-    _judges_gradients = True
+    refuses_sparse, wants_sparse = "", True
     fields: ClassVar = {"mu": "exp_avg", "nu": "exp_avg_sq"}
     step_is_int = True
 
@@ -121,11 +116,6 @@ class SparseAdam(DropIn, torch.optim.SparseAdam):
             return -tree.wide(rounded) * rest / root
 
         return chain(scale_by_sparse_adam(b1, b2, group["eps"]), scale_by_schedule(step_size))
-
-    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
-        if p.grad is None or not p.grad.is_sparse:
-            raise RuntimeError("SparseAdam does not support dense gradients, please consider Adam instead")
-        return p.grad
 
 
 class Adamax(DropIn, torch.optim.Adamax):
@@ -219,7 +209,7 @@ class Adagrad(DropIn, torch.optim.Adagrad):
     """torch.optim.Adagrad on the rule `scale_by_rss`."""
 
     fields: ClassVar = {"sum_of_squares": "sum"}
-    takes_sparse = True
+    refuses_sparse = ""
 
     @staticmethod
     def rule(group: Group) -> GradientTransformation:
@@ -228,16 +218,16 @@ class Adagrad(DropIn, torch.optim.Adagrad):
         scaling = scale_by_rss(start, group["eps"], eps_in_sqrt=False)
         return _chain(group, scaling, scale_by_schedule(lambda count: 1 / (1 + fall * tree.wide(count))))
 
-    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
-        if p.grad is not None and p.grad.is_sparse and group["weight_decay"] != 0:
+    def _take_sparse(self, p: torch.Tensor, grad: torch.Tensor, group: Group) -> torch.Tensor:
+        if group["weight_decay"] != 0:
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-        return super()._gradient(p, group)
+        return grad
 
 
 class Adafactor(DropIn, torch.optim.Adafactor):
     """torch.optim.Adafactor on the rule `scale_by_row_col_rms`."""
 
-    _judges_gradients = True
+    refuses_complex = True
     fields: ClassVar = {"v_row": "row_var", "v_col": "col_var", "v": "variance"}
     optional: ClassVar = ("row_var", "col_var", "variance")
 
@@ -258,16 +248,11 @@ class Adafactor(DropIn, torch.optim.Adafactor):
             scale(-1.0),
         )
 
-    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
-        if p.is_complex():
-            raise RuntimeError("Adafactor does not support complex parameters")
-        return super()._gradient(p, group)
-
 
 class Muon(DropIn, torch.optim.Muon):
     """torch.optim.Muon on the rule `orthogonalize`."""
 
-    _judges_gradients = True
+    refuses_complex = True
     fields: ClassVar = {"ema": "momentum_buffer"}
     counts_steps = False
 
@@ -291,8 +276,3 @@ class Muon(DropIn, torch.optim.Muon):
             orthogonalize(group["ns_coefficients"], group["ns_steps"], group["eps"]),
             stateless_with_tree_map(scaled),
         )
-
-    def _gradient(self, p: torch.Tensor, group: Group) -> torch.Tensor:
-        if p.is_complex():
-            raise RuntimeError("Muon does not support complex parameters")
-        return super()._gradient(p, group)

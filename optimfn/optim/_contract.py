@@ -37,6 +37,11 @@ class FiresHooksOnce(torch.optim.Optimizer):
         return step
 
 
+def every(groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The parameters of all groups or, of those of a state dict, their numbers."""
+    return [one for group in groups for one in group["params"]]
+
+
 def is_capturing(groups: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the step is being captured in a CUDA graph."""
     on_device = any(_is_on_device(p) for group in groups for p in group["params"][:1])

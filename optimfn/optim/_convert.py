@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._hints import shown
 from . import _classes
+from ._contract import every
 from ._dropin import DropIn
 from ._layout import Entries
 from ._load import check_form
@@ -70,7 +71,7 @@ def convert(state_dict: Mapping[str, Any], like: torch.optim.Optimizer) -> dict[
 
 def _from_torch(state_dict: Mapping[str, Any], like: Optimizer) -> dict[Any, Entries]:
     wanted = like.entries_for(state_dict)
-    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    numbers = every(state_dict["param_groups"])
     state: dict[Any, Entries] = {}
     for number, entries in zip(numbers, wanted, strict=True):
         theirs = state_dict["state"].get(number, {})

@@ -16,6 +16,7 @@ from .._base import GradientTransformation
 from .._recipe import factory, show
 from .._wrappers._complex import through_pairs
 from ._bound import Bound, Grads, same
+from ._contract import every
 from ._engine import Engine
 from ._layout import Entries, ParamKey, Slot
 from ._load import KeepsDtypes
@@ -38,8 +39,11 @@ class DropIn(KeepsDtypes, Engine):
     counts_steps: ClassVar[bool] = True
     """Whether torch keeps a `step` for each parameter."""
 
-    takes_sparse: ClassVar[bool] = False
-    """Whether gradients may be sparse."""
+    refuses_sparse: ClassVar[str] = "{} does not support sparse gradients"
+    """What is wrong with a sparse gradient; empty where nothing is."""
+
+    refuses_complex: ClassVar[bool] = False
+    """Whether parameters must be real."""
 
     step_is_int: ClassVar[bool] = False
     """Whether `step` is a Python number."""
@@ -50,8 +54,8 @@ class DropIn(KeepsDtypes, Engine):
     scalars: ClassVar[Sequence[str]] = ()
     """Torch's names of further scalars, shared among parameters in the pure state."""
 
-    _judges_gradients: ClassVar[bool] = False
-    """Whether `_gradient` is to see every gradient."""
+    wants_sparse: ClassVar[bool] = False
+    """Whether gradients must be sparse."""
 
     counts_alone = True  # in torch every parameter does
 
@@ -83,12 +87,10 @@ class DropIn(KeepsDtypes, Engine):
         """
         return self._step(closure, {})
 
-    def _gradient(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """The gradient of a parameter as the rule takes it; raises as torch does for those it does not take."""
-        grad = p.grad
-        assert grad is not None
-        if grad.is_sparse and not self.takes_sparse:
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+    def _take_sparse(self, p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:
+        """A sparse gradient as the rule takes it; raises as torch does for those it does not take."""
+        if self.refuses_sparse:
+            raise RuntimeError(self.refuses_sparse.format(type(self).__name__))
         return grad
 
     # What the engine asks
@@ -101,7 +103,7 @@ class DropIn(KeepsDtypes, Engine):
             values = None if known is None or known.number != number else known.values(group)
             if known is None or values is None:
                 known = TorchRules.of(
-                    type(self).rule, type(self).__name__, number, self._options(), group, self.takes_sparse
+                    type(self).rule, type(self).__name__, number, self._options(), group, not self.refuses_sparse
                 )
                 rules[id(group)], values = (group, known), known.values(group) or {}
             said.append((known, values))
@@ -109,8 +111,13 @@ class DropIn(KeepsDtypes, Engine):
 
     def _join(self, said: Sequence[Said]) -> Bound:
         """Bind the parameters that have had gradients; what is known of their counts goes on."""
+        if self.refuses_complex and any(p.is_complex() and p.grad is not None for p in every(self.param_groups)):
+            raise RuntimeError(f"{type(self).__name__} does not support complex parameters")  # in the words of torch
         self._remember()
         return super()._join(said)
+
+    def _group_of(self) -> dict[int, Mapping[str, Any]]:
+        return {id(p): group for group in self.param_groups for p in group["params"]}
 
     def _options(self) -> Sequence[str]:
         return list(self.defaults)
@@ -120,10 +127,16 @@ class DropIn(KeepsDtypes, Engine):
         return [[ParamKey(sum(sizes[:i]) + k) for k in range(size)] for i, size in enumerate(sizes)]
 
     def _named(self, bound: Bound, grads: Sequence[Tensor | None]) -> Grads:
-        if not any(g is not None and g.is_sparse for g in grads) and not self._judges_gradients:
-            return super()._named(bound, grads)
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        return {name: None if p.grad is None else self._gradient(p, groups[id(p)]) for name, p in bound.params.items()}
+        named, sparse = super()._named(bound, grads), [g for g in grads if g is not None and g.is_sparse]
+        if self.wants_sparse and len(sparse) < sum(g is not None for g in grads):
+            raise RuntimeError(f"{type(self).__name__} does not support dense gradients, please consider Adam instead")
+        if sparse:
+            groups = self._group_of()
+            for name, g in named.items():
+                if g is not None and g.is_sparse:
+                    p = bound.params[name]
+                    named[name] = self._take_sparse(p, g, groups[id(p)])
+        return named
 
     def _check_capture(self) -> None:
         for group in self.param_groups:
@@ -178,7 +191,7 @@ class DropIn(KeepsDtypes, Engine):
     def _shown(self, params: Params, placed: Sequence[Placed]) -> dict[ParamKey, Entries]:
         if not self._number_keys():
             return {}
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        groups = self._group_of()
         shown: dict[ParamKey, Entries] = {}
         for each in placed:
             own, shared = each.layout.scatter(each.state)

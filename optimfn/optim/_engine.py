@@ -20,7 +20,7 @@ from ..fused.run._process import without_collecting
 from ._amp import unscale
 from ._bound import Bound, Grads, is_all_absent
 from ._closure import extras_of
-from ._contract import is_capturing, is_watched, report_step
+from ._contract import every, is_capturing, is_watched, report_step
 from ._counts import Counts
 from ._groups import check_memory, check_runs, common_fused
 from ._layout import Entries, ParamKey
@@ -180,7 +180,7 @@ class Engine(Source):
 
     def _parts(self, said: Sequence[Said], differentiable: bool) -> tuple[tuple[Part, ...], tuple[Tensor, ...]]:
         """What the groups contribute, and the tensors for their numbers."""
-        some = next(p for group in self.param_groups for p in group["params"])
+        some = every(self.param_groups)[0]
         near = [next(iter(group["params"]), some) for group in self.param_groups]
         slots, tensors = self._live_numbers().bind([values for _, values in said], near, differentiable)
         rules, schedules = [one for one, _ in said], map(self._schedules, self.param_groups)
@@ -239,7 +239,7 @@ class Engine(Source):
 
     def settle(self) -> None:
         """Bind the step to the gradients as they are now; for who is about to capture it."""
-        if not is_all_absent([p.grad for group in self.param_groups for p in group["params"]]):
+        if not is_all_absent([p.grad for p in every(self.param_groups)]):
             self._current(True)
 
     def addresses(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._contract import every
 from ._engine import Engine
 
 TRAINED = "trained_param"  # under which a state dict holds a trained parameter, as long as another stands in its place
@@ -101,7 +102,7 @@ class Evaluation(Engine):
 
     def _with_trained(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A state dict with the trained parameters that stand aside."""
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = every(self.param_groups)
         for number, p in enumerate(params):
             if p in self._trained:
                 state_dict["state"].setdefault(number, {})[TRAINED] = self._trained[p].clone()
@@ -109,13 +110,13 @@ class Evaluation(Engine):
 
     def _without_trained(self, state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Tensor]]:
         """A state dict without them, and they by the number of the parameter."""
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        numbers = every(state_dict["param_groups"])
         entries = {key: dict(own) for key, own in state_dict["state"].items()}
         found = {i: entries[key].pop(TRAINED) for i, key in enumerate(numbers) if TRAINED in entries.get(key, {})}
         return ({**state_dict, "state": entries}, found) if found else (state_dict, {})
 
     def _set_aside(self, trained: Mapping[int, Tensor]) -> None:
         """Go on where a state dict was saved between `eval` and `train`."""
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = every(self.param_groups)
         self._trained = {params[i]: x.detach().to(params[i], copy=True) for i, x in trained.items()}
         self._evaluates = bool(trained)

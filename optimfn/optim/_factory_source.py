@@ -11,7 +11,7 @@ from .._base import GradientTransformation
 from .._recipe import find_arguments, uses_factory
 from .._wrappers._offload import offload
 from ._bound import Bound, copied
-from ._contract import is_capturing
+from ._contract import every, is_capturing
 from ._evaluation import Evaluation
 from ._groups import check_keys
 from ._hyperparameters import FactoryRules, Found, find_hyperparameters, follow_betas
@@ -148,7 +148,7 @@ class FactorySource(Evaluation):
             return False
         frames = (frame.f_globals.get("__name__") for frame, _ in walk_stack(None))
         return "torch.distributed.checkpoint.state_dict" in frames and not any(
-            p.grad.any() for group in self.param_groups for p in group["params"] if p.grad is not None
+            p.grad.any() for p in every(self.param_groups) if p.grad is not None
         )
 
     def _rehearse(self) -> None:
@@ -164,7 +164,7 @@ class FactorySource(Evaluation):
 
     def _wanted(self, loaded: Mapping[str, Any], strict: bool) -> dict[ParamKey, Entries]:
         """What entries those parameters need that have some in a state dict."""
-        numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+        numbers = every(loaded["param_groups"])
         params = self._params()
         if len(numbers) != len(params):
             return {}  # of this, torch speaks

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed._comm import Departure, Peers, start_mean
+from ._contract import every
 
 
 class DataParallelOptimizer:
@@ -59,7 +60,7 @@ class DataParallelOptimizer:
     def step(self) -> None:
         """Average the gradients in `.grad` and take a step with them, now or as soon as they are there."""
         self.flush()
-        params = [p for group in self.param_groups for p in group["params"]]
+        params = every(self.param_groups)
         self._grads = [p.grad for p in params if p.grad is not None]
         self._departure, self.update_next = start_mean([g.detach() for g in self._grads], self._peers), True
         if self.blocking_parameter_updates:

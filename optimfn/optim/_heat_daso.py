@@ -14,6 +14,7 @@ from .._transforms._plateau import DetectPlateauState, detect_plateau
 from ..distributed._daso import check_no_nan, dtype_of, mean_loss
 from ..distributed._exchange import Exchange
 from ..distributed._phases import Epochs, Phase, after_batch, after_epoch
+from ._contract import every
 from ._heat import check_optimizer, check_types
 
 
@@ -176,7 +177,7 @@ class DASO:
             self.scheduler.step()
         then, actions = after_batch(now, self.last_batch, self._exchange.local.size, self._exchange.exact)
         if actions:
-            own = [p.detach() for group in self.param_groups for p in group["params"] if p.requires_grad]
+            own = [p.detach() for p in every(self.param_groups) if p.requires_grad]
             wide = [p.to(torch.promote_types(p.dtype, torch.float32)) for p in own]
             if self._exchange.exact:
                 check_no_nan(wide)
@@ -224,7 +225,7 @@ class DASO:
         for name in ("scheduler", "scaler"):
             if getattr(self, name) is not None and state_dict[name] is not None:
                 getattr(self, name).load_state_dict(state_dict[name])
-        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        params = [p for p in every(self.param_groups) if p.requires_grad]
         self._sent = [x.to(p.device) for x, p in zip(state_dict["sent"], params, strict=False)]
         self._phase, self._ticket = Phase.unpack(state_dict["phase"]), int(state_dict["ticket"])
         self._seen = DetectPlateauState(**state_dict["seen"])
@@ -232,7 +233,7 @@ class DASO:
         self._sync_local(bool(self._phase.syncs_local))
 
     def _average_local(self) -> None:
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in every(self.param_groups) if p.grad is not None]
         for own, mean in zip(grads, self._exchange.average_local(grads), strict=True):
             own.copy_(mean)
 

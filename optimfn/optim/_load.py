@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._hints import misused, shown
 from .._quantize import fitted
-from ._contract import FiresHooksOnce
+from ._contract import FiresHooksOnce, every
 from ._layout import Entries, ParamKey
 
 
@@ -88,7 +88,7 @@ _OLD = "inject_hyperparams("
 
 def in_formats(wanted: Mapping[ParamKey, Entries], names: Sequence[ParamKey], loaded: dict[str, Any]) -> dict[str, Any]:
     """The same state dict with what is quantised, or is to be, in the formats that an optimizer wants."""
-    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    numbers = every(loaded["param_groups"])
     own = dict(zip(numbers, names, strict=False))
     state = {n: fitted(x, wanted.get(own[n], {})) if n in own else x for n, x in loaded["state"].items()}
     return {**loaded, "state": state}
@@ -105,7 +105,7 @@ def compare(
         KeyError: if `strict` and entries are missing or left over.
         ValueError: if an entry that matches has another shape.
     """
-    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    numbers = every(loaded["param_groups"])
     if not loaded["state"] or len(numbers) != len(names):  # of the latter, torch speaks
         return LoadReport([], [], [])
     report = LoadReport([], [], [])
@@ -135,7 +135,7 @@ def fill_in(
     Tensors stay where they are, so that a CUDA graph sees what was loaded; only one of another dtype gives way.
     """
     state.clear()
-    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    numbers = every(loaded["param_groups"])
     written: set[int] = set()
     for number, (name, p) in zip(numbers, params.items(), strict=True):
         theirs, old = loaded["state"].get(number, {}), kept.get(p, {})
@@ -227,8 +227,8 @@ class KeepsDtypes(FiresHooksOnce):
         finally:
             handle.remove()
         loaded = seen[-1]
-        numbers = [number for group in loaded["param_groups"] for number in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
+        numbers = every(loaded["param_groups"])
+        params = every(self.param_groups)
         for number, p in zip(numbers, params, strict=True):
             for key, value in loaded["state"].get(number, {}).items():
                 if key in self.state[p]:
