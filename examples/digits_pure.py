@@ -44,13 +44,13 @@ def make_transform(learning_rate: of.ScalarOrSchedule) -> of.GradientTransformat
     )
 
 
-def train(model: nn.Module, epochs: list[list[Batch]]) -> Training:
+def train(model: nn.Module, epochs: list[list[Batch]], make_step: Callable[..., Callable] = of.make_step) -> Training:
     def loss_fn(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(torch.func.functional_call(model, params, x), y)
 
     steps = sum(map(len, epochs))
     tx = make_transform(of.warmup_cosine_decay_schedule(0.0, RATE, steps // 20, steps))
-    step = of.make_step(tx, donate=True)
+    step = make_step(tx, donate=True)
     params = {name: p.detach() for name, p in model.named_parameters()}
     state = tx.init(params)
     for batches in epochs:

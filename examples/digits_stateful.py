@@ -21,7 +21,6 @@ def train(
     model: nn.Module,
     epochs: list[list[Batch]],
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = make_optimizer,
-    max_norm: float = torch.inf,  # of.Optimizer clips by itself
 ) -> Training:
     optimizer, steps = make_optimizer(model), sum(map(len, epochs))
     factor = of.warmup_cosine_decay_schedule(0.0, 1.0, steps // 20, steps)
@@ -32,8 +31,6 @@ def train(
             optimizer.zero_grad()
             loss = cross_entropy(model(x), y)
             loss.backward()
-            if max_norm < torch.inf:
-                nn.utils.clip_grad_norm_(model.parameters(), max_norm)
             optimizer.step()
             scheduler.step()
             losses.append(loss.detach())

@@ -73,6 +73,11 @@ def test_digits_pure(capsys):
     assert f"test accuracy {accuracy:.2%}" in capsys.readouterr().out
 
 
+def test_step_clock(capsys):
+    example("step_clock.py")["main"](steps=3, size=8)
+    assert capsys.readouterr().out.count("3 steps") == 2
+
+
 def test_digits_stateful():
     module = example("digits_stateful.py")
     assert module["main"](epochs=1, train=module["train"]) > 0.5
