@@ -98,3 +98,43 @@ def test_copies_go_on_by_themselves():
     for p, q in zip(ours, others, strict=True):
         assert torch.equal(p, q)
         assert torch.equal(opt.state[p]["momentum_buffer"].to_dense(), other.state[q]["momentum_buffer"].to_dense())
+
+
+def test_a_dense_gradient_makes_the_buffer_dense():
+    """Which torch refuses."""
+    ours, theirs = tables()
+    opt, reference = of.optim.SGD(ours, lr=0.1, momentum=0.9), torch.optim.SGD(theirs, lr=0.1, momentum=0.9)
+    for step in range(6):
+        give(ours, theirs, step, sparse=step in (0, 1, 4))
+        for q in theirs:
+            q.grad = q.grad.to_dense()
+        opt.step()
+        reference.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q)
+            own, other = opt.state[p]["momentum_buffer"], reference.state[q]["momentum_buffer"]
+            assert own.is_sparse == (step < 2)
+            torch.testing.assert_close(own.to_dense(), other)
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"fused": True}], ids=str)
+def test_one_that_is_refused_leaves_all_tables_and_the_others_as_they_were(options):
+    (a, b, c), _ = tables()
+    opt = of.optim.SGD([{"params": [a, c]}, {"params": [b], **options}], lr=0.1, momentum=0.9)
+    give([a, b], [a, b], 0)
+    c.grad, before = torch.ones_like(c), [x.detach().clone() for x in (a, b, c)]
+    with pytest.raises(RuntimeError, match="sparse"):
+        opt.step()
+    assert all(torch.equal(x, old) for x, old in zip((a, b, c), before, strict=True))
+    assert not any(opt.state.values())
+
+
+def test_what_prepares_a_capture_makes_no_dense_state_of_tables():
+    (a, b, c), _ = tables()
+    opt = of.optim.SGD([a, b, c], lr=0.1, momentum=0.9)
+    give([a, b], [a, b], 0)
+    c.grad = torch.ones_like(c)
+    opt.write_hyperparameters()
+    opt.addresses()
+    opt.step()
+    assert [opt.state[p]["momentum_buffer"].is_sparse for p in (a, b, c)] == [True, True, False]

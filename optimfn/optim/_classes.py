@@ -30,7 +30,7 @@ from .._transforms._decay import add_decayed_weights
 from .._transforms._momentum import ema, trace
 from .._transforms._rate import scale, scale_by_learning_rate, scale_by_schedule
 from ._dropin import DropIn
-from ._sparse import ShowsSparse
+from ._sparse import StepsTables
 
 Group = Mapping[str, Any]
 
@@ -53,13 +53,11 @@ def _rate_tensor(group: Group) -> torch.Tensor:
     return rate if isinstance(rate, torch.Tensor) else tree.wide(rate)
 
 
-class SGD(ShowsSparse, torch.optim.SGD):
-    """torch.optim.SGD on the rules `trace` and `dampened_trace`."""
+class SGD(StepsTables, torch.optim.SGD):
+    """torch.optim.SGD on the rules `trace` and `dampened_trace`; sparse gradients by torch's own function."""
 
     fields: ClassVar = {"trace": "momentum_buffer"}
-    sparse_entries: ClassVar = ("momentum_buffer",)
     counts_steps = False
-    refuses_sparse = ""
 
     @staticmethod
     def rule(group: Group) -> GradientTransformation:
@@ -70,9 +68,6 @@ class SGD(ShowsSparse, torch.optim.SGD):
         if _is_zero(dampening):
             return _chain(group, trace(momentum, nesterov))
         return _chain(group, dampened_trace(momentum, dampening, nesterov))
-
-    def _take_sparse(self, p: torch.Tensor, grad: torch.Tensor, group: Group) -> torch.Tensor:
-        return grad if _is_zero(group["momentum"]) else self._touched(p, grad)
 
 
 class Adam(DropIn, torch.optim.Adam):
@@ -218,10 +213,9 @@ class Adagrad(DropIn, torch.optim.Adagrad):
         scaling = scale_by_rss(start, group["eps"], eps_in_sqrt=False)
         return _chain(group, scaling, scale_by_schedule(lambda count: 1 / (1 + fall * tree.wide(count))))
 
-    def _take_sparse(self, p: torch.Tensor, grad: torch.Tensor, group: Group) -> torch.Tensor:
+    def _check_sparse(self, group: Group) -> None:
         if group["weight_decay"] != 0:
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-        return grad
 
 
 class Adafactor(DropIn, torch.optim.Adafactor):

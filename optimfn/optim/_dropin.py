@@ -87,11 +87,10 @@ class DropIn(KeepsDtypes, Engine):
         """
         return self._step(closure, {})
 
-    def _take_sparse(self, p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> Tensor:
-        """A sparse gradient as the rule takes it; raises as torch does for those it does not take."""
+    def _check_sparse(self, group: Mapping[str, Any]) -> None:
+        """Raise as torch does for a sparse gradient that the rule does not take."""
         if self.refuses_sparse:
             raise RuntimeError(self.refuses_sparse.format(type(self).__name__))
-        return grad
 
     # What the engine asks
 
@@ -132,10 +131,9 @@ class DropIn(KeepsDtypes, Engine):
             raise RuntimeError(f"{type(self).__name__} does not support dense gradients, please consider Adam instead")
         if sparse:
             groups = self._group_of()
-            for name, g in named.items():
-                if g is not None and g.is_sparse:
-                    p = bound.params[name]
-                    named[name] = self._take_sparse(p, g, groups[id(p)])
+            for p in bound.params.values():
+                if p.grad is not None and p.grad.is_sparse:
+                    self._check_sparse(groups[id(p)])
         return named
 
     def _check_capture(self) -> None:
@@ -162,6 +160,7 @@ class DropIn(KeepsDtypes, Engine):
     def entries(self, p: Tensor) -> Entries:
         """The entries of a parameter by the keys of the layout."""
         entries, values = self.state[p], self._known_of(p)
+        entries.update({key: x.to_dense() for key, x in entries.items() if isinstance(x, Tensor) and x.is_sparse})
         if values is None:
             count = int(entries["step"]) if self.counts_steps else 1
             values = {key: entries[key].to(p.device, copy=True) for key in self.scalars}
@@ -289,7 +288,7 @@ vars(rule_of)["shown_as"] = _as_transform
 
 def _as_reals(entries: Entries) -> Entries:
     def real(x: Any) -> Any:
-        return tree.as_real(x.to_dense() if x.is_sparse else x) if isinstance(x, Tensor) else x
+        return tree.as_real(x) if isinstance(x, Tensor) else x
 
     return {key: real(x) for key, x in entries.items()}
 

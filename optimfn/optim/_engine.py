@@ -109,7 +109,8 @@ class Engine(Source):
 
     # Of a compiled step this is bookkeeping, and would be compiled again for every number. A wrapper takes 3 us, so
     # a step that is apart as a whole does without.
-    _ready_apart, _finish_apart = disable_dynamo(_ready), disable_dynamo(_finish)
+    _ready_apart: Any = disable_dynamo(_ready)
+    _finish_apart: Any = disable_dynamo(_finish)
 
     def _current(self, is_step: bool) -> tuple[Bound | None, Grads | None]:
         """What is bound to groups and state as they are, its numbers written; and for a step the gradients."""
