@@ -1,11 +1,13 @@
 """CUDA: host time of a step, eager and replayed, and the time of the device.
 
-Two workloads: 148 tensors, where the host is busy, and 32 of 2048 x 2048, where memory is. Contenders take turns in
+Workloads: 148 and 1,000 tensors, where the host is busy; 32 of 2048 x 2048, where memory is; and rules for matrices on
+the latter, beside the products that Muon cannot do without. Contenders take turns in
 random order in one process; a ratio compares times of one round. Host time is that until the call returns, total time
 that until the work is done. A copy on the device tells the bandwidth that there is.
 """
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -16,7 +18,12 @@ import torch
 
 import optimfn as of
 
-WORKLOADS = {"gpt": [(512, 512)] * 36 + [(512,)] * 112, "wide": [(2048, 2048)] * 32}
+WORKLOADS = {
+    "gpt": [(512, 512)] * 36 + [(512,)] * 112,
+    "many": [(256, 256)] * 250 + [(256,)] * 750,
+    "wide": [(2048, 2048)] * 32,
+    "matrices": [(2048, 2048)] * 32,
+}
 Step = Callable[[], object]
 
 
@@ -77,6 +84,31 @@ def copy(params: list[torch.nn.Parameter]) -> Step:
     return lambda: target.copy_(source)
 
 
+def products(params: list[torch.nn.Parameter]) -> Step:
+    """The products of five Newton-Schulz steps of every matrix, and nothing else."""
+    x = torch.stack([p.detach() for p in params]).bfloat16()
+    gram, out = x @ x.mT, torch.empty_like(x)
+
+    def step() -> None:
+        for _ in range(5):
+            torch.bmm(x, x.mT, out=gram), torch.bmm(gram, gram, out=gram), torch.bmm(gram, x, out=out)
+
+    return step
+
+
+def of_matrices(shapes: list[tuple[int, ...]], device: str) -> dict[str, Step]:
+    made = functools.partial(parameters, shapes, device)
+    return {
+        "torch.optim.Muon": torch.optim.Muon(made(), lr=1e-3).step,
+        "the products of Muon alone": products(made()),
+        "make_step: muon": bound(made(), of.torch_muon(1e-3, weight_decay=0.1)),
+        "of.Optimizer(params, of.torch_muon)": of.Optimizer(made(), of.torch_muon(1e-3, weight_decay=0.1)).step,
+        "make_step: normuon": bound(made(), of.normuon(1e-3)),
+        "make_step: soap, every 10": bound(made(), of.soap(1e-3, precondition_frequency=10)),
+        "make_step: kron_whiten": bound(made(), of.kron_whiten(1e-3)),
+    }
+
+
 def contenders(shapes: list[tuple[int, ...]], device: str) -> dict[str, Step]:
     adamw, made = torch.optim.AdamW, lambda: parameters(shapes, device)
     clipped = of.chain(of.clip_by_global_norm(1.0), of.adamw(1e-3))
@@ -89,6 +121,8 @@ def contenders(shapes: list[tuple[int, ...]], device: str) -> dict[str, Step]:
         "make_step: adamw": bound(made(), of.adamw(1e-3)),
         "make_step: clip + adamw": bound(made(), clipped),
         "make_step: clip + adamw + average": bound(made(), averaged),
+        "make_step: adamw, states in 8 bits": bound(made(), of.quantize_state(of.adamw(1e-3))),
+        "of.optim.AdamW": of.optim.AdamW(made(), lr=1e-3).step,
         "of.Optimizer(params, of.adamw)": of.Optimizer(made(), of.adamw(1e-3)).step,
         "of.Optimizer(params, clip + adamw)": of.Optimizer(made(), clipped).step,
         "replay: torch.optim.AdamW(fused=True)": replayed(adamw(made(), fused=True, capturable=True)),
@@ -132,7 +166,8 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     print(f"{device}, torch {torch.__version__}, optimfn {of.__version__}")
     medians = {}
     for workload in WORKLOADS if args.workload == "all" else [args.workload]:
-        found = measure(contenders(WORKLOADS[workload], args.device), args.rounds, args.repeats)
+        make, rounds = (of_matrices, max(2, args.rounds // 20)) if workload == "matrices" else (contenders, args.rounds)
+        found = measure(make(WORKLOADS[workload], args.device), rounds, args.repeats)
         print(f"\n{workload + ', ' + str(len(WORKLOADS[workload])) + ' tensors':40}", end="")
         print(f"{'host us':>9}{'total us':>10}{'ratio':>8}{'quartiles':>14}")
         baseline = next(iter(found.values()))

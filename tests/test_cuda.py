@@ -555,3 +555,5 @@ def test_the_benchmark_runs(cuda, monkeypatch):
     benchmark = runpy.run_path(str(path), run_name="benchmark")
     medians = benchmark["main"](["--device", "cpu", "--workload", "gpt", "--rounds", "2", "--repeats", "1"])
     assert all(0 < host <= total for host, total in medians.values())
+    for step in benchmark["of_matrices"]([(16, 16)] * 3, "cpu").values():
+        step()
