@@ -50,11 +50,6 @@ class Counts:
         """Whether nobody has written there since."""
         return self._now() == self._versions
 
-    def edited(self) -> set[ParamKey]:
-        """Of which parameters somebody may have."""
-        pairs = zip(self._blocks, self._versions, self._now(), strict=True)
-        return {name for block, old, new in pairs if old != new for name in block.names}
-
     def take(
         self, grads: Mapping[ParamKey, Any], state: Any, entries: Callable[[], Mapping[ParamKey, Entries]], gate: Any
     ) -> None:

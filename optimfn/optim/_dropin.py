@@ -5,7 +5,7 @@ replaces. It adds the rule, as a transformation made from the options of a group
 gives to the fields of its state. Everything else is here.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from .. import tree
 from .._base import GradientTransformation
 from .._recipe import factory, show
 from .._wrappers._complex import through_pairs
-from ._bound import Bound, Grads, same
+from ._bound import Bound, Grads
 from ._contract import every
 from ._engine import Engine
 from ._layout import Entries, ParamKey, Slot
@@ -109,10 +109,9 @@ class DropIn(KeepsDtypes, Engine):
         return said
 
     def _join(self, said: Sequence[Said]) -> Bound:
-        """Bind the parameters that have had gradients; what is known of their counts goes on."""
+        """Bind the parameters that have had gradients."""
         if self.refuses_complex and any(p.is_complex() and p.grad is not None for p in every(self.param_groups)):
             raise RuntimeError(f"{type(self).__name__} does not support complex parameters")  # in the words of torch
-        self._remember()
         return super()._join(said)
 
     def _group_of(self) -> dict[int, Mapping[str, Any]]:
@@ -150,21 +149,13 @@ class DropIn(KeepsDtypes, Engine):
         last = path.rsplit(".", 1)[-1]
         return self.fields.get(last, last)
 
-    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
-        """What tells the steps that a parameter has made; read from its entries if they were loaded, or edited."""
-        if (known := self._known_of(p)) is not None:
-            return tuple(map(id, known.values()))
-        entries = self.state[p]
-        return tuple(float(entries[key]) for key in self._number_keys())
-
     def entries(self, p: Tensor) -> Entries:
         """The entries of a parameter by the keys of the layout."""
-        entries, values = self.state[p], self._known_of(p)
+        entries = self.state[p]
         entries.update({key: x.to_dense() for key, x in entries.items() if isinstance(x, Tensor) and x.is_sparse})
-        if values is None:
-            count = int(entries["step"]) if self.counts_steps else 1
-            values = {key: entries[key].to(p.device, copy=True) for key in self.scalars}
-            values["count"] = torch.full((), count, dtype=torch.int64, device=p.device)
+        count = int(entries["step"]) if self.counts_steps else 1
+        values = {key: entries[key].to(p.device, copy=True) for key in self.scalars}
+        values["count"] = torch.full((), count, dtype=torch.int64, device=p.device)
         return {**{key: p.new_empty(0) for key in self.optional}, **_as_reals(entries), **values}
 
     def kept(self, slots: Sequence[Slot | None], leaves: Sequence[Any], params: Params) -> Sequence[Any]:
@@ -222,26 +213,6 @@ class DropIn(KeepsDtypes, Engine):
         gate = 1 if found_inf is None else found_inf.reshape(()) == 0
         bound.counts.take(grads, bound.state, bound.entries, gate)
 
-    def _remember(self) -> None:
-        """Before counts are gathered anew: the rule's own are exact, what is shown of them may be rounded."""
-        bound, known = self._bound, self._own("_known", dict)
-        if bound is None:
-            return
-        edited = bound.counts.edited()
-        for each, state in zip(bound.placed, bound.state.runs, strict=True):
-            own, shared = each.layout.scatter(state)
-            for name in each.names:
-                values = {**shared, **own.get(name, {})}
-                shown = list(bound.counts.shown.get(name, {}).values())
-                exact = {key: values[key] for key in ("count", *self.scalars) if key in values}
-                known[bound.params[name]] = None if name in edited else exact, shown
-
-    def _known_of(self, p: Tensor) -> dict[str, Tensor] | None:
-        values, shown = self._own("_known", dict).get(p, (None, ()))
-        here = [self.state[p].get(key) for key in self._number_keys()]
-        known: dict[str, Tensor] | None = values
-        return known if same(here, shown) else None
-
     def _publish(self, bound: Bound) -> None:
         """Put entries where torch keeps them, in its order."""
         if bound.is_published and not self.step_is_int:
@@ -266,8 +237,7 @@ class DropIn(KeepsDtypes, Engine):
                 entries[key] = shown[key]
 
     def __setstate__(self: Any, state: dict[str, Any]) -> None:
-        for name in ("_rules", "_known"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_rules", None)
         super().__setstate__(state)
 
 

@@ -1,6 +1,6 @@
 """The source behind `Optimizer`: groups that stand for a transformation made again with their numbers."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from traceback import walk_stack
 from typing import Any
 
@@ -96,11 +96,6 @@ class FactorySource(Evaluation):
         # A tree of marks has a place for every parameter.
         marks = [one for name in ("mask", "param_labels", "freeze_mask") for one in find_arguments(self.tx, name)]
         return any(isinstance(one, dict | list | tuple) for one in marks)
-
-    def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
-        """The numbers that a parameter shares with others, such as how many steps it has made."""
-        entries = self.state[p]
-        return tuple(entries[key].item() if key in entries and entries[key].ndim == 0 else None for key in keys)
 
     def _publish(self, bound: Bound) -> None:
         if bound.state.rates:

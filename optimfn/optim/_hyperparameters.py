@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
 from .._base import GradientTransformation, init_empty_state
-from .._recipe import Recorded, factory, find_arguments, is_own, signature_of, substitute, uses_factory
+from .._recipe import Recorded, factory, find_arguments, signature_of, substitute
 from .._transforms._rate import scale
 from .._typing import Assign, Params, Scalar, State, Updates
-from .._wrappers._by_rows import rows
 from .._wrappers._hyperparams import InjectedFactory, StatefulSchedule, lets_tensors_in
 from ._members import Member, Place, Route, labelled
 from ._members import members as members_of
@@ -122,14 +120,6 @@ class FactoryRules(NamedTuple):
         """Which of some numbers each member is made of; all, if that cannot be known."""
         originals = {member.place: member.tx for member in members_of(self.tx, dict(self.route))}
         return [frozenset() if originals.get(one.place) is one.tx else uses(one.tx, numbers) for one in members]
-
-    def is_own(self) -> bool:
-        """Whether the transformation is of this package throughout, and calls no function of others."""
-        return is_own(self.tx)
-
-    def takes_sparse(self) -> bool:
-        """Whether a member takes sparse gradients as they are."""
-        return uses_factory(self.tx, scale_by_sparse_adam) or uses_factory(self.tx, rows)
 
     def __repr__(self) -> str:
         return repr(self.tx)

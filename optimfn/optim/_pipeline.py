@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from .._algorithms.adam._sparse_adam import scale_by_sparse_adam
 from .._base import GradientTransformation
 from .._in_place._parts import Halves, InHalves, is_apart
-from .._recipe import factory, is_own
+from .._recipe import factory, is_own, uses_factory
 from .._typing import Params, State, Updates
+from .._wrappers._by_rows import rows
 from .._wrappers._per_leaf import per_leaf
 from ._amp import skip_overflow
 from ._layout import ParamKey
@@ -29,12 +31,6 @@ class Rules(Protocol):
 
     def members(self, numbers: Mapping[Any, Any]) -> Sequence[Member]:
         """The members, first to last."""
-
-    def is_own(self) -> bool:
-        """Whether they are of this package throughout, and call no function of others."""
-
-    def takes_sparse(self) -> bool:
-        """Whether they take sparse gradients as they are."""
 
     def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> Sequence[Hashable]:
         """Which of some numbers, given by their ids, each member is made of; what tells it from those of others."""
@@ -195,7 +191,7 @@ def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run]) -> GradientT
         updates: Updates, state: EngineState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, EngineState]:
         # Kernels refuse sparse gradients, so there are none but where the rule itself runs.
-        if any(g is not None and g.is_sparse for g in updates.values()) and not _take_sparse(parts):
+        if any(g is not None and g.is_sparse for g in updates.values()) and not _takes_sparse(built.txs):
             updates = tree.map(lambda g: g.to_dense() if g.is_sparse else g, updates)
         stepped: tuple[Updates, EngineState] = step(updates, state, params, **extra)
         return stepped
@@ -212,13 +208,13 @@ def whole(built: Built, parts: Sequence[Part], runs: Sequence[Run]) -> GradientT
     return InHalves(made.init, made.update, halves=lambda state: split, eval_params=eval_params)
 
 
-def _take_sparse(parts: Sequence[Part]) -> bool:
-    return all(part.rules.takes_sparse() for part in parts)
+def _takes_sparse(txs: Sequence[GradientTransformation]) -> bool:
+    return any(uses_factory(tx, make) for tx in txs for make in (rows, scale_by_sparse_adam))
 
 
 def tail_of(txs: Sequence[GradientTransformation], parts: Sequence[Part]) -> int:
     """The first of the runs after which no leaf sees another; beyond the last if one may call a function of others."""
-    if not all(part.rules.is_own() and is_own([schedule for *_, schedule in part.schedules]) for part in parts):
+    if not is_own(list(parts)):
         return len(txs)
     return next((i for i in range(len(txs), 0, -1) if not is_apart(txs[i - 1])), 0)
 

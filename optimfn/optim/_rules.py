@@ -7,7 +7,6 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from .._base import GradientTransformation, chain
-from .._recipe import is_own
 from .._transforms._rate import scale
 from .._wrappers._by_rows import rows
 from .._wrappers._complex import through_pairs
@@ -86,14 +85,6 @@ class TorchRules(NamedTuple):
     def uses(self, members: Sequence[Member], numbers: Mapping[int, int]) -> list[Hashable]:
         """Nothing that another group could have too."""
         return [None for _ in members]
-
-    def is_own(self) -> bool:
-        """Whether the class is of this package."""
-        return is_own(self.rule)
-
-    def takes_sparse(self) -> bool:
-        """Yes: classes whose rules do not, see to it themselves."""
-        return True
 
     def __repr__(self) -> str:
         return f"the rule of {self.name}"

@@ -56,8 +56,9 @@ class Source(FiresHooksOnce):
         return p in self._own("_parted", set)
 
     def past(self, p: Tensor, keys: Sequence[str]) -> Hashable:
-        """What tells the steps that a parameter has made from those of others."""
-        raise NotImplementedError
+        """The numbers that a parameter shares with others, such as how many steps it has made."""
+        entries = self.entries(p)
+        return tuple(entries[key].item() if key in entries and entries[key].ndim == 0 else None for key in keys)
 
     def entries(self, p: Tensor) -> Entries:
         """The entries of a parameter by the keys of the layout."""
