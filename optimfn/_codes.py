@@ -132,7 +132,7 @@ def _over(scale: Tensor) -> Tensor:
 
     So an infinite square makes its whole block infinite, and the steps there 0, as it does in full precision.
     """
-    over = torch.where(scale == 0, 0.0, torch.reciprocal(scale))
+    over = torch.clamp(torch.where(scale == 0, 0.0, torch.reciprocal(scale)), max=torch.finfo(scale.dtype).max)
     return torch.where(torch.isfinite(scale), over, torch.nan)
 
 
@@ -165,13 +165,9 @@ def _expand(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
 _FP8_MAX = 448.0
 
 
-def _fp8_unit(scale: Tensor, signed: bool) -> Tensor:
-    return torch.where(scale == 0, 1.0, torch.where(torch.isfinite(scale), scale, torch.nan))
-
-
-def _to_fp8(x: Tensor, unit: Tensor, signed: bool) -> Tensor:
-    y = x / unit
-    return (y if signed else torch.where(y <= _FP8_MAX, y, _FP8_MAX)).to(torch.float8_e4m3fn).view(torch.uint8)
+def _to_fp8(x: Tensor, over: Tensor, signed: bool) -> Tensor:
+    y = x * over
+    return torch.where(y == y, y, 0.0).to(torch.float8_e4m3fn).view(torch.uint8)  # as above
 
 
 def _from_fp8(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
@@ -215,7 +211,7 @@ FORMATS = {
         _bytes,
         packed=True,
     ),
-    "fp8": Format(4, 256, _to_fp8, _from_fp8, lambda largest, signed: largest / _FP8_MAX, _fp8_unit, _bytes),
+    "fp8": Format(4, 256, _to_fp8, _from_fp8, lambda largest, signed: largest / _FP8_MAX, _one_over, _bytes),
     "bfloat16": Format(
         5,
         1,

@@ -70,7 +70,7 @@ def print_unit(functions: Iterable[Function], *, driver: bool) -> str:
     texts = [function.text for function in sorted(functions)]
     if driver:
         texts.append(prelude("driver.c", chunk=CHUNK))
-    return "\n".join([prelude("prelude.c", words=words), *texts])
+    return "\n".join([prelude("prelude.c", words=words, beyond_float8=_ops.BEYOND_FLOAT8), *texts])
 
 
 class _Scalars:

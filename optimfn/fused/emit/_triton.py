@@ -100,7 +100,7 @@ def print_unit(functions: Iterable[Function]) -> str:
     """A whole module; what a function calls stands before it."""
     words = "".join(f"@triton.jit\ndef {word}:\n    return {means.triton}\n\n\n" for word, means in _ops.WORDS.items())
     sizes = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "columns": COLUMNS}
-    head = prelude("prelude.py.txt", words=words, functions=", ".join(_ops.FUNCTIONS), **sizes)
+    head = prelude("prelude.py.txt", words=words, functions=", ".join(_ops.FUNCTIONS), beyond_float8=_ops.BEYOND_FLOAT8, **sizes)
     return "\n".join([head, *(function.text for function in dict.fromkeys(functions))])
 
 

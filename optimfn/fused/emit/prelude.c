@@ -112,6 +112,19 @@ static inline float float_of(int32_t bits) {
   memcpy(&x, &bits, 4);
   return x;
 }
+/* e4m3fn, as torch rounds to it; without branches. */
+static inline float from_float8(uint8_t x) {
+  const uint32_t size = x & 0x7fu;
+  const uint32_t bits = size < 8 ? (uint32_t)int32_of((float)(int32_t)size * 0x1p-9f) : (size << 20) + (120u << 23);
+  return float_of((int32_t)((size == 0x7f ? 0x7fc00000u : bits) | (uint32_t)(x & 0x80u) << 24));
+}
+static inline uint8_t to_float8(float x) {
+  const uint32_t bits = (uint32_t)int32_of(x), size = bits & 0x7fffffffu;
+  const uint32_t small = (uint32_t)int32_of(float_of((int32_t)size) + 0x1p14f) - (141u << 23);
+  const uint32_t large = (size - (120u << 23) + 0x7ffffu + ((size >> 20) & 1)) >> 20;
+  const uint32_t beyond = size > 0x7f800000u ? 0x7fu : $beyond_float8, code = size < (121u << 23) ? small : large;
+  return (uint8_t)((size > 0x43e80000u ? beyond : code) | (bits >> 24 & 0x80u));
+}
 typedef int32_t Bitsf;  /* of a magnitude: as whole numbers they are in the same order, with NaN above all */
 typedef int64_t Bits;
 #define GREATER(a, b) ((a) > (b) ? (a) : (b))

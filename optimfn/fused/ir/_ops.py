@@ -31,6 +31,9 @@ DTYPES = frozenset(
 )
 """The dtypes that kernels know."""
 
+BEYOND_FLOAT8 = int(torch.tensor(500.0, device="cpu").to(torch.float8_e4m3fn).view(torch.uint8))
+"""What numbers beyond the largest of e4m3fn become, as bits: that, or NaN, as torch has it."""
+
 Expression = str | Callable[[Sequence[Any], torch.dtype], str | None] | None
 """Of operands; a function is given the arguments, Python numbers as they are, and the dtype to compute in."""
 
@@ -125,7 +128,9 @@ OPERATORS = {
     "as_float32_of_int32": Operator(whole="FLOAT_OF({0})"),
     "as_int32_of_float32": Operator("INT32_OF({0})"),
     "as_bfloat16_of_int16": Operator(whole="BFLOAT16_OF({0})"),
+    "as_float8_e4m3fn_of_uint8": Operator(whole="FLOAT8_OF({0})"),
     "as_int16_of_bfloat16": Operator("INT16_OF({0})"),
+    "as_uint8_of_float8_e4m3fn": Operator("UINT8_OF({0})"),
     "atan2": _function("atan2", "{0}, {1}", units=3),
     "bitwise_and": Operator(whole="{0} & {1}"),
     "bitwise_not": Operator(truth="NOT({0})"),
@@ -204,6 +209,7 @@ WORDS = {
     "AND(a, b)": Word("((a) && (b))", "(a != 0) & (b != 0)"),
     "BFLOAT16_OF(a)": Word("from_bfloat16((uint16_t)(a))", "from_bfloat16(a.to(tl.uint16, bitcast=True))"),
     "DIVIDE(a, b)": Word("((a) / (b))", "divide(a, b)"),
+    "FLOAT8_OF(a)": Word("from_float8(a)", "from_float8(a)"),
     "FLOAT_OF(a)": Word("float_of(a)", "a.to(tl.float32, bitcast=True)"),
     "INT16_OF(a)": Word("((int16_t)to_bfloat16(a))", "to_bfloat16(a).to(tl.int16, bitcast=True)"),
     "INT32_OF(a)": Word("int32_of(a)", "a.to(tl.int32, bitcast=True)"),
@@ -218,6 +224,7 @@ WORDS = {
     "ROUND_FLOAT16(a)": Word("((float)(_Float16)(a))", "a.to(tl.float16).to(tl.float32)"),
     "SELECT(condition, a, b)": Word("((condition) ? (a) : (b))", "tl.where(condition != 0, a, b)"),
     "SIGN(a)": Word("(((a) > 0) - ((a) < 0))", "(a > 0).to(a.dtype) - (a < 0).to(a.dtype)"),
+    "UINT8_OF(a)": Word("to_float8(a)", "to_float8(a.to(tl.float32))"),
 }
 """By how they stand in expressions, with their operands."""
 
