@@ -110,7 +110,7 @@ def _to_four_bits(x: Tensor, over: Tensor, signed: bool) -> Tensor:
     if signed:
         return _to_dynamic(4, x, over, signed)
     s = x * over
-    return torch.clamp(torch.ceil(16.0 * torch.where(s == s, s, 0.0) - 1.5), 0.0, 15.0).to(torch.uint8)
+    return (torch.clamp(torch.ceil(16.0 * torch.where(s == s, s, 0.0) - 0.5), min=1.0) - 1.0).to(torch.uint8)
 
 
 _FOUR_BITS = [x for x in dynamic_table(True, 3, 4) if x > 0.0]

@@ -1,6 +1,5 @@
 """Tensors in few bits: codes, and a scale for each block."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from . import tree
 from ._checks import check_choice, check_steps
 from ._codes import FORMATS, Format
 from ._typing import State, Tree
-from .tree._blocks import in_blocks, largest_of_blocks
+from .tree._blocks import in_blocks, largest_of_blocks, packed, unpacked
 
 
 class Quantized(NamedTuple):
@@ -69,7 +68,7 @@ def quantize(x: Tensor, format: str = "companded8", *, block_size: int | None = 
     wide = x.to(scale_dtype(x.dtype))
     scale = own.scale_of(largest_of_blocks(wide, size), signed)
     codes = in_blocks(lambda x, unit: own.encode(x, unit, signed), wide, own.unit_of(scale, signed), size)
-    return Quantized(_packed(codes) if own.packed else codes, scale, like)
+    return Quantized(packed(codes, size) if own.packed else codes, scale, like)
 
 
 def dequantize(q: Quantized) -> Tensor:
@@ -91,7 +90,7 @@ def dequantize(q: Quantized) -> Tensor:
     own, size, signed, shape = form(q)
     if q.codes.dtype == torch.bfloat16:
         return q.codes.to(q.like.dtype)
-    codes = _unpacked(q.codes, shape) if own.packed else q.codes
+    codes = unpacked(q.codes, shape, size) if own.packed else q.codes
     return in_blocks(lambda codes, scale: own.decode(codes, scale, signed), codes, q.scale, size).to(q.like.dtype)
 
 
@@ -168,19 +167,3 @@ def fitted(flat: dict[str, Tensor], wanted: Tree) -> dict[str, Tensor]:
                 )
             found |= {f"{path}.{name}": x for name, x in zip(Quantized._fields, own, strict=True)}
     return found
-
-
-def _packed(codes: Tensor) -> Tensor:
-    """Two codes in a byte, the first in the upper half; along the last axis if its length is even."""
-    flat = codes.reshape(-1)
-    if codes.numel() % 2:
-        flat = torch.cat([flat, flat.new_zeros(1)])
-    pairs = flat.reshape(-1, 2)
-    both = pairs[:, 0] * 16 + pairs[:, 1]
-    even = codes.ndim > 0 and codes.shape[-1] % 2 == 0
-    return both.reshape(*codes.shape[:-1], codes.shape[-1] // 2) if even else both
-
-
-def _unpacked(codes: Tensor, shape: tuple[int, ...]) -> Tensor:
-    flat = codes.reshape(-1)
-    return torch.stack([flat // 16, flat % 16], 1).reshape(-1)[: math.prod(shape)].reshape(shape)

@@ -35,24 +35,29 @@ def momentum(format, **kwargs):
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block_size", [None, 8, 48, 1024])
-@pytest.mark.parametrize("format", ["companded8", "dynamic8"])
+@pytest.mark.parametrize("format", ["companded8", "dynamic8", "4bit", "fp8"])
 def test_codes_and_scales_are_those_of_eager(format, block_size, dtype, donate):
     tx = momentum(format, block_size=block_size)
     got, take = run(tx, "fused", donate=donate, dtype=dtype)
     want, _ = run(tx, "eager", dtype=dtype)
     assert_trees_equal(got, want)
-    assert "kernel  store param, store codes, store scale" in str(take.explain())
+    codes = "pack codes" if format == "4bit" else "store codes"
+    assert f"kernel  store param, {codes}, store scale" in str(take.explain())
 
 
-def test_a_step_of_adamw_moves_its_codes_once():
+@pytest.mark.parametrize(
+    ("format", "bytes_"),
+    [("companded8", 1 + 4 / 64), ("dynamic8", 1 + 4 / 256), ("4bit", 0.5 + 4 / 128), ("fp8", 1 + 4 / 256)],
+)
+def test_a_step_of_adamw_moves_its_codes_once(format, bytes_):
     params = {"w": torch.zeros(300, 256)}
-    tx = of.quantize_state(of.adamw(1e-3, weight_decay=0.1))
+    tx = of.quantize_state(of.adamw(1e-3, weight_decay=0.1), format)
     take = of.make_step(tx, donate=True, backend="fused")
     take(params, tx.init(params), {"w": torch.ones(300, 256)})
     text = str(take.explain())
     assert "opaque" not in text
-    # Parameters in and out, gradients, and twice a byte in and out; scales of 64 elements.
-    assert float(re.search(r"moves ([\d.]+) bytes", text)[1]) == pytest.approx(12 + 4 * (1 + 4 / 64), abs=0.06)
+    # Parameters in and out, gradients, and twice the codes and scales in and out.
+    assert float(re.search(r"moves ([\d.]+) bytes", text)[1]) == pytest.approx(12 + 4 * bytes_, abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +68,20 @@ def test_a_step_of_adamw_moves_its_codes_once():
         of.chain(of.quantize_state(of.trace(0.9), min_size=1), of.quantize_state(ADAM, block_size=48, min_size=1)),
         of.quantize_state(of.adafactor(0.1, momentum=0.9), min_size=1),
         of.apply_if_finite(of.quantize_state(of.sgd(0.1, momentum=0.9), min_size=1), 2),
+        of.apply_if_finite(of.quantize_state(of.sgd(0.1, momentum=0.9), "4bit", min_size=1), 2),
+        of.chain(of.quantize_state(of.trace(0.9), "4bit", min_size=1), of.scale_by_trust_ratio(), of.scale(-0.1)),
         of.quantize_state(of.schedule_free_adamw(1e-2), min_size=1),
     ],
-    ids=["trust ratio", "norm", "two sizes", "means of rows", "if finite", "copies of parameters"],
+    ids=[
+        "trust ratio",
+        "norm",
+        "two sizes",
+        "means of rows",
+        "if finite",
+        "packed",
+        "packed, norms",
+        "copies of parameters",
+    ],
 )
 def test_what_stands_around_blocks(tx):
     got, _ = run(tx, "fused", donate=True)
@@ -76,12 +92,13 @@ def test_what_stands_around_blocks(tx):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_what_is_not_finite_spoils_its_block_alone(bad):
+@pytest.mark.parametrize("format", ["companded8", "dynamic8", "4bit", "fp8"])
+def test_what_is_not_finite_spoils_its_block_alone(format, bad):
     def spoil(g):
         g["p0"][3, 5] = bad
         return g
 
-    tx = momentum("companded8")
+    tx = momentum(format, block_size=64)
     (_, state), _ = run(tx, "fused", steps=1, change=spoil)
     (_, want), _ = run(tx, "eager", steps=1, change=spoil)
     moments = {path: x for path, x in of.tree.leaves_with_path(of.dequantize_state(state)) if path[-1] == "p0"}

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +18,12 @@ class Blocking(Protocol):
 
     def to_blocks(self, values: Tensor, like: Tensor, size: int) -> Tensor | None:
         """A value for each block, repeated for its elements."""
+
+    def packed(self, codes: Tensor, size: int) -> Tensor | None:
+        """See the function."""
+
+    def unpacked(self, codes: Tensor, shape: tuple[int, ...], size: int) -> Tensor | None:
+        """See the function."""
 
 
 class _Blocking(threading.local):
@@ -63,6 +69,41 @@ def in_blocks(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor, 
             return f(x, found)
     found, numel = f(_rows(x, size), values.unsqueeze(1)), math.prod(x.shape)
     return (found if found.numel() == numel else found.reshape(-1)[:numel]).reshape(x.shape)
+
+
+def packed(codes: Tensor, size: int) -> Tensor:
+    """Two codes of 4 bits in a byte, the first in the upper half; along the last axis if its length is even.
+
+    Args:
+        codes: The codes, as bytes.
+        size: Elements of a block, in which they were made.
+    """
+    if not torch.compiler.is_compiling() and _blocking.by is not None:
+        found = _blocking.by.packed(codes, size)
+        if found is not None:
+            return found
+    flat = codes.reshape(-1)
+    if codes.numel() % 2:
+        flat = torch.cat([flat, flat.new_zeros(1)])
+    pairs = flat.reshape(-1, 2)
+    return (pairs[:, 0] * 16 + pairs[:, 1]).reshape(packed_shape(codes.shape))
+
+
+def unpacked(codes: Tensor, shape: tuple[int, ...], size: int) -> Tensor:
+    """The codes that `packed` put together, in their shape."""
+    if not torch.compiler.is_compiling() and _blocking.by is not None:
+        found = _blocking.by.unpacked(codes, shape, size)
+        if found is not None:
+            return found
+    flat = codes.reshape(-1)
+    return torch.stack([flat // 16, flat % 16], 1).reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def packed_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of codes of 4 bits."""
+    if shape and shape[-1] % 2 == 0:
+        return (*shape[:-1], shape[-1] // 2)
+    return ((math.prod(shape) + 1) // 2,)
 
 
 def _rows(x: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ class _Pass:
     """One of the times that a kernel goes over a block."""
 
     def __init__(self) -> None:
-        self.heads, self.runs, self.body = list[str](), list[str](), list[str]()
+        self.heads, self.runs, self.body, self.ends = list[str](), list[str](), list[str](), list[str]()
         self.totals: list[Total] = []
         self.largest: list[tuple[str, str]] = []  # names, and the suffix of their dtype
 
@@ -50,6 +50,18 @@ class Blocks(Leaf):
             return
         self._loads.append(f"{MEMORY[dtype]} *{name}_to = {pointer(dtype, buffer)};")
         self._now.heads.append(f"{name}_to[block] = {stored(dtype, value)};")
+
+    def packed(self, name: str, buffer: int) -> None:
+        self._loads.append(f"const uint8_t *{name}_of = {pointer(torch.uint8, buffer)} + start / 2;")
+        self._kept.append(f"uint8_t {name}_two[{self._size}];")
+        self._now.heads.append(f"unpack({name}_two, {name}_of + begin / 2, end - begin);")
+        self._body.append(f"const uint8_t {name} = {name}_two[i - begin];")
+
+    def pack(self, name: str, value: str, buffer: int) -> None:
+        self._loads.append(f"uint8_t *{name}_to = {pointer(torch.uint8, buffer)} + start / 2;")
+        self._kept.append(f"uint8_t {name}_two[{self._size}];")
+        self._body.append(f"{name}_two[i - begin] = {value};")
+        self._now.ends.append(f"pack({name}_to + begin / 2, {name}_two, end - begin);")
 
     def largest(self, name: str, dtype: torch.dtype, value: str) -> None:
         before, suffix = self._passes[self._passes.index(self._now) - 1], "f" if COMPUTE[dtype] == "float" else ""
@@ -102,4 +114,4 @@ class Blocks(Leaf):
             ]
         else:
             lines += self._elements("begin", "end")
-        return [*lines, *(f"{total.name}_all += {total.name}_part;" for total in sums)]
+        return [*lines, *one.ends, *(f"{total.name}_all += {total.name}_part;" for total in sums)]

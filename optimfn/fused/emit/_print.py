@@ -52,6 +52,12 @@ class BlockWriter(LeafWriter, Protocol):
     def enter(self, number: int, of_block: bool) -> None:
         """What follows belongs to a pass, and is there once for each block or for each element."""
 
+    def packed(self, name: str, buffer: int) -> None:
+        """An element of a buffer that has two in each byte."""
+
+    def pack(self, name: str, value: str, buffer: int) -> None:
+        """Write a value into such a buffer."""
+
     def largest(self, name: str, dtype: torch.dtype, value: str) -> None:
         """The largest magnitude of a value of the pass before."""
 
@@ -114,6 +120,8 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
             write.scalar(name, entry.dtype, next(slots))
         elif entry.kind == "buffer":
             write.element(name, entry.dtype, next(buffers))
+        elif in_blocks and entry.kind == "packed":
+            in_blocks.packed(name, next(buffers))
         elif entry.kind == "spread":
             write.spread(name, entry.dtype, next(buffers), (next(extents), next(extents)), entry.op)
         elif in_blocks and entry.op == "largest" and isinstance(entry.args[0], int):
@@ -128,6 +136,8 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
         name, value, own = f"{result.name}{number}", names[result.entry], kernel.entries[result.entry].dtype
         if result.kind == "store":
             write.store(f"new_{name}", result.dtype, value, next(buffers), result.is_new)
+        elif in_blocks and result.kind == "pack":
+            in_blocks.pack(f"new_{name}", value, next(buffers))
         elif kernel.loop in ("rows", "columns"):
             write.fold(f"{result.kind}{number}", result.kind, value, own, next(buffers), result.dtype)
         else:

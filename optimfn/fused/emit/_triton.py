@@ -100,7 +100,9 @@ def print_unit(functions: Iterable[Function]) -> str:
     """A whole module; what a function calls stands before it."""
     words = "".join(f"@triton.jit\ndef {word}:\n    return {means.triton}\n\n\n" for word, means in _ops.WORDS.items())
     sizes = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "columns": COLUMNS}
-    head = prelude("prelude.py.txt", words=words, functions=", ".join(_ops.FUNCTIONS), beyond_float8=_ops.BEYOND_FLOAT8, **sizes)
+    head = prelude(
+        "prelude.py.txt", words=words, functions=", ".join(_ops.FUNCTIONS), beyond_float8=_ops.BEYOND_FLOAT8, **sizes
+    )
     return "\n".join([head, *(function.text for function in dict.fromkeys(functions))])
 
 
@@ -307,6 +309,23 @@ class _Blocks(_Leaf):
             return
         self._loads.append(f"{name}_to = {_pointer(dtype, buffer)}")
         self._body.append(f"tl.store({name}_to + block, {_stored(dtype, value)}, mask=begun)")
+
+    def packed(self, name: str, buffer: int) -> None:
+        self._loads.append(f"{name}_of = {_pointer(torch.uint8, buffer)}")
+        byte = f"tl.load({name}_of + ((start + i) >> 1), mask=mask, other=0)"
+        self._body.append(f"{name} = (({byte} >> (4 - 4 * (i & 1)).to(tl.uint8)) & 15).to(tl.uint8)")
+
+    def pack(self, name: str, value: str, buffer: int) -> None:
+        rows, width = self._tile[1:-1].split(", ")
+        self._loads.append(f"{name}_to = {_pointer(torch.uint8, buffer)}")
+        pairs = f"tl.reshape(tl.where(keep, {value}, 0), ({rows}, {width} // 2, 2))"
+        self._body += [
+            f"{name}_above, {name}_below = tl.split({pairs})",
+            f"{name}_i = begin + 2 * tl.arange(0, {width} // 2)[None, :]",
+            f"{name}_keep = (2 * tl.arange(0, {width} // 2)[None, :] < {self._size}) & ({name}_i < count)",
+            f"{name}_both = ({name}_above * 16 + {name}_below).to(tl.uint8)",
+            f"tl.store({name}_to + ((start + {name}_i) >> 1), {name}_both, mask={name}_keep)",
+        ]
 
     def largest(self, name: str, dtype: torch.dtype, value: str) -> None:
         self._body.append(f"{name} = LARGEST(tl.where(keep, {value}, 0.0))")

@@ -144,6 +144,18 @@ static inline double from_magnitude(Bits bits) {
   memcpy(&value, &bits, 8);
   return value;
 }
+/* Codes of 4 bits, two in a byte, the first above; of an odd number the last is alone. */
+static inline void unpack(uint8_t *to, const uint8_t *from, int64_t n) {
+  for (int64_t i = 0; i < n / 2; i++) {
+    to[2 * i] = from[i] >> 4;
+    to[2 * i + 1] = from[i] & 15;
+  }
+  if (n % 2) to[n - 1] = from[n / 2] >> 4;
+}
+static inline void pack(uint8_t *to, const uint8_t *from, int64_t n) {
+  for (int64_t i = 0; i < n / 2; i++) to[i] = (uint8_t)(from[2 * i] << 4 | from[2 * i + 1]);
+  if (n % 2) to[n / 2] = (uint8_t)(from[n - 1] << 4);
+}
 static inline double modulo(double a, double b) {
   double rest = fmod(a, b);
   return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;

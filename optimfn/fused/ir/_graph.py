@@ -73,7 +73,9 @@ class Node:
 
     Blocks are runs of elements in their order in memory, of which the last may be short. `largest`, of `(x, size)`, has
     the largest magnitude in each, and `to_blocks`, of the same, repeats a value of each for all of its elements. Both
-    are pointwise: what they need and make is at hand while a kernel goes over a block.
+    are pointwise: what they need and make is at hand while a kernel goes over a block. So are `pack`, which puts two
+    codes of 4 bits into a byte, and `unpack`; they have the same arguments. What is packed is only stored, and read
+    from memory.
 
     The pointwise operator `spread` repeats a tensor along some axes. It and `fold` have the arguments
     `(x, times, inner)`: the axes are next to each other, `times` elements in all, and those after them have `inner`.

@@ -26,10 +26,10 @@ class Entry(NamedTuple):
 
     A buffer that is `spread` has fewer elements than the leaf: its op is "row" if it stays the same along the last
     axes of the leaf, and "column" if it goes along with them. What is there once for each block is `of_block`, whether
-    it is computed or a buffer.
+    it is computed or a buffer. A "packed" buffer has two elements in a byte.
     """
 
-    kind: Literal["scalar", "buffer", "spread", "compute"]
+    kind: Literal["scalar", "buffer", "spread", "packed", "compute"]
     op: str
     args: tuple[int | Constant, ...]
     dtype: torch.dtype
@@ -39,9 +39,9 @@ class Entry(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What becomes of an entry: it is stored, or reduced over what the kernel loops over."""
+    """What becomes of an entry: it is stored, alone or two in a byte, or reduced over what the kernel loops over."""
 
-    kind: Literal["store", "sum", "mean", "max", "min"]
+    kind: Literal["store", "pack", "sum", "mean", "max", "min"]
     entry: int
     dtype: torch.dtype
     name: str

@@ -133,7 +133,7 @@ class _Planner:
             elif node.kind == "fold":
                 self.level[node] = levels[0] + 1
                 self.buffer_of[node] = self.folds[node] = self._new_buffer()
-            elif node.op == "spread" and not node.args[0].has_memory:
+            elif node.op in ("spread", "unpack") and not node.args[0].has_memory:
                 self.level[node] = levels[0] + 1
                 self._keep(node.args[0])
             elif node.kind in ("opaque", "item"):
@@ -143,7 +143,10 @@ class _Planner:
                     if not parent.has_memory:
                         self._keep(parent)
             else:
-                self.level[node] = max(levels, default=0)
+                packed = [parent for parent in node.parents() if parent.op == "pack"]
+                self.level[node] = max(levels, default=0) + bool(packed)
+                for parent in packed:
+                    self._keep(parent)
             if node.kind not in ("opaque", "item"):  # a kernel reads the parents
                 self.solid.update(parent for parent in node.parents() if parent.kind in ("opaque", "item"))
 
@@ -198,7 +201,11 @@ class _Planner:
         own = dict.fromkeys([node for root in roots for node in self._closure(root, k)])
         folded = dict.fromkeys([x for fold in self._folding.get(k, ()) for x in self._closure(fold.args[0], k)])
         spread = [node.args[0] for node in (*own, *folded) if node.op == "spread"]
-        in_order = [self.buffer_of[node] for node in own if node.kind == "input"]
+        # Rows that pack what they unpack go block by block; whatever else is put there has elements of two codes.
+        packs = {store.buffer for store in self._stores if store.node.op == "pack"}
+        unpacked = [node.args[0] for node in (*own, *folded) if node.op == "unpack" and node.args[0].kind == "input"]
+        spread += [node for node in unpacked if self.buffer_of[node] not in packs]
+        in_order = [self.buffer_of[node] for node in (*own, *unpacked) if node.kind == "input"]
         return in_order, [self.buffer_of[node] for node in (*folded, *spread) if node.kind == "input"]
 
     def _is_given(self, node: Node, k: int) -> bool:
@@ -214,7 +221,7 @@ class _Planner:
         stack = [root]  # not by recursion: a rule may be longer than Python's stack
         while stack:
             node = stack[-1]
-            is_leaf = node in seen or node.op == "spread" or self._is_given(node, k)
+            is_leaf = node in seen or node.op in ("spread", "unpack") or self._is_given(node, k)
             missing = [] if is_leaf else [x for x in node.parents() if x not in seen]
             if missing:
                 stack.extend(reversed(missing))

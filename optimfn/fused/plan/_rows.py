@@ -60,6 +60,7 @@ class Rows:
             sides = (owner < 0,) if isinstance(owner, int) else (False, True) if self._has_sides else (False,)
             touched: list[Any] = [root.buffer] if isinstance(root, Store) else []
             found = [x for x in closure(node, k) if not x.is_scalar and x.op not in ("fill", "spread")]
+            found = [x.args[0] if x.op == "unpack" else x for x in found]
             touched += [self.buffer_of(x) if x.has_memory else x for x in found]
             for thing in touched:
                 for tag in sides if thing in self._written else (owner,):
@@ -86,12 +87,14 @@ class Rows:
         loop: Literal["flat", "runs", "rows", "columns", "blocks"] = "flat"
         extents: list[int] = []
         for root, node in zip(roots, nodes, strict=True):
+            packs = node.op == "pack" and not self.is_given(node, k)
+            node = node.args[0] if packs else node
             if node not in blocks.values:
                 sizes.add(node.numel)
             owners.add(self._owner(root))
             entry = program.visit(node, closure)
             if isinstance(root, Store):
-                results.append(Result("store", entry, node.dtype, root.name, root.is_new))
+                results.append(Result("pack" if packs else "store", entry, node.dtype, root.name, root.is_new))
                 targets.append(root.buffer)
                 continue
             results.append(Result(root.op, entry, root.dtype, root.name))
@@ -145,6 +148,9 @@ class _Program:
         if node.op == "to_blocks":
             source = node.args[0]
             return Entry("compute", "copy", (self._numbers[source],), node.dtype, node.dtype, source.name)
+        if node.op == "unpack":
+            self.buffers.append(self._rows.buffer_of(node.args[0]))
+            return Entry("packed", "", (), node.dtype, node.dtype, node.args[0].name)
         if node.op == "spread":
             source, times, inner = node.args
             self.buffers.append(self._rows.buffer_of(source))

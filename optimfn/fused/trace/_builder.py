@@ -79,15 +79,21 @@ class Builder:
         return self._add("pointwise", "spread", (x, *extents), {}, Layout(shape, x.dtype, layout.stride))
 
     def _in_blocks(self, op: str, x: Node, size: int, layout: Layout) -> Node | None:
-        """What is the largest in each block of a layout, or repeats `x` in each; `None` if kernels cannot.
+        """What has a number for each block, or half a byte for each element, and back; `None` if kernels cannot.
 
         Kernels hold a block of each value in a core's own cache.
         """
+        packs = op in ("pack", "unpack")
         regular = layout.stride == contiguous_stride(layout.shape) and 1 < math.prod(layout.shape) < _MANY
         if not (regular and layout.shape != () and LEAST_BLOCK <= size <= LARGEST_BLOCK):
             return None
-        if x.dtype not in (torch.float32, torch.float64) or (op == "largest" and x.of_blocks):
+        if x.dtype not in ((torch.uint8,) if packs else (torch.float32, torch.float64)):
             return None
+        # What other operators than those of blocks make of a leaf may be computed elsewhere.
+        if (op == "largest" and x.of_blocks) or (op == "pack" and not x.spreads):
+            return None
+        if packs:
+            return self._add("pointwise", op, (x, size), {}, layout)
         blocks = -(-math.prod(layout.shape) // size)
         own = Layout((blocks,), x.dtype, (1,)) if op == "largest" else layout._replace(dtype=x.dtype)
         return self._add("pointwise", op, (x, size), {}, own)
@@ -163,7 +169,7 @@ class Builder:
         line = "" if kind == "input" else line_of_rule()
         numel = math.prod(layout.shape)
         parents = [x for x in args if isinstance(x, Node)] if kind == "pointwise" else []
-        spreads = op in ("spread", "largest", "to_blocks") or any(x.spreads for x in parents)
+        spreads = op in ("spread", "largest", "to_blocks", "unpack") or any(x.spreads for x in parents)
         node = Node(kind, op, args, kwargs, layout, compute, len(self.nodes), name, line, numel, spreads)
         self.nodes.append(node)
         return node

@@ -16,9 +16,10 @@ from ... import tree
 from ..._torch import DispatchMode, is_differentiating
 from ..._typing import Tree
 from ...tree._batches import joining
-from ...tree._blocks import blocks_by
+from ...tree._blocks import blocks_by, packed_shape
 from ..ir import _ops
 from ..ir._graph import Layout, Misshapen, Node, Untraceable, is_random
+from ..ir._shapes import contiguous_stride
 from ._alike import Call, Example, are_alike, is_steady, open_row
 from ._infer import infer, key, line_of_rule
 from ._operators import FILLED, Operators
@@ -160,6 +161,19 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
         if not (type(values) is type(like) is Symbol):
             return None
         made = self._in_blocks("to_blocks", values.node, size, like.node.layout)
+        return None if made is None else self.symbol(made)
+
+    def packed(self, codes: Tensor, size: int) -> Tensor | None:
+        """Two codes in a byte; `None` if kernels cannot."""
+        shape = packed_shape(codes.shape)
+        layout = Layout(shape, torch.uint8, contiguous_stride(shape))
+        made = self._in_blocks("pack", codes.node, size, layout) if type(codes) is Symbol else None
+        return None if made is None else self.symbol(made)
+
+    def unpacked(self, codes: Tensor, shape: tuple[int, ...], size: int) -> Tensor | None:
+        """One code in a byte; `None` if kernels cannot."""
+        layout = Layout(shape, torch.uint8, contiguous_stride(shape))
+        made = self._in_blocks("unpack", codes.node, size, layout) if type(codes) is Symbol else None
         return None if made is None else self.symbol(made)
 
     def value(self, x: Any) -> Any:
