@@ -41,5 +41,5 @@ def explain(found: Program | str) -> str:
 def _bytes(kernel: Kernel) -> float:
     moved = [entry for entry in kernel.entries if entry.kind == "buffer"]
     moved += [kernel.entries[x.entry]._replace(dtype=x.dtype) for x in kernel.results if x.kind == "store"]
-    packed = sum(x.kind in ("packed", "pack") for x in (*kernel.entries, *kernel.results))
+    packed = sum(x.kind == "packed" for x in kernel.entries) + sum(x.kind == "pack" for x in kernel.results)
     return packed / 2 + sum(x.dtype.itemsize / (kernel.block if x.of_block else 1) for x in moved)

@@ -82,11 +82,8 @@ class Operators(Builder):
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout, compute: torch.dtype
     ) -> Node | None:
         """A node that kernels compute; `None` if they cannot."""
-        if name == "_to_copy" and layout.dtype in (torch.float32, torch.float64):
-            x = _before_float8(args[0], "view")
-            cast = _ops.bit_cast(args[0].dtype, x.dtype)
-            if x is not args[0] and cast is not None:
-                return self._add("pointwise", cast, (x,), {}, layout, x.dtype)
+        if func.__name__ == "view.dtype" or (name == "_to_copy" and args[0].dtype == torch.float8_e4m3fn):
+            return self._bits(name, args[0], layout)
         if name in ("_to_copy", "expand"):
             plain = set(kwargs) <= {"dtype", "layout", "device", "pin_memory", "non_blocking", "implicit"}
             old: Node = args[0]
@@ -104,10 +101,6 @@ class Operators(Builder):
         if name in _TRANSPOSES and args[0].kind in ("pointwise", "fold") and not args[0].is_scalar:
             # Kernels go through memory in its own order, which stays as it is.
             return None if self._foreign(args[0]) else self._add("pointwise", "copy", args[:1], {}, layout)
-        if func.__name__ == "view.dtype":
-            cast, x = _ops.bit_cast(args[1], args[0].dtype), _before_float8(args[0], "_to_copy")
-            fits = cast is not None and layout.dtype in _ops.DTYPES and x.dtype in _ops.DTYPES - {torch.float16}
-            return self._add("pointwise", cast, (x,), {}, layout, x.dtype) if fits else None
         if name in _VIEWS and args[0].kind in ("pointwise", "fold") and () not in (args[0].layout.shape, layout.shape):
             # Kernels count elements, so another shape is the same.
             in_order = args[0].layout.stride == contiguous_stride(args[0].layout.shape)
@@ -135,6 +128,23 @@ class Operators(Builder):
         args = tuple(self._laid_out(x, layout) if isinstance(x, Node) else x for x in args)
         return self._add("pointwise", name, args, {}, layout, compute)
 
+    def _bits(self, name: str, x: Node, layout: Layout) -> Node | None:
+        """Bits seen as another dtype; `None` if kernels cannot.
+
+        They have no float of 8 bits, but both its ends: what is cast to one whose bits are asked for, and bits that
+        are one which is cast.
+        """
+        source = x
+        if x.dtype == torch.float8_e4m3fn:
+            by = x.op.__name__.split(".")[0] if x.kind == "opaque" else ""
+            source = x.args[0] if by == ("view" if name == "_to_copy" else "_to_copy") else x
+        target = x.dtype if name == "_to_copy" else layout.dtype
+        cast = _ops.bit_cast(target, source.dtype if name == "_to_copy" else x.dtype)
+        known = layout.dtype in _ops.DTYPES and source.dtype in _ops.DTYPES - {torch.float16}
+        if cast is None or not known or source.layout[::2] != x.layout[::2]:
+            return None
+        return self._add("pointwise", cast, (source,), {}, layout, source.dtype)
+
     def _keeps_layout(self, x: Node, kwargs: dict[str, Any]) -> bool:
         wanted = kwargs.get("memory_format")
         return wanted in (None, torch.preserve_format) or (
@@ -154,13 +164,6 @@ class Operators(Builder):
             return "not computed element by element"
         shapes = {x.layout.shape for x in args if isinstance(x, Node)} - {()}
         return "operands of several shapes" if len(shapes) > 1 else "kernels have no expression for these arguments"
-
-
-def _before_float8(x: Node, by: str) -> Node:
-    """What a float of 8 bits is made of, by a cast or a view of bytes: kernels have no such type, but both its ends."""
-    made = x.dtype == torch.float8_e4m3fn and x.kind == "opaque" and x.op.__name__.split(".")[0] == by
-    source = x.args[0] if made and not x.is_scalar else x
-    return source if source.layout[::2] == x.layout[::2] else x
 
 
 def _unchanged(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:
