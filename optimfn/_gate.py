@@ -142,7 +142,7 @@ class UpdateGate(Gate):
         """What goes through a rule without an error, and does not do what was meant."""
         dtypes = {u.dtype for u in tree.leaves(updates)}
         parameters = tree.leaves(like)
-        grown = bool(parameters) and parameters[0].grad_fn is not None
+        grown = len(parameters) > 0 and parameters[0].grad_fn is not None
         if not dtypes and parameters:
             cause = _NO_LEAVES if grown else "was backward called on these parameters?"
             warnings.warn(f"no gradient: all updates are None; {cause}", stacklevel=3)

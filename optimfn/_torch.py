@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C import _functorch
 from torch._compile import _disable_dynamo as disable_dynamo
 from torch.autograd import forward_ad
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 __all__ = ["DispatchMode", "disable_dynamo", "without_modes"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 no_torch_function = torch._C._disabled_torch_function_impl  # for subclasses whose operators go to the dispatcher alone
 foreach_add_, foreach_copy_ = torch._foreach_add_, torch._foreach_copy_
@@ -45,6 +47,12 @@ def constant(function: F) -> F:
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function
+
+
+def constants(kind: type[T]) -> type[T]:
+    """Have compilers take the instances of a class, such as one of strings, for constants; those of 2.10 do not."""
+    _pytree.register_constant(kind)
+    return kind
 
 
 def like_these(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:

@@ -14,18 +14,25 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._torch import DispatchMode
+from .._torch import DispatchMode, constants
 from .._typing import State
 from ..fused.run._flatten import Structure
 
 Entries = dict[str, Any]  # the state of one parameter, as torch keeps it
 
+_keys: dict[str, "ParamKey"] = {}
 
+
+@constants
 class ParamKey(str):
     """The name of a parameter, told apart from every other dict key in a state."""
 
     __slots__ = ()
     owns_state = True  # what stands below it in a state is its own, and rests where it has no gradient
+
+    def __new__(cls, name: object) -> "ParamKey":
+        """There is one for each name: the compiler of torch 2.10 takes two for different keys of a dict."""
+        return _keys.setdefault(str(name), super().__new__(cls, name))
 
 
 class Slot(NamedTuple):

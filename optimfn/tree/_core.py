@@ -316,10 +316,7 @@ class Nodes:
         # of compiling a step, and folds them wrongly for dicts whose children are all constants.
         kind = type(node)
         if kind is dict:
-            try:  # as optree does, whose own function is traced for each key
-                keys = sorted(node)
-            except TypeError:
-                keys = optree.utils.total_order_sorted(node)
+            keys = Nodes.keys(node)
             return keys, [node[key] for key in keys], lambda new: {**node, **dict(zip(keys, new, strict=True))}
         if kind is list or kind is tuple:
             return range(len(node)), node, kind
@@ -330,11 +327,17 @@ class Nodes:
         return names, children, lambda new: unflatten_node(metadata, new)
 
     @staticmethod
+    def keys(node: dict[Any, Any]) -> Sequence[Any]:
+        """The keys of a dict in the order in which optree has its children, also those of several types."""
+        keys = list(node)
+        return [keys[i] for i in Nodes.order(*keys)]
+
+    @staticmethod
     def children(node: Any) -> Sequence[Any]:
         """The children of a node of a kind that `open` has opened."""
         kind = type(node)
         if kind is dict:
-            return [node[key] for key in optree.utils.total_order_sorted(node)]
+            return [node[key] for key in Nodes.keys(node)]
         usual = kind is list or kind is tuple or Nodes.are_plain_named_tuples(kind)
         children: Sequence[Any] = node if usual else Nodes.open(node)[1]
         return children
@@ -379,6 +382,12 @@ class Nodes:
         return bool(optree.tree_is_leaf(node, none_is_leaf=True))
 
     # Dynamo would trace optree's own answers instruction by instruction.
+
+    @staticmethod
+    @constant
+    def order(*keys: Any) -> tuple[int, ...]:
+        """Which key of a dict is the first, which the second, and so on."""
+        return tuple(optree.utils.total_order_sorted(range(len(keys)), key=keys.__getitem__))
 
     @staticmethod
     @constant

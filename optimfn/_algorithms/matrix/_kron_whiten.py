@@ -172,7 +172,7 @@ def scale_by_kron_whiten(
         t = tree.wide(state.count)
         beta = tree.clip(t / (t + 1), max_value=momentum)
         mean = tree.update_moment(updates, state.mu, beta, 1) if has_mean else updates
-        before, factors, since = fitter(state, *_target(fit, updates, mean, extra))
+        before, factors, since = fitter.moved(state, *_target(fit, updates, mean, extra))
         used = of_leaves(factors if update_preconditioner_first else before, updates)
         found = precondition(layout, used, tree.leaves(mean), fitted=mode in OF_P)
         direction = tree.map(lambda u: clipped(u, *grad_clip_max_amps), tree.unflatten(updates, found))
@@ -193,7 +193,7 @@ class _Fitter(NamedTuple):
     finds_scale: bool
     seed: int | Tensor
 
-    def __call__(
+    def moved(
         self, state: KronWhitenState, target: Updates | None, vectors: tuple[Updates, ...]
     ) -> tuple[Any, Any, Tensor]:
         """Factors that have their scale, those after the step, and what is counted of it."""
@@ -203,7 +203,9 @@ class _Fitter(NamedTuple):
         counts, begun, since = (state.steps, state.since), state.factors, state.since
         if self.finds_scale:
             start_at = functools.partial(scaled, self.how)
-            begun = tree.every(lambda n: n == 0, counts[of_pairs], start_at, begun, target, *vectors)
+            begun = tree.every(
+                lambda n: n == 0, state.since if of_pairs else state.steps, start_at, begun, target, *vectors
+            )
         is_due = 1 if of_pairs else self.is_due
         key = tree.fold_in(self.seed, state.count)
         after = moved(self.how, self.layout, is_due, counts, begun, target, state.count, key, vectors)
