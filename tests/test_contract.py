@@ -388,7 +388,7 @@ def test_a_compiled_step_breaks_the_graph_a_few_times(make, fused, monkeypatch):
     assert counter.frame_count == (0 if fused is None else 1)  # the whole rule is one graph, made once
 
 
-@pytest.mark.parametrize("keys", ["ba", (1, "a", 2.0)], ids=["names", "mixed"])
+@pytest.mark.parametrize("keys", ["ba", (1, "a", 2.0), ((1, "b"), (0, "c"))], ids=["names", "mixed", "tuples"])
 def test_a_compiled_donating_step_is_one_graph(keys):
     tx = of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1))
     params, state, results = {key: torch.ones(2, dtype=torch.float64) for key in keys}, None, []
