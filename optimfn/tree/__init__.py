@@ -39,7 +39,6 @@ from ._core import broadcast as broadcast
 from ._core import cast_leaf as cast_leaf
 from ._core import each as each
 from ._core import flatten as flatten
-from ._core import is_leaf as is_leaf
 from ._core import join_path as join_path
 from ._core import leaves as leaves
 from ._core import leaves_with_path as leaves_with_path
@@ -78,6 +77,7 @@ from ._moments import scalar_dtype as scalar_dtype
 from ._moments import update_infinity_moment as update_infinity_moment
 from ._moments import update_moment as update_moment
 from ._moments import update_moment_per_elem_norm as update_moment_per_elem_norm
+from ._nodes import is_leaf as is_leaf
 from ._paths import is_matrix as is_matrix
 from ._paths import label_by as label_by
 from ._paths import label_by_layer as label_by_layer

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .._checks import plain
 from .._typing import Params, Tree, Updates
-from ._core import Nodes, is_leaf, join_path, leaves, leaves_with_path
+from ._core import join_path, leaves, leaves_with_path
+from ._nodes import Nodes, is_leaf
 
 T = TypeVar("T")
 

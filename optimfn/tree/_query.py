@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from .._typing import Params, State, Tree
-from ._core import ParamsPlaceholder, is_leaf, map, map_nodes, map_parts, walk
+from ._core import ParamsPlaceholder, map, map_nodes, map_parts, walk
+from ._nodes import is_leaf
 
 Path = tuple[Any, ...]
 Filter = Callable[[Path, Any], bool]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._torch import brief
 from .._typing import Tree
-from ._core import Nodes, is_leaf
+from ._nodes import Nodes, is_leaf
 
 _LINE = 88  # what is longer is broken over lines, as the recipe of a transformation is
 _SHOWN = 8  # entries of a dict or a list of tensors; of more, the first ones and how many there are

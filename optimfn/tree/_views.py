@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._typing import Tree
-from ._core import as_real, at_least_float32, cast_leaf, is_leaf, leaves, leaves_with_path, map, map_nodes, unflatten
+from ._core import as_real, at_least_float32, cast_leaf, leaves, leaves_with_path, map, map_nodes, unflatten
+from ._nodes import is_leaf
 
 _WHOLE = "__whole__"  # where a view knows its leaf; the symbols of a trace ask no leaf for such a name
 
