@@ -1,5 +1,6 @@
 """Tensors in few bits: codes, and a scale for each block."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from . import tree
 from ._checks import check_choice, check_steps
 from ._codes import FORMATS, Format
+from ._codes_in_shards import Kind, read, write
+from ._torch import is_dtensor
 from ._typing import State, Tree
 from .tree._blocks import in_blocks, largest_of_blocks, packed, unpacked
 
@@ -61,9 +64,23 @@ def quantize(x: Tensor, format: str = "companded8", *, block_size: int | None = 
     own = check_format(format, block_size)
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         raise TypeError(f"quantize wants a tensor of floats, got {getattr(x, 'dtype', x)!r}")
-    size = block_size or own.block_size
+    return written([(x, Kind(own, block_size or own.block_size, signed))])[0]
+
+
+def written(rows: Sequence[tuple[Tensor, Kind]]) -> list[Quantized]:
+    """`quantize` for many tensors, each with how it is written; those in shards share their collectives."""
+    cut = [i for i, (x, kind) in enumerate(rows) if is_dtensor(x) and kind.format.block_size > 1]
+    if not cut:
+        return [_written(*row) for row in rows]
+    in_shards = write([rows[i] for i in cut], [scale_dtype(rows[i][0].dtype) for i in cut])
+    found = dict(zip(cut, in_shards, strict=True))
+    return [Quantized(*found[i]) if i in found else _written(*row) for i, row in enumerate(rows)]
+
+
+def _written(x: Tensor, kind: Kind) -> Quantized:
+    own, size, signed = kind
     like = torch.empty((0, own.number, 2 - signed, size, *x.shape), dtype=x.dtype, device=x.device)
-    if format == "bfloat16":
+    if own.block_size == 1:
         return Quantized(x.to(torch.bfloat16), x.new_empty(0, dtype=scale_dtype(x.dtype)), like)
     wide = x.to(scale_dtype(x.dtype))
     scale = own.scale_of(largest_of_blocks(wide, size), signed)
@@ -90,6 +107,9 @@ def dequantize(q: Quantized) -> Tensor:
     own, size, signed, shape = form(q)
     if q.codes.dtype == torch.bfloat16:
         return q.codes.to(q.like.dtype)
+    if is_dtensor(q.codes):
+        made: Tensor = read(*q, Kind(own, size, signed))
+        return made
     codes = unpacked(q.codes, shape, size) if own.packed else q.codes
     return in_blocks(lambda codes, scale: own.decode(codes, scale, signed), codes, q.scale, size).to(q.like.dtype)
 
@@ -112,15 +132,18 @@ def scale_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def form(q: Quantized) -> tuple[Format, int, bool, tuple[int, ...]]:
     """The format, the size of blocks, whether it is signed, and the shape."""
-    _, number, sign, size, *shape = q.like.shape
-    return next(one for one in FORMATS.values() if one.number == number), size, sign == 1, tuple(shape)
+    return *kind_of(q.like.shape), tuple(q.like.shape[4:])
 
 
-def requantized(x: Tensor, q: Quantized) -> Quantized:
-    """A tensor in the format of another."""
-    own, size, signed, _ = form(q)
-    name = next(name for name, one in FORMATS.items() if one is own)
-    return quantize(x.to(q.like.dtype), name, block_size=size, signed=signed)
+def kind_of(shape: Sequence[int]) -> Kind:
+    """What `Quantized.like` says by its shape of how a tensor is written."""
+    _, number, sign, size, *_ = shape
+    return Kind(next(one for one in FORMATS.values() if one.number == number), size, sign == 1)
+
+
+def requantized(rows: Sequence[tuple[Tensor, Quantized]]) -> list[Quantized]:
+    """Tensors, each in the format of another."""
+    return written([(x.to(q.like.dtype), Kind(*form(q)[:3])) for x, q in rows])
 
 
 def dequantize_state(state: State) -> State:
@@ -160,7 +183,9 @@ def fitted(flat: dict[str, Tensor], wanted: Tree) -> dict[str, Tensor]:
     for path in {key[: -len(".like")] for key in wanted if key.endswith(".like")}:
         if path in found and path not in wanted:
             like = wanted[f"{path}.like"]
-            own = requantized(found.pop(path), Quantized(*[wanted[f"{path}.{name}"] for name in Quantized._fields]))
+            (own,) = requantized(
+                [(found.pop(path), Quantized(*[wanted[f"{path}.{name}"] for name in Quantized._fields]))]
+            )
             if own.like.shape != like.shape:
                 raise ValueError(
                     f"{path} has shape {tuple(own.like.shape[4:])}, the state wants {tuple(like.shape[4:])}"

@@ -28,7 +28,10 @@ RULES = {
         {"m": of.lion(0.1), "v": of.rprop(0.1)}, of.tree.label_by(lambda p: "vm"[p.ndim > 1])
     ),
     "per leaf": lambda: of.chain(of.per_leaf(of.adam(0.1)), of.inject_hyperparams(of.scale)(0.5)),
+    "companded": lambda: of.quantize_state(of.adam(0.1), block_size=4, min_size=1),
+    "4bit": lambda: of.quantize_state(of.adam(0.1), "4bit", block_size=6, min_size=7),
 }
+IN_CODES = {"companded", "4bit"}  # of which a number between two codes falls to either, as sums are rounded
 EVERY = 2  # steps between checkpoints
 
 
@@ -75,10 +78,15 @@ def go_on(rule, dtype, first, last, layout, old, new):
     return whole((params, state))
 
 
+def rules_of(dtype):
+    """The rules whose state is the same whatever is summed first, to the precision of a dtype."""
+    return [rule for rule in RULES if dtype == torch.float64 or rule not in IN_CODES]
+
+
 def all_rules(dtype, first, last, layout, old, new):
     """The same for every rule, each in a folder of its own."""
     here = {}
-    for rule in RULES:
+    for rule in rules_of(dtype):
         folders = [None if one is None else str(Path(one) / rule) for one in (old, new)]
         here[rule] = go_on(rule, dtype, first, last, layout, *folders)
     return here
@@ -217,3 +225,40 @@ def saved_meanwhile(folder):
     read = of.distributed.TrainState(of.tree.zeros_like(empty), tx.init(empty))
     dcp.load({"train": read}, checkpoint_id=folder)
     return problems((read.params, read.state), whole(want), 0.0)
+
+
+FORMATS = {
+    "full": lambda: of.adam(0.1),
+    "companded": lambda: of.quantize_state(of.adam(0.1), block_size=4, min_size=7),
+    "4bit": lambda: of.quantize_state(of.adam(0.1), "4bit", block_size=6, min_size=1),
+    "fp8": lambda: of.quantize_state(of.adam(0.1), "fp8", block_size=5, min_size=1),
+    "bfloat16": lambda: of.quantize_state(of.adam(0.1), "bfloat16", min_size=1),
+}
+
+
+def in_every_format(layout, folder, first):
+    """Save a state in every format, or read each in full and in the next: what is wrong with them."""
+    names = list(FORMATS)
+    following = dict(zip(names, [*names[1:], names[0]], strict=True))
+    if layout is not None and not works_on(layout):
+        return {}
+    laid = (lambda tree: tree) if layout is None else lambda tree: sharded(layout, tree)
+    group, dtype, found = None if layout is None else group_of(layout), torch.float64, {}
+    grads = steps(dtype, 1)[0]
+    single = {name: make().update(grads, make().init(start(dtype)))[1] for name, make in FORMATS.items()}
+    for old, make in FORMATS.items():
+        params = laid(start(dtype))
+        if first:
+            _, state = make().update(laid(grads), make().init(params))
+            of.distributed.save(f"{folder}/{old}", params, state, make(), group=group)
+            continue
+        for new in ["full", following[old]]:
+            other, donate = FORMATS[new], new != "full"
+            want = of.load_state_dict(other().init(start(dtype)), of.state_dict(single[old]))
+            own = of.tree.zeros_like(params), other().init(params)
+            _, got = of.distributed.load(f"{folder}/{old}", *own, other(), donate=donate, group=group)
+            wrong = problems(got, want, 1e-12)
+            wrong += [] if not donate or of.tree.leaves(got)[1] is of.tree.leaves(own[1])[1] else ["it is another"]
+            if wrong:
+                found[f"{old} as {new}"] = wrong
+    return found

@@ -1,6 +1,7 @@
 """Sharded trees for the tests, and the jobs that ranks do with them; see `ranks`."""
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -309,6 +310,42 @@ def reductions():
                     wrong += [] if all(x == bits[0] for x in bits) else ["differs between ranks"]
                 if wrong:
                     found[f"{name} of {dtype} on {layout}"] = wrong
+        values["a"][0, 0] = torch.nan  # which a collective of floats may lose
+        for name in ("max", "min", "norm inf"):
+            own = sharded(layout, {"a": values["a"].real.double()})
+            if not verbs[name](own).isnan():
+                found[f"{name} of NaN on {layout}"] = ["is lost"]
+    return found
+
+
+class Turned(NamedTuple):
+    """Two trees that change places."""
+
+    first: Any
+    second: Any
+
+
+def states_that_turn():
+    """What goes wrong where the next state is the same memory in other places."""
+
+    def update(g, state, params=None, **extra):
+        return of.tree.map(lambda x: torch.special.erf(x), g), Turned(of.tree.add(state.second, g), state.first)
+
+    tx = of.GradientTransformation(lambda params: Turned(params, of.tree.scale(2.0, params)), update)
+    values, grads = drawn(SMALL, torch.float64, 1), drawn(SMALL, torch.float64, 2)
+    found = {}
+    for layout in ("fsdp on 4", "hsdp 2 x 2"):
+        step = of.make_step(tx, donate=True, backend="eager")
+        trees = [
+            (of.tree.map(torch.clone, x), of.tree.map(torch.clone, tx.init(x)))
+            for x in (sharded(layout, values), values)
+        ]
+        for (params, state), g in zip(trees, (sharded(layout, grads), grads), strict=True):
+            for _ in range(3):
+                step(params, state, g)
+        wrong = problems(*trees, 1e-12)
+        if wrong:
+            found[layout] = wrong
     return found
 
 
@@ -324,6 +361,7 @@ def sent_by_steps():
         "`sm3`": of.sm3(0.1),
         "`adaptive_grad_clip`, `sgd`": of.chain(of.adaptive_grad_clip(0.1), of.sgd(0.1)),
         "`noisy_sgd`": of.noisy_sgd(0.1, seed=0),
+        "`quantize_state(adam)`": of.quantize_state(of.adam(0.1), min_size=1),
         "`torch_muon` on the matrix": of.masked(of.torch_muon(0.1), of.tree.mask_by(has_two_axes)),
     }
     values = (

@@ -27,6 +27,7 @@ LEVELS = [
     ["_lazy"],
     ["_rows"],
     ["_assign", "_codes"],
+    ["_codes_in_shards"],
     ["_quantize"],
     ["_arguments"],
     ["_gate", "_order"],

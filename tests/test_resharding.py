@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import assert_trees_equal
 from ranks import on_ranks
-from resharding import EVERY, OPTIMIZERS, RULES, all_rules, go_on, train_on, uninterrupted
+from resharding import EVERY, OPTIMIZERS, all_rules, go_on, in_every_format, rules_of, train_on, uninterrupted
 
 import optimfn as of
 
@@ -33,7 +33,7 @@ def test_a_run_moves_from_layout_to_layout(dtype, tmp_path):
     for i, layout in enumerate(legs):
         args = dtype, 2 * i, 2 * i + 2, layout, folders[i], folders[i + 1]
         found = all_rules(*args) if layout is None else on_ranks("resharding.all_rules", *args)[0]
-    for rule in RULES:
+    for rule in rules_of(dtype):
         close(found[rule], uninterrupted(rule, dtype, 2 * len(legs)), dtype)
 
 
@@ -96,3 +96,12 @@ def test_a_process_is_killed_and_others_go_on(tmp_path):
 
 def test_steps_go_on_while_a_state_is_saved(tmp_path):
     assert on_ranks("resharding.saved_meanwhile", str(tmp_path)) == [[]] * 4
+
+
+def test_checkpoints_go_from_format_to_format(tmp_path):
+    for old, new in (("fsdp on 2", "fsdp and tensor parallel"), (None, "fsdp on 4")):
+        folder = str(tmp_path / str(old))
+        for layout, first in ((old, True), (new, False)):
+            args = layout, folder, first
+            found = [in_every_format(*args)] if layout is None else on_ranks("resharding.in_every_format", *args)
+        assert not any(found), found

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import CASES
 from ranks import on_ranks
 from shards import LAYOUTS, ODD_LAYOUTS
 
@@ -15,13 +16,9 @@ SKIPS = {
     "minimize_by_lbfgs": FLAT,
     "minimize_by_lbfgs_with_line_search": FLAT,
 }
-SKIPS |= {
-    **dict.fromkeys(
-        [f"quantize_state{kind}" for kind in ("", "_short_blocks", "_dynamic8", "_4bit", "_fp8")],
-        "a block of the state would run across shards, and its scale is of all its elements: " + FLAT,
-    ),
-    "prodigy_of_the_authors": "every third element of a leaf is one of all its elements in a row: " + FLAT,
-}
+SKIPS["prodigy_of_the_authors"] = "every third element of a leaf is one of all its elements in a row: " + FLAT
+# Numbers between two codes fall to either, as sums are rounded: in float32 one in some ten thousand does.
+IN_CODES = [case.name for case in CASES if case.name.startswith("quantize_state")]
 TIGHT = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 
@@ -34,12 +31,14 @@ def told(found):
 @pytest.mark.parametrize("layout", [x for x in LAYOUTS if x != "tensor parallel"])  # another has what it has
 def test_every_case_steps_shards_as_one_process_steps_the_whole(layout):
     dtype = torch.float32 if layout == "fsdp on 2" else torch.float64
-    found = told(on_ranks("shards.law_of_the_pure_api", layout, dtype, TIGHT[dtype], list(SKIPS)))
+    skips = [*SKIPS, *(IN_CODES if dtype == torch.float32 else ())]
+    found = told(on_ranks("shards.law_of_the_pure_api", layout, dtype, TIGHT[dtype], skips))
     assert not found, found
 
 
 # By the element, by leaves, along axes, by blocks, on whole matrices, by noise, of second derivatives.
 ODD = "adamw lamb adafactor scale_by_sm3 adaptive_grad_clip adam_mini scale_by_muon soap kron add_noise adahessian"
+ODD += " quantize_state_short_blocks quantize_state_4bit"
 
 
 @pytest.mark.parametrize("layout", ODD_LAYOUTS)
@@ -59,7 +58,8 @@ def test_rules_of_whole_matrices_are_bit_for_bit_those_of_one_process(layout):
 @pytest.mark.parametrize("layout", ["fsdp on 2"])
 def test_donating_steps_write_into_shards(layout):
     dtype = torch.float32 if layout == "fsdp on 2" else torch.float64
-    found = told(on_ranks("shards.law_of_steps", layout, dtype, TIGHT[dtype], list(SKIPS)))
+    found = told(on_ranks("shards.law_of_steps", layout, dtype, TIGHT[dtype], [*SKIPS, *IN_CODES]))
+    found += told(on_ranks("shards.law_of_steps", layout, torch.float64, 1e-10, [], IN_CODES))
     assert not found, found
 
 
@@ -136,4 +136,9 @@ def test_matrices_of_several_kinds_go_through_two_collectives():
 
 def test_a_step_with_collectives_is_one_graph():
     found = told(on_ranks("meshes.compiled"))
+    assert not found, found
+
+
+def test_states_that_change_places_are_set_aside():
+    found = told(on_ranks("shards.states_that_turn"))
     assert not found, found

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import unwrapped
+from .._torch import is_dtensor, local_shard, unwrapped
 
 
 class Taken(NamedTuple):
@@ -28,7 +28,7 @@ class Taken(NamedTuple):
 
 def span(x: Tensor) -> tuple[int, int]:
     """The addresses from the first to after the last element; empty if there is no memory of its own."""
-    x = unwrapped(x)
+    x = _here(unwrapped(x))
     start = 0 if x.is_meta else x.data_ptr()
     if start == 0:
         return 0, 0
@@ -40,8 +40,13 @@ def span(x: Tensor) -> tuple[int, int]:
 
 def share_elements(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors whose memory overlaps have an element in common; columns of one matrix have none."""
-    own, other = _offsets(x), _offsets(y)
+    own, other = _offsets(_here(x)), _offsets(_here(y))
     return bool(torch.isin(own, other).any())
+
+
+def _here(x: Tensor) -> Tensor:
+    """What has memory here: of a leaf in shards its own."""
+    return local_shard(x) if is_dtensor(x) else x
 
 
 def _offsets(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from .._quantize import Quantized, check_format, dequantize_state, quantize, req
 from .._recipe import factory
 from .._state_spec import VALUES, Values, map_values, values_of
 from .._typing import Mask, Params, State, Tree, Updates
+from ..tree._shards import silence
 
 _EMBEDDING = re.compile(r"(^|[._])(\w*embed(ding)?s?|wte|wpe)([._]|$)")
 
@@ -86,7 +87,8 @@ def quantize_state(
                 return x
             return quantize(x, format, block_size=block_size, signed=values == "signed")
 
-        return map_values(template, leaf, state, params, chosen)
+        with silence():
+            return map_values(template, leaf, state, params, chosen)
 
     def update(updates: Updates, state: State, params: Params | None = None, **extra: Any) -> tuple[Updates, State]:
         inner = dequantize_state(state)
@@ -100,8 +102,7 @@ def quantize_state(
         for key, member in tx.members.items()
     }
     promises: Any = {"leafwise": tx.leafwise, "takes_assigned": tx.takes_assigned, "eval_params": _eval_params(tx)}
-    whole = tx.takes_shards and format == "bfloat16"  # a block would run across shards
-    promises |= {"takes_shards": whole}
+    promises |= {"takes_shards": tx.takes_shards}
     return GradientTransformation(init, update, members=members, **promises)
 
 
@@ -110,10 +111,19 @@ _BYTES = {"companded8": 1, "dynamic8": 1, "4bit": 0, "fp8": 1, "bfloat16": 2}  #
 
 def _written(state: State, inner: State, new: State) -> State:
     """A new state in the format of the old. What did not change keeps its codes, to the bit."""
+    rows: list[tuple[Any, Quantized]] = []
+
+    def note(_: Any, node: Any, old: Any, x: Any) -> tuple[bool, Any]:
+        if isinstance(node, Quantized) and x is not old:
+            rows.append((x, node))
+        return tree.is_leaf(node) or isinstance(node, Quantized), None
+
+    tree.map_nodes(note, state, inner, new)
+    made = iter(requantized(rows))
 
     def change(_: Any, node: Any, old: Any, x: Any) -> tuple[bool, Any]:
         if isinstance(node, Quantized):
-            return True, node if x is old else requantized(x, node)
+            return True, node if x is old else next(made)
         return (True, x) if tree.is_leaf(node) else (False, None)
 
     return tree.map_nodes(change, state, inner, new)

@@ -15,6 +15,7 @@ from .._checks import plain
 from .._state_spec import LeafSpec, spec_of
 from .._torch import is_dtensor
 from .._typing import Params, State, Tree
+from ._formats import Formats
 from ._means import flush, flush_in_place
 
 PathLike = str | os.PathLike[str]
@@ -57,7 +58,8 @@ def load(
 ) -> tuple[Params, State]:
     """Read what `save` wrote, on any number of processes and in any layout.
 
-    What is each replica's own comes back to the same replica; if there were others, each gets the mean of all, and of
+    What is quantised is written anew where the state has another format, or none, see `quantize_state`. What is each
+    replica's own comes back to the same replica; if there were others, each gets the mean of all, and of
     whole numbers those of the first.
 
     Args:
@@ -81,18 +83,21 @@ def load(
     here, specs = _flat(params, state), _specs(tx, params, state)
     wanted = _stacked(here, specs, group)
     found = _sizes(path)
+    formats = Formats(wanted, found)
+    wanted = formats.entries
     missing, left_over = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if strict and (missing or left_over):
         raise KeyError(f"the checkpoint does not fit: missing {missing}, left over {left_over}")
     given = {name: x for name, x in wanted.items() if name in found}
-    others = {name for name, x in given.items() if _is_of_other_replicas(name, x, found[name], specs)}
+    rest = given.keys() - formats.names()
+    others = {name for name in rest if _is_of_other_replicas(name, given[name], found[name], specs)}
     for name, x in given.items():
         if name not in others and x.shape != found[name]:
             raise ValueError(f"{name} has shape {tuple(found[name])} in the checkpoint, {tuple(x.shape)} is wanted")
     read: dict[str, Any] = {}
     for name, x in given.items():
         if name not in others:
-            read[name] = x if donate else torch.empty_like(x)
+            read[name] = x if donate or name not in rest else torch.empty_like(x)
         elif specs[name].elastic == "mean":
             read[name] = _for_all(x, found[name])
     run(dcp().load, read, path, group)
@@ -100,6 +105,7 @@ def load(
         for name in others & read.keys():
             mean = _shared_out(read[name], given[name])
             read[name] = given[name].copy_(mean) if donate else mean
+        formats.restore(read, here, donate)
     new = {name: _laid_like(read[name], x) if name in read else x if donate else x.clone() for name, x in here.items()}
     return _filled("params", params, new, donate), _filled("state", state, new, donate)
 

@@ -8,10 +8,11 @@ processes. The results are ordinary tensors, with the same bits on every process
 Every process calls the same verbs on the same trees, in the same order.
 """
 
+import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -140,11 +141,8 @@ def outline(f: Callable[..., Tree], *trees: Tree) -> Tree:
     """
     if not any(is_dtensor(x) for one in trees for x in leaves(one)):
         return f(*trees)
-    _talk.is_silent = True
-    try:
+    with silence():
         return map(_zeros_in_place, f(*trees))
-    finally:
-        _talk.is_silent = False
 
 
 def _zeros_in_place(x: Any) -> Tensor:
@@ -162,6 +160,21 @@ class _Talk(threading.local):
 
 
 _talk = _Talk()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Say nothing in this thread: what is reduced stays what it is here."""
+    before, _talk.is_silent = _talk.is_silent, True
+    try:
+        yield
+    finally:
+        _talk.is_silent = before
+
+
+def is_silent() -> bool:
+    """Whether nothing may be said in this thread."""
+    return _talk.is_silent
 
 
 def index_in(x: Any) -> Tensor:
@@ -271,11 +284,34 @@ def reduce_vector(vector: Tensor, how: str, group: Any) -> Tensor:
     if vector.requires_grad and torch.is_grad_enabled():
         made: Tensor = _AllReduce.apply(vector, how, group)  # type: ignore[no-untyped-call]  # torch has no types here
         return made
+    return _reduced(vector, how, group)
+
+
+def _reduced(vector: Tensor, how: str, group: Any) -> Tensor:
+    operation = _OPERATION[how]
+    by_rank = operation != "SUM" and vector.is_floating_point()
+    sent = _ranks_of(-vector if operation == "MIN" else vector) if by_rank else vector
+    operation = "MAX" if by_rank else operation
     if torch.compiler.is_compiling():
-        return wait_for(collective("all_reduce", vector, _OPERATION[how].lower(), group.group_name))
-    total = vector.clone()
-    dist.all_reduce(total, getattr(dist.ReduceOp, _OPERATION[how]), group)
-    return total
+        total = wait_for(collective("all_reduce", sent, operation.lower(), group.group_name))
+    else:
+        total = sent.clone()
+        dist.all_reduce(total, getattr(dist.ReduceOp, operation), group)
+    if not by_rank:
+        return total
+    largest = _flipped(total).view(vector.dtype)
+    return -largest if _OPERATION[how] == "MIN" else largest
+
+
+def _ranks_of(x: Tensor) -> Tensor:
+    """Whole numbers in the order of floats, NaN above all: a collective of floats finds NaN or loses it, by chance."""
+    whole = torch.int64 if x.dtype == torch.float64 else torch.int32
+    return _flipped(torch.where(x == x, x, torch.nan).view(whole))
+
+
+def _flipped(bits: Tensor) -> Tensor:
+    """The bits of floats as whole numbers in their order, and back: those below zero count the other way."""
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)
 
 
 class _AllReduce(torch.autograd.Function):
@@ -283,8 +319,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, vector: Tensor, how: str, group: Any) -> Tensor:
-        total = vector.clone()
-        dist.all_reduce(total, getattr(dist.ReduceOp, _OPERATION[how]), group)
+        total = _reduced(vector, how, group)
         ctx.save_for_backward(None if _OPERATION[how] == "SUM" else vector == total)
         return total
 
