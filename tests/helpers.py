@@ -88,7 +88,17 @@ def assert_trees_equal(a, b, rtol=0.0, atol=0.0):
     """Same structure, dtypes and, to the tolerance, numbers; NaN equals NaN."""
     assert of.tree.structure(a) == of.tree.structure(b)
     for x, y in zip(of.tree.leaves(a), of.tree.leaves(b), strict=True):
-        torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True)
+        if not _are_the_same(x, y):
+            torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True)
+
+
+USUAL = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128])
+
+
+def _are_the_same(x, y):
+    """Whether two leaves are of one kind and equal, which is asked millions of times and answered at once."""
+    usual = type(x) is type(y) is torch.Tensor and x.dtype in USUAL and x.is_cpu and x.layout == torch.strided
+    return usual and (y.dtype, y.device, y.layout) == (x.dtype, x.device, x.layout) and torch.equal(x, y)
 
 
 def assert_close_to(ours, reference, rtol):
@@ -133,9 +143,12 @@ def assert_fused_equals_eager(step, got, eager, *args, **extra):
     order: they may be four units off, or as close to the same step in float64 as the eager ones are. Returns what the
     eager step gives here.
     """
+    want = eager(*args, **extra)
+    assert of.tree.structure(got) == of.tree.structure(want)
+    if all(map(_are_the_same, of.tree.leaves(got), of.tree.leaves(want))):
+        return want
     corners = reachable(lambda: eager(*args, **extra))
     want = next(corners)
-    assert of.tree.structure(got) == of.tree.structure(want)
     named, answers = of.tree.leaves_with_path(got), of.tree.leaves(want)
     for (path, x), y in zip(named, answers, strict=True):
         assert (x.shape, x.dtype) == (y.shape, y.dtype), path

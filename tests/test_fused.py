@@ -53,7 +53,7 @@ class TestAgreement:
         tx = case.tx()
         fused, eager = both(tx)
         for seed in range(20):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             params = wide_params(dtype)
             grads, state = like(params), tx.init(params)
             assert_fused_equals_eager(fused, fused(params, state, grads), eager, params, state, grads)
