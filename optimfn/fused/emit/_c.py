@@ -13,8 +13,10 @@ from ..ir import _ops
 from ..ir._kernels import Chain, Form, Kernel
 from ..ir._numbers import in_registers
 from ._c_blocks import Blocks
-from ._c_leaf import CHUNK, COMPUTE, MEMORY, Leaf, loaded, member, stored
+from ._c_leaf import CHUNK, Leaf, loaded, member, stored
 from ._function import Function, indented, prelude
+from ._types import C_MEMORY as MEMORY
+from ._types import C_TYPES as COMPUTE
 
 
 class C:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from ..ir._kernels import Kernel
-from ._c_leaf import BLOCK, COMPUTE, MEMORY, Leaf, Total, loaded, pointer, stored
+from ._c_leaf import BLOCK, Leaf, Total, loaded, pointer, stored
+from ._types import C_MEMORY as MEMORY
+from ._types import C_TYPES as COMPUTE
 
 
 class _Pass:

@@ -8,24 +8,12 @@ import torch
 from ..ir import _ops
 from ..ir._kernels import Kernel
 from ._function import indented
+from ._types import C_MEMORY as MEMORY
+from ._types import C_TYPES as COMPUTE
 
 BLOCK = 512  # elements summed in the precision of the data before they join a double
 LINES = 128  # elements of each new result that go past the caches at a time; with more of them it is slower
 CHUNK = 16384  # elements a thread takes at a time: three to six arrays of them fit into a core's own cache
-
-COMPUTE = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.bfloat16: "float",
-    torch.float16: "float",
-    torch.int64: "int64_t",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-    torch.uint8: "uint8_t",
-    torch.bool: "uint8_t",
-}  # the type that values have in registers
-MEMORY = {**COMPUTE, torch.bfloat16: "uint16_t", torch.float16: "_Float16"}  # and in memory
 
 
 class Total(NamedTuple):

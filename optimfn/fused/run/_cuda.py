@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..._in_place._spans import Taken
-from ..emit._triton import CHUNK, COLUMNS, Triton, print_stage, print_unit
+from ..emit._triton import Triton, print_stage, print_unit
+from ..emit._triton_leaf import CHUNK, COLUMNS
 from ..ir._graph import StepAside
 from ..ir._kernels import Call, Chain, Form, Link, Owner, Stage
 from ..plan._plan import Plan
