@@ -82,7 +82,7 @@ def host_contenders() -> dict[str, Step]:
     adamw, tx = torch.optim.AdamW, of.adamw(RATE, weight_decay=DECAY)
     idle = of.Optimizer(params(), of.adamw, learning_rate=RATE, weight_decay=DECAY)
     idle.step()
-    idle._program.take = lambda *_, **__: None
+    idle._bound.take = lambda *_, **__: None
     return {
         "torch.optim.AdamW(fused=True)": adamw(params(), RATE, weight_decay=DECAY, fused=True).step,
         "torch.optim.AdamW(foreach=True)": adamw(params(), RATE, weight_decay=DECAY, foreach=True).step,

@@ -27,6 +27,9 @@ make_wrapper_subclass = Tensor._make_wrapper_subclass
 _modes, _level = torch._C._len_torch_dispatch_stack, _functorch.maybe_current_level
 
 
+_optimizers: Any = sys.modules[torch.optim.Optimizer.__module__]  # which the name in `torch.optim` is not
+_of_all_optimizers = _optimizers._global_optimizer_pre_hooks, _optimizers._global_optimizer_post_hooks
+_is_profiling = torch._C._autograd._profiler_enabled
 _guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
 _empty_strided_cpu = getattr(_guards, "_empty_strided_cpu", None)
 
@@ -71,6 +74,12 @@ def like_these(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         return check if check(*tensors) else None
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def is_observed(optimizer: Any) -> bool:
+    """Whether hooks wait for a step of an optimizer, or somebody records what runs."""
+    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *_of_all_optimizers
+    return torch.compiler.is_compiling() or any(hooks) or _is_profiling()
 
 
 def is_intercepted() -> bool:

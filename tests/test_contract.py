@@ -78,6 +78,23 @@ class TestHooks:
             seen.append(order)
         assert seen[0] == seen[1] == 2 * ["all before", "before", "after", "all after"]
 
+    @pytest.mark.parametrize(
+        "make", [lambda net: of.Optimizer(net, of.sgd(0.1)), lambda net: of.optim.SGD(net.parameters())]
+    )
+    def test_one_who_comes_late_sees_steps(self, make):
+        net, seen = model(), []
+        optimizer = make(net)
+        train(net, optimizer, 2)  # nobody looks
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            train(net, optimizer, 1, first=2)
+        assert f"Optimizer.step#{type(optimizer).__name__}.step" in {event.name for event in profile.events()}
+        handle = register_optimizer_step_post_hook(lambda *_: seen.append("all"))
+        optimizer.register_step_post_hook(lambda *_: seen.append("own"))
+        train(net, optimizer, 1, first=3)
+        handle.remove()
+        train(net, optimizer, 1, first=4)
+        assert seen == ["own", "all", "own"]
+
     def test_a_pre_hook_may_change_the_arguments(self):
         optimizer = of.Optimizer(model(), of.sgd(0.1))
         optimizer.register_step_pre_hook(lambda o, args, kwargs: ((args[0], lambda: 7.0), kwargs))
