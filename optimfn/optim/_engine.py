@@ -118,7 +118,7 @@ class Engine(Source):
         said = self._say(capturing)
         rules, values = [one for one, _ in said], [own for _, own in said]
         numbers, bound = self._live_numbers(), self._bound
-        separated = numbers.separate(values)
+        were_apart, separated = numbers.apart(), numbers.separate(values)
         differentiable = self.defaults.get("differentiable", False)  # tensors are used as they are, and may be new ones
         fits = not (self._runs_otherwise() or bound is None or separated or differentiable) and bound.fits(
             rules, self.param_groups, self.state
@@ -127,8 +127,13 @@ class Engine(Source):
         if not fits or (is_step and grads is None):
             if capturing:
                 raise RuntimeError("take a step before capturing one, so that the state is there, and lies still")
-            with without_collecting():
-                bound = self._join(said)
+            try:
+                with without_collecting():
+                    bound = self._join(said)
+            except BaseException:  # the numbers may be those of other runs already
+                self._bound = None
+                numbers.rejoin(were_apart)
+                raise
             grads = [p.grad for p in bound.params.values()]
         elif not (capturing and is_watched()):
             numbers.write(values, capturing)

@@ -34,6 +34,7 @@ class FactorySource(Evaluation):
     def _begin(self) -> None:
         """Begin anew with the groups as they are, as after a checkpoint was loaded."""
         self._bound = None
+        self._live_numbers().rejoin(set())
         self._own("_rules", dict)
         self._hyperparameters: dict[str, dict[str, Found]] = {}
         self._keys: dict[int, set[str]] = {}  # of each group, that were found to be right
@@ -62,12 +63,16 @@ class FactorySource(Evaluation):
             if "betas" in group:
                 follow_betas(group, self._seen.get(id(group), (None,) * 4)[2:])
             self._note(group)
-            found, label = self._found(group), group.get("label", "")
-            values = {one: group[key] for key, (one, value) in found.items() if not callable(value)}
-            said.append((self._rules_of(label, group["maximize"]), values))
+            label = group.get("label", "")
+            said.append((self._rules_of(label, group["maximize"]), self._values(group)))
             if label in self._shown_rates:
                 self._check_shown(label, group)
         return said
+
+    def _values(self, group: dict[str, Any], now: Mapping[str, Any] | None = None) -> Mapping[Any, Any]:
+        """The numbers of a group, or of another one as far as that has them."""
+        now = group if now is None else {**group, **now}
+        return {one: now[key] for key, (one, value) in self._found(group).items() if not callable(value)}
 
     def _rules_of(self, label: str, maximize: bool) -> FactoryRules:
         if (label, maximize) not in self._rules:
@@ -157,23 +162,36 @@ class FactorySource(Evaluation):
             for group, zero in zip(self.param_groups, zeros, strict=True):
                 group["lr"] = zero
 
-    def _wanted(self, loaded: Mapping[str, Any], strict: bool) -> dict[ParamKey, Entries]:
-        """What entries those parameters need that have some in a state dict."""
+    def _wanted(self, loaded: Mapping[str, Any], strict: bool) -> tuple[dict[ParamKey, Entries], set[str]]:
+        """What entries the parameters need that have some in a state dict, and which keys runs have in common.
+
+        Groups run together, or each by itself, as those do that were saved.
+        """
+        wanted: dict[ParamKey, Entries] = {}
+        common: set[str] = set()
         numbers = every(loaded["param_groups"])
         params = self._params()
         if len(numbers) != len(params):
-            return {}  # of this, torch speaks
+            return wanted, common  # of this, torch speaks
         begun = {name for name, number in zip(params, numbers, strict=True) if loaded["state"].get(number)}
-        parts, tensors = self._parts(self._say(False), False)
+        live, own = self._live_numbers(), self.param_groups
+        were_apart = live.apart()
+        live.rejoin(set())
+        live.separate([self._values(*both) for both in zip(own, loaded["param_groups"], strict=False)])
+        try:
+            parts, tensors = self._parts(self._say(False), False)
+        finally:
+            live.rejoin(were_apart)
+            self._bound = None  # its numbers are bound no more
         mould = mould_for(type(self), parts, tensors, self._live_rates)
-        wanted: dict[ParamKey, Entries] = {}
         for place in common_places(mould, [[n for n in names if n in begun] for names in self._names()]):
             # What is kept elsewhere is loaded there, and with memory it says where.
             memory = not strict or uses_factory(self.tx, offload)
             each = template(mould, place, params, self, has_memory=memory)
             for name, entries in each.scatter(each.state).items():
                 wanted.setdefault(name, {}).update(entries)
-        return wanted
+            common |= {slot.key for slot in each.layout.slots if slot is not None and slot.owner is None}
+        return wanted, common
 
     def _found(self, group: dict[str, Any]) -> dict[str, Found]:
         """The hyperparameters of a group, by their keys in it."""

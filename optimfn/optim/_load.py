@@ -1,7 +1,7 @@
 """Loading state dicts: what fits, without losing dtypes."""
 
 import functools
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -84,6 +84,28 @@ def _without_reprs(entries: Entries) -> Entries:
 
 
 _OLD = "inject_hyperparams("
+
+
+def with_common(
+    wanted: Mapping[ParamKey, Entries], common: Collection[str], names: Sequence[ParamKey], loaded: dict[str, Any]
+) -> dict[str, Any]:
+    """The same state dict with what parameters have in common under the ones that an optimizer wants it under.
+
+    It stands under the first of those that step together, which depends on their order, and on what groups differ in.
+    """
+    numbers = [number for group in loaded["param_groups"] for number in group["params"]]
+    state = {number: dict(entries) for number, entries in loaded["state"].items()}
+    for key in common:
+        holders = [entries for entries in state.values() if key in entries]
+        takers = {n: key in wanted.get(name, {}) for n, name in zip(numbers, names, strict=False) if n in state}
+        if not holders or not any(takers.values()):
+            continue
+        for number, takes in takers.items():
+            if takes:
+                state[number].setdefault(key, holders[0][key])
+            else:
+                state[number].pop(key, None)
+    return {**loaded, "state": state}
 
 
 def in_formats(wanted: Mapping[ParamKey, Entries], names: Sequence[ParamKey], loaded: dict[str, Any]) -> dict[str, Any]:

@@ -109,6 +109,14 @@ class Numbers:
                     self._apart.add(key)
         return len(self._apart) > self._most
 
+    def apart(self) -> set[Hashable]:
+        """The numbers in which groups differ, or have."""
+        return set(self._apart)
+
+    def rejoin(self, apart: set[Hashable]) -> None:
+        """Let groups share again what they shared when these were the numbers in which they differed."""
+        self._apart = apart
+
     def write(self, values: Sequence[Values], capturing: bool) -> None:
         """Put the values of the groups, which are those that were bound, into the tensors.
 

@@ -28,6 +28,7 @@ from ._load import (
     fill_in,
     in_formats,
     restore_groups,
+    with_common,
     without_reprs,
 )
 from ._members import Route, keep_slow, routes
@@ -199,7 +200,8 @@ class Optimizer(FactorySource):
 
         def check(_: Any, loaded: dict[str, Any]) -> dict[str, Any]:
             loaded, trained = self._without_trained(without_reprs(by_name(self.param_groups, loaded)))
-            wanted = self._wanted(loaded, strict)
+            wanted, common = self._wanted(loaded, strict)
+            loaded = with_common(wanted, common, list(self._params()), loaded)
             loaded = in_formats(wanted, list(self._params()), loaded)
             found.append((compare(wanted, list(self._params()), loaded, strict), wanted, loaded))
             aside.update(trained)
@@ -221,7 +223,7 @@ class Optimizer(FactorySource):
 
     def entries_for(self, state_dict: Mapping[str, Any]) -> list[Entries]:
         """The entries, on no device, that parameters need which have some in a state dict; in the order of groups."""
-        wanted = self._wanted(state_dict, True)
+        wanted, _ = self._wanted(state_dict, True)
         return [wanted.get(name, {}) for name in self._params()]
 
     def numbers_of(self, group: dict[str, Any]) -> set[str]:

@@ -1,7 +1,7 @@
 """Which parameters go through which rule together, and the state of each run from the entries of the parameters."""
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +82,7 @@ def cohorts(mould: Mould, place: Place, params: Params, source: Source) -> list[
     own = [params[name] for name in names]
     if not any(source.has_state(p) or source.has_parted(p) or p.grad is None for p in own):
         return [Cohort(names, together=True)]  # the first step, as a rule
-    layout = _layout(mould, place.member, {names[0]: own[0]}, source, False)
+    layout, _ = _plan(mould, place.member, {names[0]: own[0]}, source, False)
     if not any(layout.slots):
         return [Cohort(names)]
     names = [name for name in names if source.has_state(params[name]) or params[name].grad is not None]
@@ -109,6 +109,7 @@ def place_run(
 
     Raises:
         KeyError: if a parameter has entries and one is missing, naming it.
+        ValueError: if what is kept for all of them together was made for others.
     """
     member, (names, alone, together) = place.member, cohort
     own = {name: params[name] for name in names}
@@ -122,17 +123,48 @@ def place_run(
         return Placed(run, names, layout, fresh, together and bool(layout.shared()))
     if alone:
         kept = {name: own[name] for name in known}
-        old = _layout(mould, member, kept, source, True).gather(known, {})
+        old = _plan(mould, member, kept, source, True)[0].gather(known, {})
         state = {name: (old if name in known else fresh)[name] for name in names}
         layout, _ = mould.fresh(member, True, lambda tx: state, source.rename)
         return Placed(run, names, layout, state, together)
-    shared = next(iter(known.values()))
-    if fresh is None:
-        layout = _layout(mould, member, own, source, False)
-    else:
+    layout, leaves = _plan(mould, member, own, source, False) if fresh is None else (layout, layout.read(fresh) or [])
+    shared = {
+        **next(iter(known.values())),
+        **_lent(member, zip(layout.slots, leaves, strict=True), known, params, source),
+    }
+    if fresh is not None:
         of_params, others = layout.scatter(fresh)
         known, shared = {name: known.get(name, of_params.get(name, {})) for name in names}, {**others, **shared}
     return Placed(run, names, layout, layout.gather(known, shared), together)
+
+
+def _lent(
+    member: Member,
+    slots: Iterable[tuple[Slot | None, Any]],
+    known: Mapping[ParamKey, Entries],
+    params: Params,
+    source: Source,
+) -> Entries:
+    """What parameters keep together beside numbers, which stands under one of them; groups that part have it in turn.
+
+    Raises:
+        ValueError: if it was made for other parameters.
+    """
+    lent: Entries = {}
+    for slot, leaf in slots:
+        if slot is None or slot.owner is not None or not leaf.ndim:
+            continue
+        others = map(source.entries, params.values())
+        found = next((x[slot.key] for x in (*known.values(), *others) if slot.key in x), None)
+        if found is not None and found.shape != leaf.shape:
+            raise ValueError(
+                f"{member.name} keeps {slot.key} of shape {tuple(found.shape)} for parameters that it steps as one, "
+                f"which are others now and need {tuple(leaf.shape)}. Give groups numbers of their own, and every "
+                "parameter a gradient, from the first step on"
+            )
+        if found is not None:
+            lent[slot.key] = found
+    return lent
 
 
 def template(mould: Mould, place: Place, params: Params, source: Source, has_memory: bool) -> Placed:
@@ -153,9 +185,10 @@ def _fresh(mould: Mould, member: Member, alone: bool, params: Params, source: So
     return layout, layout.structure.unflatten(list(source.kept(layout.slots, leaves, params)))
 
 
-def _layout(mould: Mould, member: Member, params: Params, source: Source, alone: bool) -> Layout:
+def _plan(mould: Mould, member: Member, params: Params, source: Source, alone: bool) -> tuple[Layout, list[Any]]:
+    """The layout of a fresh state, and leaves without memory."""
     with _memoryless():
-        return mould.fresh(member, alone, lambda tx: tx.init(params), source.rename)[0]
+        return mould.fresh(member, alone, lambda tx: tx.init(params), source.rename)
 
 
 @contextlib.contextmanager
