@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._gate import unasked
 from .._typing import State
-from ._layout import Entries, Layout, Memoryless, ParamKey
+from ._layout import Entries, Layout, Memoryless, ParamKey, Slot
 from ._members import Member
 from ._mould import Mould
 from ._pipeline import Run
