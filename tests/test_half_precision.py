@@ -6,6 +6,8 @@ from helpers import assert_trees_equal, like
 
 import optimfn as of
 from optimfn._wrappers._half_precision import _by_chance, _high, _join, _low
+from optimfn.tree import fold_in
+from optimfn.tree._random import noise
 
 HALVES = [torch.bfloat16, torch.float16]
 TX = of.adamw(1e-4, weight_decay=0.1)
@@ -91,6 +93,41 @@ def test_rounding_by_chance_is_unbiased(dtype, start):
     odds = 1 / 16
     deviation = (odds * (1 - odds) / p.numel()) ** 0.5
     assert abs(((got - start) / gap).mean().item() - odds) < 4.5 * deviation
+
+
+def test_noise_is_uniform_and_knows_no_neighbours():
+    """Of n draws a share of odds q is within 5 deviations of it, and so is what two draws have in common."""
+    n = 1 << 20
+    like = torch.empty(n)
+    draws = torch.stack([noise(key, like) for key in (3, 4, 3 + (1 << 32), fold_in(3, 1))]).double()
+    assert draws.min() >= 0
+    assert draws.max() < 2**16
+    x = (draws + 0.5) / 2**16 - 0.5  # of variance 1/12
+    bound = 5 / n**0.5
+    assert (x.mean(1).abs() < bound * 12**-0.5).all()
+    # The variance of a product of two such is 1/144, that of a square 1/180.
+    assert ((x.square().mean(1) - 1 / 12).abs() < bound * 180**-0.5).all()
+    for i in range(4):
+        for lag in (1, 2, 3, 16, 64, 256, 1000, 65536):
+            assert (x[i, lag:] * x[i, :-lag]).mean().abs() < 5 / (n - lag) ** 0.5 / 12
+        for k in range(i):
+            assert (x[i] * x[k]).mean().abs() < bound / 12
+        bits = draws[i].long()
+        for bit in range(16):
+            assert abs(((bits >> bit) & 1).double().mean().item() - 0.5) < bound / 2
+        # Chi square of 4096 cells: mean 4095, deviation the root of twice that.
+        cells = torch.bincount(bits >> 4, minlength=4096).double()
+        assert abs((cells - n / 4096).square().sum().item() / (n / 4096) - 4095) < 5 * (2 * 4095) ** 0.5
+
+
+def test_noise_of_an_element_hangs_on_its_place_and_on_all_of_the_key():
+    like = torch.empty(3, 100)
+    whole = noise(7, torch.empty(300))
+    assert torch.equal(noise(7, like).flatten(), whole)
+    assert torch.equal(noise(torch.tensor(7), torch.empty(200)), whole[:200])
+    for bit in range(64):
+        other = noise(7 ^ (1 << bit if bit < 63 else -(2**63)), torch.empty(300))
+        assert (other != whole).sum() > 280
 
 
 def test_rounding_by_chance_keeps_what_is_exact_or_not_finite():

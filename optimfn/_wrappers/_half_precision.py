@@ -12,6 +12,7 @@ from .._checks import check_choice, check_seed, need_params
 from .._evaluation import eval_within
 from .._recipe import factory
 from .._typing import Assign, Count, Params, State, Tree, Updates
+from ..tree._random import noise
 
 
 class KahanState(NamedTuple):
@@ -88,7 +89,12 @@ def kahan(tx: GradientTransformation) -> GradientTransformation:
         new, inner_state = tx.rule(updates, state.inner_state, wide, **extra)
         moved = _moved(wide, new, kept)
         rounded = _map(lambda w, c: w.to(c.dtype), moved, kept)
-        lost = _map(lambda w, c, p: torch.where(p.isfinite(), w - p, 0.0).to(c.dtype), moved, kept, rounded)
+        lost = _map(
+            lambda w, c, p: torch.where(p.abs() <= torch.finfo(p.dtype).max, w - p, 0.0).to(c.dtype),
+            moved,
+            kept,
+            rounded,
+        )
         return _assigned(new, rounded, kept), KahanState(_kept(new, lost, kept, kept), inner_state)
 
     promises: Any = {
@@ -148,7 +154,7 @@ def stochastic_rounding(tx: GradientTransformation, seed: int | Tensor) -> Gradi
         new, inner_state = tx.rule(updates, state.inner_state, params, **extra)
         keys = tree.split_key_like(tree.fold_in(state.rng_key, count), params)
         moved = _moved(params, new, state.like)
-        rounded = _map(lambda w, c, key: _by_chance(w, tree.bits(key, w), c.dtype), moved, state.like, keys)
+        rounded = _map(lambda w, c, key: _by_chance(w, noise(key, w), c.dtype), moved, state.like, keys)
         return _assigned(new, rounded, state.like), state._replace(count=count, inner_state=inner_state)
 
     return GradientTransformation(init, update, eval_params=eval_within(tx, "inner_state"))
@@ -284,14 +290,15 @@ def _check_bfloat16(params: Params) -> None:
 
 
 def _by_chance(x: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 rounded to a neighbour of half precision, given uniform bits."""
-    noise = (bits & 0xFFFF).to(torch.int32)
+    """A float32 rounded to a neighbour of half precision, given uniform bits, of which the lower 16 are taken."""
+    bits = (bits & 0xFFFF).to(torch.int32)
+    is_finite = x.abs() <= torch.finfo(x.dtype).max  # one comparison
     if dtype == torch.bfloat16:
-        moved = ((x.view(torch.int32) + noise) & -0x10000).view(torch.float32)
-        return torch.where(x.isfinite(), moved, x).to(dtype)
-    moved = ((x.view(torch.int32) + (noise & 0x1FFF)) & -0x2000).view(torch.float32)
-    small = torch.floor(x * 2.0**24 + noise / 65536.0) * 2.0**-24  # where the distance of float16 is always this
-    return torch.where(x.isfinite(), torch.where(x.abs() < 2.0**-14, small, moved), x).to(dtype)
+        moved = ((x.view(torch.int32) + bits) & -0x10000).view(torch.float32)
+        return torch.where(is_finite, moved, x).to(dtype)
+    moved = ((x.view(torch.int32) + (bits & 0x1FFF)) & -0x2000).view(torch.float32)
+    small = torch.floor(x * 2.0**24 + bits / 65536.0) * 2.0**-24  # where the distance of float16 is always this
+    return torch.where(is_finite, torch.where(x.abs() < 2.0**-14, small, moved), x).to(dtype)
 
 
 def _low(w: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Blocks of a tensor: runs of elements in their order, of which the last may be short."""
+"""The elements of a tensor in their order: their numbers, and blocks of them, of which the last may be short."""
 
 import contextlib
 import math
@@ -18,6 +18,9 @@ class Blocking(Protocol):
 
     def to_blocks(self, values: Tensor, like: Tensor, size: int) -> Tensor | None:
         """A value for each block, repeated for its elements."""
+
+    def index(self, like: Tensor) -> Tensor | None:
+        """See the function."""
 
     def packed(self, codes: Tensor, size: int) -> Tensor | None:
         """See the function."""
@@ -69,6 +72,15 @@ def in_blocks(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor, 
             return f(x, found)
     found, numel = f(_rows(x, size), values.unsqueeze(1)), math.prod(x.shape)
     return (found if found.numel() == numel else found.reshape(-1)[:numel]).reshape(x.shape)
+
+
+def index(like: Tensor) -> Tensor:
+    """The number of each element of a tensor, in the order of rows, as int64."""
+    if not torch.compiler.is_compiling() and _blocking.by is not None:
+        found = _blocking.by.index(like)
+        if found is not None:
+            return found
+    return torch.arange(like.numel(), device=like.device).reshape(like.shape)
 
 
 def packed(codes: Tensor, size: int) -> Tensor:

@@ -57,6 +57,21 @@ def _bits(key: Key, like: Tensor) -> Tensor:
     return _mix(_mix(_as_tensor(key).to(like.device)) + (index_in(like) + 1) * _GOLDEN)
 
 
+def noise(key: Key, like: Tensor) -> Tensor:
+    """16 random bits for each element of a tensor, as int32, for a fraction of the work of `bits`.
+
+    The number of the element and half of the key go through lowbias32 (Wellons, 2018), with the other half in between.
+    """
+    key = _mix(_as_tensor(key).to(like.device))
+    place, high = index_in(like), (key >> 32).to(torch.int32)
+    if like.numel() > 2**32:
+        high = high ^ (place >> 32).to(torch.int32)
+    x = place.to(torch.int32) ^ key.to(torch.int32)
+    x = ((x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D) ^ high
+    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975
+    return wrapped(x >> 16 & 0xFFFF, like)
+
+
 def normal(key: Key, like: Tensor) -> Tensor:
     """Standard normal numbers in the shape and on the device of a tensor, in float64."""
     radius = torch.sqrt(-2 * torch.log(uniform(fold_in(key, 0), like)))

@@ -32,6 +32,7 @@ from .._torch import (
     wrapped_like,
 )
 from .._typing import Tree
+from ._blocks import index
 from ._core import each, leaves, map
 
 _NEUTRAL = {"max": -math.inf, "min": math.inf}
@@ -180,7 +181,7 @@ def is_silent() -> bool:
 def index_in(x: Any) -> Tensor:
     """The number of each element that is here, in the whole leaf."""
     if not is_dtensor(x):
-        return torch.arange(x.numel(), device=x.device).reshape(x.shape)
+        return index(x)
     total, inner = torch.zeros((), dtype=torch.int64, device=x.device), 1
     for axis in reversed(range(x.ndim)):
         # What is whole everywhere is cut without a collective.

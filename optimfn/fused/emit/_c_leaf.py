@@ -71,6 +71,9 @@ class Leaf:
             self._runs.append(f"const {MEMORY[dtype]} *{name}_at = {name}_of + {first};")
             self._body.append(f"const {kind} {name} = {loaded(dtype, f'{name}_at[i - from]')};")
 
+    def index(self, name: str) -> None:
+        self._body.append(f"const int64_t {name} = i{self._start};")
+
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         self._body.append(f"const {COMPUTE[dtype]} {name} = {text};" + (f"  // {line}" if line else ""))
 

@@ -30,6 +30,9 @@ class LeafWriter(Protocol):
     def spread(self, name: str, dtype: torch.dtype, buffer: int, extents: tuple[int, int], axis: str) -> None:
         """An element of a buffer that is repeated along some axes."""
 
+    def index(self, name: str) -> None:
+        """The number of the element, as int64."""
+
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         """What is computed, and where the rule says so."""
 
@@ -124,6 +127,8 @@ def print_kernel(language: Writers, kernel: Kernel, lines_of_rule: Sequence[str]
             in_blocks.packed(name, next(buffers))
         elif entry.kind == "spread":
             write.spread(name, entry.dtype, next(buffers), (next(extents), next(extents)), entry.op)
+        elif entry.op == "index":
+            write.index(name)
         elif in_blocks and entry.op == "largest" and isinstance(entry.args[0], int):
             in_blocks.largest(name, entry.dtype, names[entry.args[0]])
         else:

@@ -95,6 +95,9 @@ class Leaf:
         place = f"place // {times}" if axis == "row" else place
         self._body.append(f"{name} = {loaded(dtype, f'tl.load({name}_of + {place}, mask=mask)')}")
 
+    def index(self, name: str) -> None:
+        self._body.append(f"{name} = (i{self._start}).to(tl.int64)")
+
     def value(self, name: str, dtype: torch.dtype, text: str, line: str) -> None:
         self._body.append(f"{name} = tl.cast({text}, {COMPUTE[dtype]})" + (f"  # {line}" if line else ""))
 

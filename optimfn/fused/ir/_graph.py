@@ -77,6 +77,8 @@ class Node:
     codes of 4 bits into a byte, and `unpack`; they have the same arguments. What is packed is only stored, and read
     from memory.
 
+    `index` is the number of each element.
+
     The pointwise operator `spread` repeats a tensor along some axes. It and `fold` have the arguments
     `(x, times, inner)`: the axes are next to each other, `times` elements in all, and those after them have `inner`.
     """

@@ -59,7 +59,7 @@ class Rows:
             # What runs with a gradient never meets what runs without it.
             sides = (owner < 0,) if isinstance(owner, int) else (False, True) if self._has_sides else (False,)
             touched: list[Any] = [root.buffer] if isinstance(root, Store) else []
-            found = [x for x in closure(node, k) if not x.is_scalar and x.op not in ("fill", "spread")]
+            found = [x for x in closure(node, k) if not x.is_scalar and x.op not in ("fill", "index", "spread")]
             found = [x.args[0] if x.op == "unpack" else x for x in found]
             touched += [self.buffer_of(x) if x.has_memory else x for x in found]
             for thing in touched:

@@ -95,6 +95,9 @@ class Operators(Builder):
                 return None
             if old.layout == layout:
                 return old
+            if old.op == "copy" and _is_narrower(layout.dtype, old.dtype) and old.args[0].layout == layout:
+                before: Node = old.args[0]
+                return before  # made wider, and narrow again
             if name == "expand" and layout.shape != ():
                 layout = Layout(layout.shape, layout.dtype, contiguous_stride(layout.shape))
             return self._add("pointwise", "copy", args[:1], {}, layout) if layout.dtype in _ops.DTYPES else None
@@ -164,6 +167,11 @@ class Operators(Builder):
             return "not computed element by element"
         shapes = {x.layout.shape for x in args if isinstance(x, Node)} - {()}
         return "operands of several shapes" if len(shapes) > 1 else "kernels have no expression for these arguments"
+
+
+def _is_narrower(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether all numbers of a dtype of low precision are numbers of another."""
+    return dtype in _ops.LOW_PRECISION and other in (torch.float32, torch.float64)
 
 
 def _unchanged(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node | None:

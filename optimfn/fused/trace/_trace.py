@@ -163,6 +163,13 @@ class Tracer(DispatchMode, Operators):  # type: ignore[no-untyped-call]  # torch
         made = self._in_blocks("to_blocks", values.node, size, like.node.layout)
         return None if made is None else self.symbol(made)
 
+    def index(self, like: Tensor) -> Tensor | None:
+        """The number of each element; `None` if kernels go over them in another order, or there is but one."""
+        layout = like.node.layout._replace(dtype=torch.int64) if type(like) is Symbol else None
+        if layout is None or layout.shape == () or layout.stride != contiguous_stride(layout.shape):
+            return None
+        return self.symbol(self._add("pointwise", "index", (), {}, layout))
+
     def packed(self, codes: Tensor, size: int) -> Tensor | None:
         """Two codes in a byte; `None` if kernels cannot."""
         shape = packed_shape(codes.shape)
