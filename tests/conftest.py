@@ -1,6 +1,7 @@
 """Settings every test runs under: one thread, float32 by default, a seed of its own, warnings as errors."""
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -89,6 +90,30 @@ def _guards_are_not_timed():
         guards.profile_guard_manager = lambda *args: 0.0
 
 
+# These files ask how steps are managed, of every rule: what they compile, half of their time, is not optimised. Kernels
+# of every rule are compiled as for users in test_laws.py, test_processors.py and test_fused*.py, and all nightly.
+UNOPTIMISED = {"absent_gradients", "checkpoints", "counts", "cuda", "dropin", "ownership"}
+if os.environ.get("HYPOTHESIS_PROFILE") == "nightly":
+    UNOPTIMISED = set()
+_unoptimised = []  # what has been loaded there: names of functions do not tell flags apart
+
+
+@contextlib.contextmanager
+def _flags_of(file):
+    build = sys.modules.get("optimfn.fused.run._build")
+    if build is None or file.removeprefix("test_") not in UNOPTIMISED:
+        yield
+        return
+    kept = build.FLAGS, build._loaded
+    if not _unoptimised:
+        _unoptimised.append(build._Loaded())
+    build.FLAGS, build._loaded = ("-O0", *build.FLAGS[1:]), _unoptimised[0]
+    try:
+        yield
+    finally:
+        build.FLAGS, build._loaded = kept
+
+
 @pytest.fixture(autouse=True)
 def _settings(request):
     _guards_are_not_timed()
@@ -97,5 +122,6 @@ def _settings(request):
     seed = zlib.crc32(request.node.name.encode())
     # Without devices, `torch.manual_seed` notes for each kind of them who has called it, in 1 ms, for ever.
     torch.manual_seed(seed) if torch.cuda.is_available() else torch.default_generator.manual_seed(seed)
-    yield
+    with _flags_of(request.node.path.stem):
+        yield
     torch.set_default_dtype(torch.float32)

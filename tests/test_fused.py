@@ -17,6 +17,7 @@ from helpers import assert_fused_equals_eager, assert_trees_equal, follow, like,
 
 import optimfn as of
 from optimfn.fused.ir._graph import SeveralDevices
+from optimfn.fused.run import _build
 from optimfn.fused.run._known import device_of as _device
 from optimfn.fused.trace._builder import _rearrange
 
@@ -704,7 +705,10 @@ class TestCannotTrace:
 
 
 @pytest.mark.parametrize("number", [400, 2000])
-def test_rules_of_many_operators_in_a_row_have_kernels(number):
+def test_rules_of_many_operators_in_a_row_have_kernels(number, monkeypatch):
+    if number > 400:  # 6,000 lines are a matter of depth; to optimise them takes gcc 11 s
+        monkeypatch.setattr(_build, "FLAGS", ("-O0", *_build.FLAGS[1:]))
+
     def long(updates, params):
         def leaf(u):
             for i in range(number // 2):

@@ -43,7 +43,7 @@ def test_what_aten_has_computed_is_reduced_where_it_lies(name):
 @pytest.mark.parametrize("case", [c for c in CASES if "fused" not in c.skips], ids=lambda c: c.name)
 def test_a_step_makes_nothing_on_the_default_device(case):
     """On a CUDA device that is the CPU, of whose memory kernels know nothing; here it is one without memory."""
-    tx, params = case.tx(), {"wide": wide_params(), "tall": torch.randn(6, 4)}
+    tx, params = case.tx(**case.tensors()), {"wide": wide_params(), "tall": torch.randn(6, 4)}
     step, state, grads = of.make_step(tx, backend="fused"), tx.init(params), like(params)
     torch.manual_seed(1)
     want = step(params, state, grads)
