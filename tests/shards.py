@@ -1,7 +1,9 @@
 """Sharded trees for the tests, and the jobs that ranks do with them; see `ranks`."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import optimfn as of
+from optimfn.fused.run import _known
+from optimfn.fused.run._shared import shared
 
 MESHES = {}
 R, S = Replicate(), Shard
@@ -511,3 +515,38 @@ def under_vmap():
     except RuntimeError as error:
         return str(error)
     return "nothing"
+
+
+def patterns_of_absence():
+    """What goes wrong where gradients of shards come and go, and how often rules are traced for it."""
+    rules = {
+        "adamw": of.adamw(0.1),
+        "clip": of.chain(of.clip_by_global_norm(1.0), of.adamw(0.1), of.params_ema(0.9)),
+        "lamb": of.lamb(0.1),
+        "finite": of.apply_if_finite(of.sgd(0.1, 0.9), 3),
+    }
+    shapes = {f"p{i}": [(4, 3), (5,), (2, 3)][i % 3] for i in range(6)}
+    found, generator = {}, torch.Generator().manual_seed(0)
+    here = [(torch.rand(len(shapes), generator=generator) < 0.5).tolist() for _ in range(16)]
+    for (name, tx), donate in itertools.product(rules.items(), (True, False)):
+        shared.clear()
+        step, single = of.make_step(tx, donate=donate), of.make_step(tx, backend="eager")
+        values = drawn(shapes, torch.float64, 1)
+        cut = {n: distribute_tensor(x, MESHES["four"], [S(0)], src_data_rank=None) for n, x in values.items()}
+        got, want = (cut, tx.init(cut)), (values, tx.init(values))
+        with mock.patch.object(_known, "trace", wraps=_known.trace) as traced:
+            for number, pattern in enumerate(here):
+                whole_grads = drawn(shapes, torch.float64, number)
+                grads = {
+                    n: distribute_tensor(x, MESHES["four"], [S(0)], src_data_rank=None) for n, x in whole_grads.items()
+                }
+                absent = [n for n, is_here in zip(shapes, pattern, strict=True) if not is_here]
+                for n in absent:
+                    grads[n] = whole_grads[n] = None
+                got, want = step(*got, grads), single(*want, whole_grads)
+        wrong = problems(got, want, 1e-11)
+        wrong += [] if traced.call_count <= 9 else [f"is traced {traced.call_count} times"]
+        wrong += [] if step.explain().startswith("fused") else [step.explain()]
+        if wrong:
+            found[f"{name}, {donate}"] = wrong
+    return found

@@ -142,3 +142,8 @@ def test_a_step_with_collectives_is_one_graph():
 def test_states_that_change_places_are_set_aside():
     found = told(on_ranks("shards.states_that_turn"))
     assert not found, found
+
+
+def test_patterns_of_absent_gradients_of_shards_are_data():
+    found = told(on_ranks("shards.patterns_of_absence"))
+    assert not found, found

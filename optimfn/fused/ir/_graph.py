@@ -146,6 +146,11 @@ def is_random(op: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
 
 
+def is_together(op: Any) -> bool:
+    """Whether an operator makes of each of its operands something by itself, so that some may be absent."""
+    return getattr(op, "takes_some", False) is True
+
+
 def _nodes_in(value: Any) -> Iterator[Node]:
     if isinstance(value, Node):
         yield value

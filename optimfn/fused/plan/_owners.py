@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..ir._graph import Node
+from ..ir._graph import Node, is_together
 from ..ir._kernels import Owner
 
 _REDUCTION = {"add": "sum", "maximum": "max", "minimum": "min"}
@@ -96,16 +96,24 @@ class Owners:
                     self.of_outputs[i] = own
             if own is not None:
                 self.of[node] = own
-            for parent in node.parents():
+            needed = node.parents()
+            if node.kind == "item" and is_together(node.args[0].op):
+                needed = (*needed, node.args[0].args[node.op])
+            elif is_together(node.op):  # whoever needs what it makes of a part needs the part
+                needed = ()
+            for parent in needed:
                 if parent not in self.of:
                     asked.setdefault(parent, set()).add(own)
 
     def _of(self, node: Node) -> frozenset[int]:
+        if node.kind == "item" and is_together(node.args[0].op):
+            # What a collective made of a part belongs to whom the part belongs to.
+            return self._sets.get(node.args[0].args[node.op], frozenset())
         sets = {self._sets[parent] for parent in node.parents() if parent in self._sets}
         if not sets:
             return frozenset()
         least = min(sets, key=len)
-        if node.kind in ("reduce", "stack") and node.args[0].is_scalar:
+        if (node.kind in ("reduce", "stack") and node.args[0].is_scalar) or is_together(node.op):
             if any(parent not in self._sets for parent in node.parents()):
                 return frozenset()
             return frozenset().union(*sets)

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from ..ir._graph import Node, Untraceable, is_random
+from ..ir._graph import Node, Untraceable, is_random, is_together
 from ..plan._planner import live
 from ..trace._alike import replaced
 from ..trace._infer import key
@@ -94,6 +94,11 @@ class _Left:
                         self._same[node] = self._same.get(left.args[0], left.args[0])
                         continue
                     left.kind, left.op = "pointwise", code.plan.was[node]
+            elif is_together(node.op):  # of the parts that are there
+                left = dataclasses.replace(node, args=tuple(self._parts(node)))
+            elif node.kind == "item" and is_together(node.args[0].op):
+                part = node.args[0].args[node.op]
+                left = dataclasses.replace(node, op=self._parts(node.args[0]).index(part))
             known = self._nodes.setdefault(_identity(left, self._same, is_random(node.op) and next(draws)), node)
             if known is not node:
                 self._same[node] = known
@@ -155,6 +160,9 @@ class _Left:
     def _target(self, i: int) -> Node:
         number: int = self._code.targets[i]
         return self._code.plan.inputs[number]
+
+    def _parts(self, node: Node) -> list[Node]:
+        return [x for x in node.args if self._runs(x)]
 
     def _runs(self, node: Node) -> bool:
         return self._owners.get(node) in self._present

@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import tree
 from ..._base import GradientTransformation, apply_updates
 from ..._in_place._write import is_number
-from ..._torch import are_cut
+from ..._torch import are_cut, is_dtensor
 from ..._typing import Params, State, Updates
 from ..ir._graph import Layout, Misshapen, NoShapes, SeveralBlocks, SeveralDevices, SeveralProcesses, Untraceable
 from ..plan._owners import Absence
@@ -66,9 +66,7 @@ class Known:
             OtherStructure: if there is a node among the leaves.
         """
         grads = leaves[self.form.grads.start : self.form.grads.stop]
-        # Once a program for all is known, shards and nodes are a misfit to it.
-        is_whole = (self._all is not None and misfit is None) or not are_cut(leaves)
-        if is_whole and any(map(operator.is_, grads, itertools.repeat(None))):
+        if any(map(operator.is_, grads, itertools.repeat(None))):
             found = self._find_pattern(leaves, keys, misfit)
             if found is not None:
                 self.last = found
@@ -84,6 +82,8 @@ class Known:
             programs = [x.program for alike in self.traced.values() for x in alike if x.program is not None]
             self._apart = self._apart or any(program.code.graph.joins for program in programs)
             filled = self._with_stand_ins(leaves)
+            if filled is None:
+                return None
             known = self._find_signature(filled, keys, may_trace=bool(self.traced))
             if known is not None and known.program is not None and known.program.code.graph.joins:
                 self._apart = True
@@ -100,15 +100,17 @@ class Known:
 
         def trace(pattern: tuple[bool, ...]) -> Graph | None:
             absent = {i for i, here in zip(slots, pattern, strict=True) if not here}
-            some = [None if i in absent else x for i, x in enumerate(self._with_stand_ins(leaves))]
             try:
-                return self._record(some)[0]
+                some = [None if i in absent else x for i, x in enumerate(self._with_stand_ins(leaves) or [])]
+                graph = self._record(some)[0]
+                return lowered(graph, [x for x in some if isinstance(x, Tensor)])[0] if are_cut(some) else graph
             except Exception:  # whatever it is, the step of this pattern meets it again
                 return None
 
         def remake(graph: Graph, instead: Instead) -> Code:
             assert known.program is not None
-            return self._code(graph, leaves, known.program.code.targets, instead, known.program.plan.was)
+            own = [local(x) for x in self._with_stand_ins(leaves) or []]
+            return self._code(graph, own, known.program.code.targets, instead, known.program.plan.was)
 
         code = code_for(known.program.code, pattern, trace, remake)
         if code is None:
@@ -122,13 +124,19 @@ class Known:
             program, code.select(pattern), [i for i, here in zip(slots, pattern, strict=True) if not here]
         )
 
-    def _with_stand_ins(self, leaves: list[Any]) -> list[Any]:
-        """The leaves, with something like them for gradients that are absent."""
+    def _with_stand_ins(self, leaves: list[Any]) -> list[Any] | None:
+        """The leaves, with something like them for gradients that are absent; `None` if it is not known what."""
         params = {path[1:]: i for path, i in self.form.paths if path[0] == 0}
         filled = [*leaves]
         for path, i in self.form.paths:
             param = leaves[params[path[1:]]] if path[0] == 2 and path[1:] in params else None
             if not isinstance(param, Tensor):
+                continue
+            if is_dtensor(param) or is_dtensor(leaves[i]):
+                if leaves[i] is None:
+                    filled[i] = param.detach()
+                elif getattr(leaves[i], "_spec", None) != getattr(param, "_spec", None):
+                    return None
                 continue
             kind = (param.shape, param.stride(), param.dtype)
             if leaves[i] is None:
@@ -217,8 +225,6 @@ class Known:
         was: Mapping[Any, str] | None = None,
     ) -> Code:
         """The code of a graph; if it is for some gradients only, with what is computed for leaves without one."""
-        if instead is not None:
-            leaves = self._with_stand_ins(leaves)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         may_go = [number for number, i in enumerate(positions) if i in self.form.grads]

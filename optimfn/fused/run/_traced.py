@@ -86,7 +86,11 @@ class Traced:
         own = self._shards.opened(tensors)
         if own is None:
             raise Misfit
-        if not self.program.writes and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if (
+            not self.program.writes
+            and torch.is_grad_enabled()
+            and any(x.requires_grad for x in tensors if x is not None)
+        ):
             raise StepAside("gradients are to flow through it")
         outputs = self.program(own, token, self.selection)
         return wrap(outputs, self._places, self._shards.like(tensors)) if outputs else outputs

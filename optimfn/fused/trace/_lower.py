@@ -42,6 +42,8 @@ def place_of(x: Any) -> Place | None:
 class AllReduce:
     """A collective as an operator: parts in, what they make together with those of other processes out."""
 
+    takes_some = True
+
     def __init__(self, how: str, groups: tuple[Any, ...]) -> None:
         self.how, self.groups = how, groups
         self.__name__ = f"all_reduce_{how}"
@@ -54,6 +56,12 @@ class AllReduce:
                 vector = reduce_vector(vector.double(), self.how, group).to(vector.dtype)
             return list(vector.unbind())
         return all_reduce(parts, self.how, [self.groups] * len(parts))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is AllReduce and (self.how, self.groups) == (other.how, other.groups)
+
+    def __hash__(self) -> int:
+        return hash((self.how, self.groups))
 
     def __repr__(self) -> str:
         size = math.prod(dist.get_world_size(group) for group in self.groups)
@@ -208,6 +216,8 @@ class Shards:
         opened = [*tensors]
         for i, spec in zip(self._where, self._specs, strict=True):
             x = tensors[i]
+            if x is None:  # a gradient that is absent
+                continue
             own = getattr(x, "_spec", None)
             if own is not spec and (own is None or own != spec):
                 return None
@@ -216,7 +226,7 @@ class Shards:
 
     def like(self, tensors: Sequence[Any]) -> dict[Place | None, Any]:
         """A tensor for each of the ways in which some lie."""
-        return {place: tensors[i] for i, place in self.key}
+        return {place: tensors[i] for i, place in self.key if tensors[i] is not None}
 
 
 def wrap(outputs: Sequence[Any], places: Sequence[Place | None], like: Mapping[Place | None, Any]) -> list[Any]:
