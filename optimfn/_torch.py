@@ -4,7 +4,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ _optimizers: Any = sys.modules[torch.optim.Optimizer.__module__]  # which the na
 _of_all_optimizers = _optimizers._global_optimizer_pre_hooks, _optimizers._global_optimizer_post_hooks
 _is_profiling = torch._C._autograd._profiler_enabled
 _guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+_frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+_compiler = getattr(_frames, "get_eval_frame_callback", lambda: True)  # there may be one
 _empty_strided_cpu = getattr(_guards, "_empty_strided_cpu", None)
 
 
@@ -74,6 +76,20 @@ def like_these(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         return check if check(*tensors) else None
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def unseen(function: F, *, recursive: bool = True) -> F:
+    """Have compilers leave a function alone, or its own frame only; where none is at work it costs nothing."""
+    hidden = disable_dynamo(function, recursive)
+
+    def call(*args: Any) -> Any:
+        return (hidden if torch.compiler.is_compiling() or _compiler() is not None else function)(*args)
+
+    functools.update_wrapper(call, function)
+    if hasattr(_frames, "_FrameAction"):  # this frame is nothing to compile either
+        skip, default = _frames._FrameAction.SKIP, _frames._FrameAction.DEFAULT
+        _frames.set_code_exec_strategy(call.__code__, _frames._FrameExecStrategy(skip, default))
+    return cast(F, call)
 
 
 def is_observed(optimizer: Any) -> bool:

@@ -9,13 +9,14 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
-from .._torch import disable_dynamo
+from .._torch import unseen
 from ..fused.run._process import without_collecting
 from ._amp import unscale
 from ._bound import Bound, Grads, is_all_absent
@@ -40,7 +41,7 @@ class Engine(Source):
 
     # Steps
 
-    @disable_dynamo(recursive=False)  # a compiler compiles what it calls: the closure, and the rule itself
+    @partial(unseen, recursive=False)  # a compiler compiles what it calls: the closure, and the rule itself
     def _step(self, closure: Callable[[], Any] | None, extra: dict[str, Any]) -> Any:
         """Take a step; returns what the closure does."""
         loss = None
@@ -50,25 +51,18 @@ class Engine(Source):
         lock = self.__dict__.setdefault("_lock", threading.RLock())
         with lock, torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             if self._bound is not None and self._bound.is_eager:
-                self._take(closure, loss, extra, self._ready_apart, self._finish_apart)
+                self._take(closure, loss, extra)
             else:
                 self._take_alone(closure, loss, extra)
         return loss
 
-    @disable_dynamo  # kernels are no operators, and the rest is bookkeeping
+    @unseen  # kernels are no operators
     def _take_alone(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
-        self._take(closure, loss, extra, self._ready, self._finish)
+        self._take(closure, loss, extra)
 
-    @disable_dynamo(recursive=False)
-    def _take(
-        self,
-        closure: Callable[[], Any] | None,
-        loss: Any,
-        extra: dict[str, Any],
-        ready: Callable[..., tuple[Bound | None, Grads, dict[str, Any]]],
-        finish: Callable[[Bound, Grads, Mapping[str, Any]], None],
-    ) -> None:
-        bound, grads, extra = ready(closure, loss, extra)
+    @partial(unseen, recursive=False)
+    def _take(self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]) -> None:
+        bound, grads, extra = self._ready(closure, loss, extra)
         if bound is None:
             return
         try:
@@ -78,8 +72,9 @@ class Engine(Source):
                 hint = "an optimizer hands it over in step(closure), or by name, as in step(value=loss)"
                 raise type(error)(f"{error}; {hint}") from error
             raise
-        finish(bound, grads, extra)
+        self._finish(bound, grads, extra)
 
+    @unseen  # bookkeeping, which would be compiled again for every number
     def _ready(
         self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
     ) -> tuple[Bound | None, Grads, dict[str, Any]]:
@@ -100,17 +95,13 @@ class Engine(Source):
             extra = dict(extra, found_inf=found_inf, grad_scale=getattr(self, "grad_scale", None))
         return bound, grads, extra
 
+    @unseen
     def _finish(self, bound: Bound, grads: Grads, extra: Mapping[str, Any]) -> None:
         if extra.get("grad_scale") is not None:
             unscale(bound.params.values(), extra["found_inf"], extra["grad_scale"])
         self._count(bound, grads, extra)
         self._publish(bound)
         report_step(self)
-
-    # Of a compiled step this is bookkeeping, and would be compiled again for every number. A wrapper takes 3 us, so
-    # a step that is apart as a whole does without.
-    _ready_apart: Any = disable_dynamo(_ready)
-    _finish_apart: Any = disable_dynamo(_finish)
 
     def _current(self, is_step: bool) -> tuple[Bound | None, Grads | None]:
         """What is bound to groups and state as they are, its numbers written; and for a step the gradients."""

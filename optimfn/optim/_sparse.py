@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .._torch import disable_dynamo
+from .._torch import unseen
 from ._bound import Bound, Grads
 from ._contract import every
 from ._dropin import DropIn
@@ -19,6 +19,7 @@ class StepsTables(DropIn):
     No rule here has such a state, and a step is no more than sparse arithmetic, so it is torch's own.
     """
 
+    @unseen
     def _ready(
         self, closure: Callable[[], Any] | None, loss: Any, extra: dict[str, Any]
     ) -> tuple[Bound | None, Grads, dict[str, Any]]:
@@ -36,8 +37,6 @@ class StepsTables(DropIn):
         for p in tables:
             self._step_table(p, groups[id(p)])
         return ready
-
-    _ready_apart: Any = disable_dynamo(_ready)
 
     def _active(self, group: Mapping[str, Any], names: Sequence[ParamKey]) -> dict[ParamKey, Tensor]:
         return {name: p for name, p in super()._active(group, names).items() if p.grad is None or not p.grad.is_sparse}
