@@ -144,13 +144,18 @@ def _compand_unit(scale: Tensor, signed: bool) -> Tensor:
     return torch.clamp(scale, min=torch.finfo(scale.dtype).tiny) if signed else 255.0 * _over(scale)
 
 
+def _above_zero(x: Tensor, y: Tensor, least: float) -> Tensor:
+    """What is written of positive numbers: no 0, by whose root a step would be divided, and so become huge."""
+    return torch.where(x > 0.0, torch.clamp(y, min=least), y)
+
+
 def _compand(x: Tensor, unit: Tensor, signed: bool) -> Tensor:
     """FlashOptim's: the soft sign 2 s / (1 + |s|) of s = x / scale in 127 steps each way, or the root in 255."""
     if signed:
         y = 254.0 * x / (x.abs() + unit)
         # Every processor makes something else of a NaN.
         return torch.floor(torch.where(y == y, y, 0.0) + 0.5).to(torch.int8)
-    steps = torch.sqrt(x) * unit
+    steps = _above_zero(x, torch.sqrt(x) * unit, 1.0)
     return torch.floor(torch.where(steps <= 255.0, steps, 255.0) + 0.5).to(torch.uint8)
 
 
@@ -162,11 +167,11 @@ def _expand(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
     return root * root
 
 
-_FP8_MAX = 448.0
+_FP8_MAX, _FP8_LEAST = 448.0, 2.0**-9
 
 
 def _to_fp8(x: Tensor, over: Tensor, signed: bool) -> Tensor:
-    y = x * over
+    y = x * over if signed else _above_zero(x, x * over, _FP8_LEAST)
     return torch.where(y == y, y, 0.0).to(torch.float8_e4m3fn).view(torch.uint8)  # as above
 
 

@@ -41,7 +41,8 @@ def quantize(x: Tensor, format: str = "companded8", *, block_size: int | None = 
             signed, else linear without 0), `"fp8"` or `"bfloat16"`.
         block_size: Elements with one scale, >= 1; even for 4 bits. `None` means 64 (companded8), 256 (dynamic8, fp8)
             or 128 (4bit).
-        signed: Whether there are negative numbers; without, all codes are for positive ones.
+        signed: Whether there are negative numbers; without, all codes are for positive ones, and in all formats but
+            `"dynamic8"` none of these becomes 0: a second moment that did would divide the next step by nothing.
 
     Shapes:
         result: see `Quantized`. companded8 takes 1.063 bytes an element, dynamic8 and fp8 1.016, 4bit 0.531.
@@ -51,7 +52,8 @@ def quantize(x: Tensor, format: str = "companded8", *, block_size: int | None = 
         ValueError: if there is no such format, or `block_size` is out of range.
 
     Differs from: FlashOptim, whose blocks are of 32 and whose scales are float16, which loses blocks below 3e-8;
-        torchao, which keeps what is no multiple of a block as it is, and has no scale below 1e-12.
+        torchao, which keeps what is no multiple of a block as it is, and has no scale below 1e-12; both, by whose
+        8 bits small second moments become 0, where their root is some five-hundredth of the largest in its block.
 
     Source: Dettmers et al., 2022, arXiv:2110.02861; Li et al., 2023, arXiv:2309.01507 (4 bits); FlashOptim, 2026,
         arXiv:2602.23349 (companding).

@@ -55,6 +55,23 @@ def test_blocks_of_zeros_and_tiny_ones(format):
         torch.testing.assert_close(got[256:], x[256:], rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("format", ["companded8", "fp8", "4bit"])
+def test_a_second_moment_does_not_become_zero(format, dtype):
+    x = torch.tensor([1.0, 1e-3, 1e-6, 1e-12, 1e-30, 0.0], dtype=dtype)
+    for backend in ("eager", "fused"):
+        got = of.dequantize(of.quantize(x, format, signed=False))
+        assert (got[:5] > 0).all()
+        # A step that is divided by eps alone is 1e4 times as long.
+        tx = of.quantize_state(of.adamw(1.0, weight_decay=0.0), format, min_size=1)
+        step, params = of.make_step(tx, backend=backend), torch.zeros(6, dtype=dtype)
+        state, grads = tx.init(params), torch.tensor([1.0, 1e-3, 1e-3, 1e-4, 1e-4, 0.0], dtype=dtype)
+        for _ in range(3):
+            new, state = step(params, state, grads)
+            assert (new - params).abs().max() < 5
+            params = new
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("format", [*FORMATS, "bfloat16"])
 def test_what_is_not_finite_shows(format, bad):

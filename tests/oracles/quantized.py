@@ -1,5 +1,7 @@
 """Numbers in few bits, one block after the other, from the papers' words; and a rule whose state is kept so."""
 
+import functools
+
 import numpy as np
 
 
@@ -31,24 +33,28 @@ def companded(signed):
         if signed:
             y = np.floor(127 * (2 * s / (1 + np.abs(s))) + 0.5) / 127
             return y / (2 - np.abs(y))
-        return (np.floor(255 * np.sqrt(s) + 0.5) / 255) ** 2
+        return (np.maximum(np.floor(255 * np.sqrt(s) + 0.5), s > 0) / 255) ** 2
 
     return read
 
 
-def e4m3(s):
-    """The nearest number of four bits of exponent and three of mantissa to 448 times each, even at ties."""
+def e4m3(s, signed=True):
+    """The nearest number of four bits of exponent and three of mantissa to 448 times each, even at ties.
+
+    Without sign what is not 0 does not become 0.
+    """
     x = 448 * s
     exponent = np.floor(np.log2(np.maximum(np.abs(x), 2.0**-6)))
     unit = 2.0 ** (exponent - 3)
-    return np.rint(x / unit) * unit / 448
+    steps = np.rint(x / unit)
+    return (steps if signed else np.maximum(steps, s > 0)) * unit / 448
 
 
 READERS = {
     "companded8": companded,
     "dynamic8": lambda signed: nearest(dynamic_map(signed)),
     "4bit": lambda signed: nearest(dynamic_map(True, 3, 4) if signed else np.arange(1, 17) / 16),
-    "fp8": lambda signed: e4m3,
+    "fp8": lambda signed: functools.partial(e4m3, signed=signed),
 }
 BLOCKS = {"companded8": 64, "dynamic8": 256, "4bit": 128, "fp8": 256}
 
