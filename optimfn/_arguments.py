@@ -60,6 +60,13 @@ def unlike(name: str, one: Any, other_name: str, other: Any) -> Exception | None
     if _alike(one, other):
         return None
     own, others = ({tree.join_path(path) for path, _ in tree.leaves_with_path(x)} for x in (one, other))
+    if type(one) in (tuple, list) and type(other) is not type(one) and all(isinstance(x, Tensor) for x in one):
+        return ValueError(
+            f"{name} is a {type(one).__name__} of {len(one)} tensors, as torch.autograd.grad returns them, and {other_name} "
+            f"is {_kind(other)} with {len(others)} leaves: "
+            + ("dict(zip(params, grads))" if isinstance(other, dict) else f"tree.unflatten({other_name}, [...])")
+            + " makes a tree of them"
+        )
     if isinstance(one, tuple) and not isinstance(other, tuple) and len(one) == 2:
         return ValueError(f"{name} is a pair, as update returns it: unpack it, updates, state = tx.update(...)")
     said = []

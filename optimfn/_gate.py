@@ -144,8 +144,9 @@ class UpdateGate(Gate):
         parameters = tree.leaves(like)
         grown = len(parameters) > 0 and parameters[0].grad_fn is not None
         if not dtypes and parameters:
-            cause = _NO_LEAVES if grown else "was backward called on these parameters?"
-            warnings.warn(f"no gradient: all updates are None; {cause}", stacklevel=3)
+            if grown:  # the loop would go on without moving, or end in an error of torch about graphs
+                raise ValueError(_NO_LEAVES)
+            warnings.warn("no gradient: all updates are None; was backward called on these parameters?", stacklevel=3)
         elif grown and not any(u.requires_grad for u in tree.leaves(updates)):
             _warn_of_graphs(parameters[0])
         if not all(dtype in _FLOATING for dtype in dtypes):
@@ -171,8 +172,9 @@ def _warn_of_graphs(parameter: torch.Tensor) -> None:
 _told: list[bool] = []
 _MOST_STEPS = 32  # through more, first-order meta-learning seldom goes
 _NO_LEAVES = (
-    "these parameters are results of a step and no leaves, so that backward leaves no gradient in them: "
-    "use torch.func.grad, or detach the new parameters and mark them by requires_grad_()"
+    "no gradient: all updates are None, since these parameters are results of a step and no leaves, in which backward "
+    "leaves nothing. Use torch.func.grad of a loss that calls torch.func.functional_call(model, params, x); or step under "
+    "torch.no_grad() and mark the new parameters, params = {name: p.requires_grad_() for name, p in params.items()}"
 )
 _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 

@@ -52,8 +52,10 @@ def test_steps_too_few_to_matter_and_steps_through_which_gradients_flow_are_not_
 
 
 def test_backward_on_results_says_that_they_are_no_leaves():
-    with pytest.warns(UserWarning, match=r"results of a step and no leaves.*requires_grad_"):
-        loop(of.sgd(0.1), 2, detach=True, backward=True)
+    for tx in (of.sgd(0.1), of.chain(of.clip(1.0), of.adamw(0.1))):
+        for detach in (True, False):
+            with pytest.raises(ValueError, match=r"results of a step and no leaves.*functional_call.*requires_grad_"):
+                loop(tx, 2, detach=detach, backward=True)
 
 
 CLASSES = [getattr(of.optim, name) for name in torch.optim.__all__ if hasattr(of.optim, name) and name != "Optimizer"]
