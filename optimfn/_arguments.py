@@ -13,13 +13,17 @@ from ._recipe import Recipe, Recorded
 _CALL = "call tx.update(updates, state, params), or step(params, state, grads)"
 
 
-def mistake(updates: Any, state: Any, params: Any) -> Exception | None:
-    """The mistake in the three arguments of a step, as an exception to raise; `None` if there is none to be seen.
+def mistake(
+    updates: Any, state: Any, params: Any, extra: Mapping[str, Any], error: Exception | None = None
+) -> Exception | None:
+    """The mistake in the arguments of a step, as an exception to raise; `None` if there is none to be seen.
 
     Args:
         updates: What was given as gradients.
         state: What was given as the state.
         params: What was given as parameters, or `None`.
+        extra: What was given beside them.
+        error: What the step has raised.
     """
     for name, value in (("updates", updates), ("params", params)):
         if _is_state(value):
@@ -38,7 +42,78 @@ def mistake(updates: Any, state: Any, params: Any) -> Exception | None:
                 f"{place} holds whole numbers or truth values, which have no gradient: leave it out of the tree, "
                 "or wrap the transformation in masked"
             )
-    return None if params is None else unlike("updates", updates, "params", params)
+    if type(state) is list:
+        return TypeError(f"state must be what tx.init(params) made, got {shown(state)}")
+    wrong = None if params is None else unlike("updates", updates, "params", params)
+    like, shapes = updates if params is None else params, isinstance(error, RuntimeError) and "size" in str(error)
+    others = shapes or "trees differ in structure" in str(error)
+    return (
+        wrong
+        or _of_extra(extra)
+        or _elsewhere(updates, params)
+        or (_of_others(state, like, shapes) if others else None)
+    )
+
+
+def _of_extra(extra: Mapping[str, Any]) -> Exception | None:
+    """A loss that is no number, or a function of it that is none."""
+    value = extra.get("value")
+    if value is not None and not isinstance(value, Tensor | int | float):
+        return TypeError(f"value must be the loss, a number or a 0-dim tensor, got {shown(value)}")
+    for name, f in extra.items():
+        if name.endswith("_fn") and not callable(f):
+            return TypeError(f"{name} must be a function of the parameters, got {shown(f)}")
+    return None
+
+
+def _elsewhere(updates: Any, params: Any) -> Exception | None:
+    """A gradient on another device than its parameter."""
+    own = dict(tree.leaves_with_path(params))
+    for path, u in tree.leaves_with_path(updates):
+        p = own.get(path)
+        if isinstance(u, Tensor) and isinstance(p, Tensor) and u.device != p.device:
+            return ValueError(f"{tree.join_path(('updates', *path))} is on {u.device} and its parameter on {p.device}")
+    return None
+
+
+def _of_others(state: Any, params: Any, shapes: bool) -> Exception | None:
+    """A state that was made for other parameters, by the names of its dicts, or where shapes matter by these."""
+    if shapes:
+        for path, node in _nodes(state):
+            for place, x, p in _pairs(path, node, params):
+                if x.ndim == p.ndim and x.shape != p.shape:
+                    return ValueError(
+                        f"the state was made for other parameters: {place} has shape {tuple(x.shape)}, the parameter "
+                        f"{tuple(p.shape)}; make it with tx.init(params)"
+                    )
+    if type(params) is not dict or not params:
+        return None
+    fields = [
+        ((*path, name), x)
+        for path, node in _nodes(state)
+        if hasattr(node, "_fields")
+        for name, x in zip(node._fields, node, strict=True)
+    ]
+    for path, node in fields:
+        if type(node) is dict and len(node) and not params.keys() & node.keys() and _holds_tensors(node):
+            place = tree.join_path(("state", *path))
+            return ValueError(
+                f"the state was made for other parameters: {place} is {_kind(node)}, params is {_kind(params)}; make "
+                "it with tx.init(params)"
+            )
+    return None
+
+
+def _pairs(path: tuple[Any, ...], node: Any, params: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The tensors in a part of a state that mirrors the parameters, each with its place and its parameter."""
+    if isinstance(node, Tensor) == isinstance(params, Tensor) and _alike(node, params):
+        for (own, x), p in zip(tree.leaves_with_path(node), tree.leaves(params), strict=True):
+            if isinstance(x, Tensor) and isinstance(p, Tensor):
+                yield tree.join_path(("state", *path, *own)), x, p
+
+
+def _holds_tensors(node: Any) -> bool:
+    return all(isinstance(x, Tensor) and x.ndim for x in node.values())
 
 
 def check_kinds(updates: Any, params: Any) -> None:
@@ -62,11 +137,13 @@ def unlike(name: str, one: Any, other_name: str, other: Any) -> Exception | None
     own, others = ({tree.join_path(path) for path, _ in tree.leaves_with_path(x)} for x in (one, other))
     if type(one) in (tuple, list) and type(other) is not type(one) and all(isinstance(x, Tensor) for x in one):
         return ValueError(
-            f"{name} is a {type(one).__name__} of {len(one)} tensors, as torch.autograd.grad returns them, and {other_name} "
-            f"is {_kind(other)} with {len(others)} leaves: "
+            f"{name} is a {type(one).__name__} of {len(one)} tensors, as torch.autograd.grad returns them, and "
+            f"{other_name} is {_kind(other)} with {len(others)} leaves: "
             + ("dict(zip(params, grads))" if isinstance(other, dict) else f"tree.unflatten({other_name}, [...])")
             + " makes a tree of them"
         )
+    if type(one) is tuple and len(one) == 2 and isinstance(one[1], Tensor) and _alike(one[0], other):
+        return ValueError(f"{name} is a pair, as torch.func.grad_and_value returns it: unpack it, grads, value = ...")
     if isinstance(one, tuple) and not isinstance(other, tuple) and len(one) == 2:
         return ValueError(f"{name} is a pair, as update returns it: unpack it, updates, state = tx.update(...)")
     said = []

@@ -4,10 +4,12 @@ Only numbers are judged, also those of NumPy. A tensor is a live value that may 
 nothing but its shape is looked at and its contents are never read.
 """
 
+import inspect
 import itertools
 import math
 import numbers
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -82,7 +84,31 @@ def check_rising(**values: object) -> None:
 
 def check_rate(**values: object) -> None:
     """Accept what a learning rate or a weight decay may be: a number >= 0 or a schedule."""
-    check_nonnegative(**{name: value for name, value in values.items() if not _may_be_schedule(value)})
+    schedules = {name: value for name, value in values.items() if _may_be_schedule(value)}
+    check_nonnegative(**{name: value for name, value in values.items() if name not in schedules})
+    check_schedule(**schedules)
+
+
+def check_schedule(**values: Any) -> None:
+    """Accept functions that can be called with a count."""
+    for name, value in values.items():
+        check_callable(**{name: value})
+        if _hints.is_factory(value):
+            raise TypeError(f"{name} is {_hints.shown(value)}, not called: call {_hints.call_of(value)}")
+        if type(value) is FunctionType:
+            try:
+                inspect.signature(value).bind(0)
+            except TypeError as error:
+                said = f"{name} must be a function of the count alone, got {_hints.shown(value)}: {error}"
+                raise TypeError(said) from error
+
+
+def check_value(schedule: object, value: Any) -> Any:
+    """Accept what a schedule may return, and return it."""
+    if value is None or isinstance(value, str):
+        said = f"a schedule must return a number or a 0-dim tensor, got {value!r} of {_hints.shown(schedule)}"
+        raise TypeError(said + ": has it a return?" * (value is None))
+    return value
 
 
 def check_momentum(momentum: object, nesterov: bool) -> None:
@@ -113,6 +139,13 @@ def check_seed(**values: object) -> None:
             raise TypeError(f"{name} must be a whole number or a 0-dim integer tensor, got {value!r}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"{name} must fit into 64 bits, got {value!r}")
+
+
+def check_flag(**values: Any) -> None:
+    """Accept `True` and `False`."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from . import tree
-from ._base import EvalParamsFn, GradientTransformation
+from ._base import EvalParamsFn, GradientTransformation, check_transformation
 from ._typing import Params, State, Tree
 
 
@@ -33,6 +33,7 @@ def eval_params(tx: Any, state: State = None, params: Params | None = None) -> P
     """
     if hasattr(tx, "params_to_evaluate"):
         return tx.params_to_evaluate()
+    check_transformation(tx=tx)
     return params if tx.eval_params is None else tx.eval_params(state, params)
 
 

@@ -55,6 +55,10 @@ class InitGate(Gate):
         return state
 
 
+# By these names Python speaks of an argument that is missing.
+InitGate.__call__.__qualname__ = "init"
+
+
 class _Asked(threading.local):
     """Whether the parameters are a part of those that a user has, who has been told about all of them."""
 
@@ -117,7 +121,7 @@ class UpdateGate(Gate):
         except Exception as error:
             if not usual:
                 tree.check_shapes(updates, like)
-            wrong = mistake(values(updates), state, params) or self._no_sparse(updates, error)
+            wrong = mistake(values(updates), state, params, extra, error) or self._no_sparse(updates, error)
             if wrong is None:
                 raise
             raise wrong from error
@@ -153,6 +157,9 @@ class UpdateGate(Gate):
             check_kinds(updates, like)
 
 
+UpdateGate.__call__.__qualname__ = "update"
+
+
 def _warn_of_graphs(parameter: torch.Tensor) -> None:
     """Say once that parameters carry the graphs of steps through which nothing is likely to be differentiated."""
     node, steps = parameter.grad_fn, 0
@@ -173,8 +180,8 @@ _told: list[bool] = []
 _MOST_STEPS = 32  # through more, first-order meta-learning seldom goes
 _NO_LEAVES = (
     "no gradient: all updates are None, since these parameters are results of a step and no leaves, in which backward "
-    "leaves nothing. Use torch.func.grad of a loss that calls torch.func.functional_call(model, params, x); or step under "
-    "torch.no_grad() and mark the new parameters, params = {name: p.requires_grad_() for name, p in params.items()}"
+    "leaves nothing. Use torch.func.grad of a loss that calls torch.func.functional_call(model, params, x); or step "
+    "under torch.no_grad() and mark the new ones, params = {name: p.requires_grad_() for name, p in params.items()}"
 )
 _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 

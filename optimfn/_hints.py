@@ -69,6 +69,8 @@ def for_transformation(value: Any) -> str:
         return f": it was not called, call {call_of(value)}"
     if isinstance(value, list | tuple):
         return ": give the members one by one, chain(*members)"
+    if isinstance(value, str):
+        return f": give the factory, optimfn.{value}" if is_factory(vars(_PACKAGE).get(value)) else ""
     if isinstance(value, torch.optim.Optimizer) or _is_optimizer_class(value):
         if hasattr(value, "tx"):
             return ": it steps by itself; its transformation is its attribute tx"
@@ -116,6 +118,11 @@ def misused(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """
     given: dict[str, Any] = dict(zip(["params", "lr"], args, strict=False)) | dict(kwargs)
     params = given.pop("params", None)
+    other = next((option for option in given if option in _OF_TORCH), None)
+    if other is not None:
+        raise TypeError(f"{name} has no argument {other!r}: here it is torch's, {_OF_TORCH[other]}")
+    if isinstance(given.get("betas"), int | float):
+        raise TypeError(f"betas must be a pair of numbers, got {given['betas']!r}: give betas=(0.9, 0.999)")
     if isinstance(params, torch.nn.Module):
         raise TypeError(f"params is a {type(params).__name__}, no tensors: call {name}(model.parameters(), ...)")
     for option, value in given.items():
@@ -124,6 +131,9 @@ def misused(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 f"{option} must be a number, got {shown(value)}: {name} takes the schedulers of "
                 f"torch.optim.lr_scheduler; a schedule goes into a factory, Optimizer(params, adamw(schedule))"
             )
+
+
+_OF_TORCH = {"learning_rate": "lr", "b1": "betas=(b1, b2)", "b2": "betas=(b1, b2)", "mask": "groups of parameters"}
 
 
 def misfit(make: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -141,18 +151,53 @@ def misfit(make: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
     return None
 
 
-def absent(name: str, names: Iterable[str]) -> str:
+def absent(name: str, names: Iterable[str], module: str = "optimfn") -> str:
     """What to say of a name that a module does not have."""
-    if name in ELSEWHERE:
+    here = list(names)
+    renamed = _VERBS.get(name.removeprefix("tree_"), name.removeprefix("tree_"))
+    if module.endswith(".tree") and renamed in here:
+        advice = f"it is called tree.{renamed}"
+    elif module.endswith(".optim") and name in vars(_PACKAGE) and not name.startswith("_"):
+        advice = f"rules and transformations stand at the top level, optimfn.{name}; here are classes, such as AdamW"
+    elif name in ELSEWHERE and module == "optimfn":
         advice = ELSEWHERE[name]
     elif name.endswith(_LOSSES) or "softmax" in name:
         advice = _LOSS
-    elif name.startswith("tree_"):
+    elif name.startswith("tree_") and module == "optimfn":
         advice = f"verbs of trees have no prefix, optimfn.tree.{name[5:]}"
     else:
-        close = difflib.get_close_matches(name, list(names), n=3)
+        close = difflib.get_close_matches(name, here, n=3)
         advice = f"did you mean {', '.join(close)}?" if close else ""
-    return f"module 'optimfn' has no attribute {name!r}" + (f": {advice}" if advice else "")
+    return f"module {module!r} has no attribute {name!r}" + (f": {advice}" if advice else "")
+
+
+def not_here(value: Any, name: str) -> str:
+    """What to say of an attribute that a transformation or a schedule does not have."""
+    said = f"{type(value).__name__!r} object has no attribute {name!r}"
+    if name.startswith("__"):
+        return said
+    recipe = vars(value).get("recipe")
+    own = () if recipe is None else recipe.arguments
+    found = name if name in own else next((new for new in _ARGUMENTS.get(name, ()) if new in own), None)
+    if found is not None:
+        return f"{said}: read arguments[{found!r}], change it with replace({found}=...)"
+    if name in _STATEFUL and hasattr(value, "init"):
+        return f"{said}: it is a pair of pure functions, init and update; Optimizer(params, tx) has {name}"
+    if name == "step":
+        return f"{said}: it is a function of the number of steps, schedule(count)"
+    return f"{said}: apply_updates(params, updates) is a function" if name in ("apply", "apply_updates") else said
+
+
+_STATEFUL = (
+    "step",
+    "zero_grad",
+    "state_dict",
+    "load_state_dict",
+    "param_groups",
+    "add_param_group",
+    "state",
+    "defaults",
+)
 
 
 def near(name: str, names: Iterable[str]) -> str | None:
@@ -227,10 +272,46 @@ ELSEWHERE = {
 }
 
 
-def _say_what_is_missing(name: str) -> NoReturn:
-    raise AttributeError(absent(name, vars(_PACKAGE)))
+# Verbs of optax.tree, jax.tree and others.
+_VERBS = {
+    "tree_map": "map",
+    "multimap": "map",
+    "multiply": "mul",
+    "divide": "div",
+    "subtract": "sub",
+    "l2_norm": "norm",
+    "global_norm": "norm",
+    "add_scalar_mul": "add_scale",
+    "add_scaled": "add_scale",
+    "scalar_mul": "scale",
+    "flatten_with_path": "leaves_with_path",
+    "map_with_path": "map",
+    "treedef": "structure",
+    "zeros": "zeros_like",
+    "ones": "ones_like",
+    "dot": "vdot",
+    "get_all": "get_all_with_path",
+    "inner": "vdot",
+    "real_part": "real",
+    "map_params": "map_params",
+    "random": "random_like",
+    "stack": "batched",
+    "astype": "cast",
+    "select": "where",
+}
 
 
-# Set from here, since type checkers take a `__getattr__` that they see for a promise that every name exists.
+def say_what_is_missing(module: Any) -> None:
+    """Let a module say what a name that it does not have is called.
+
+    Set from here, since type checkers take a `__getattr__` that they see for a promise that every name exists.
+    """
+
+    def missing(name: str) -> NoReturn:
+        raise AttributeError(absent(name, vars(module), module.__name__))
+
+    vars(module)["__getattr__"] = missing
+
+
 _PACKAGE = sys.modules[__name__.rpartition(".")[0]]
-vars(_PACKAGE)["__getattr__"] = _say_what_is_missing
+say_what_is_missing(_PACKAGE)

@@ -12,13 +12,13 @@ import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from ._checks import plain
-from ._hints import call_of, misfit
+from ._checks import check_flag, plain
+from ._hints import call_of, misfit, not_here
 from ._torch import brief, is_batched
 from ._typing import Schedule, ScheduleFn
 
@@ -90,6 +90,14 @@ class Recorded:
         made: Self = self.recipe.remake(bound)
         return made
 
+    if not TYPE_CHECKING:  # type checkers would take it for a promise that every attribute exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(not_here(self, name))
+
+    def __add__(self, other: object) -> Any:
+        raise TypeError(f"chain(first, second) puts transformations one after the other, got {self!r} + {other!r}")
+
     def __repr__(self) -> str:
         if self.recipe is None:
             return f"<{type(self).__name__} at {id(self):#x}>"
@@ -142,11 +150,15 @@ def factory(make: Callable[P, R]) -> Callable[P, R]:
         >>> half()
         half()
     """
+    flags = frozenset(name for name, kind in make.__annotations__.items() if kind is bool)
 
     @functools.wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> R:
         args = own(args)
         kwargs = own(kwargs)
+        for name in kwargs:
+            if name in flags:
+                check_flag(**{f"{name} of {make.__name__}": kwargs[name]})
         try:
             value: Any = make(*args, **kwargs)
         except TypeError as error:

@@ -5,7 +5,9 @@ from typing import Any
 from torch import Tensor
 
 from . import tree
+from ._hints import shown
 from ._quantize import fitted
+from ._recipe import Recorded
 from ._typing import State
 
 
@@ -26,6 +28,10 @@ def state_dict(state: State) -> dict[str, Tensor]:
         >>> list(of.state_dict(of.adam(1e-3).init({"w": torch.ones(2)})))
         ['0.count', '0.mu.w', '0.nu.w']
     """
+    if isinstance(state, Recorded):
+        raise TypeError(
+            f"state must be what init or update returned, got {shown(state)}: it is made by tx.init(params)"
+        )
     flat: dict[str, Tensor] = {}
     for path, leaf in tree.leaves_with_path(state):
         key = tree.join_path(path)

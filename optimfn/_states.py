@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from . import optim, tree
+from ._hints import say_what_is_missing
 from ._typing import Assign
 from ._wrappers._lookahead import LookaheadParams
 from .tree import summary
@@ -31,6 +33,9 @@ def _named_tuples() -> list[Any]:
         and value.__repr__.__module__ == "collections"
     ]
 
+
+for module in (optim, tree):
+    say_what_is_missing(module)
 
 # Here, once, when all modules are there: a state is a plain named tuple, of whose printing its author need not think.
 for kind in _named_tuples():

@@ -106,6 +106,43 @@ CONSTRUCTION = {
     "an unknown backend": (lambda: of.make_step(ADAM, backend="gpu"), "backend", "'gpu'", "'eager'"),
 }
 
+CONSTRUCTION |= {
+    "betas in a pair": (lambda: of.adamw(1e-3, (0.9, 0.99)), "b1", r"\(0.9, 0.99\)"),
+    "a sum of transformations": (lambda: of.clip(1.0) + ADAM, r"chain\(first, second\)", "clip"),
+    "a name for tx": (lambda: of.Optimizer(linear(), "adam"), "tx", "'adam'", "the factory, optimfn.adam"),
+    "partition of a list": (lambda: of.partition([ADAM], "a"), "transforms", "dict from labels", "adam"),
+    "a pattern that is none": (lambda: of.masked(ADAM, of.tree.mask_by_path(["w", "b"])), "pattern", "one|another"),
+    "patterns in a list": (lambda: of.tree.label_by_path(["w"], default="a"), "patterns", "dict"),
+    "a schedule in pieces, not called": (
+        lambda: of.join_schedules([of.cosine_decay_schedule], []),
+        r"schedules\[0\]",
+        "not called",
+    ),
+    "pieces in a list": (lambda: of.piecewise_constant_schedule(1.0, [10]), "boundaries_and_scales", r"\[10\]", "dict"),
+    "a schedule of nothing": (lambda: of.adam(lambda: 1e-3), "learning_rate", "function of the count", "<lambda>"),
+    "T_max": (lambda: of.cosine_decay_schedule(0.1, T_max=10), "'T_max'", "here decay_steps"),
+    "nesterov in words": (lambda: of.sgd(0.1, momentum=0.9, nesterov="yes"), "nesterov", "True or False", "'yes'"),
+    "donate in words": (lambda: of.make_step(ADAM, donate="yes"), "donate", "True or False", "'yes'"),
+    "names of torch for inject": (lambda: of.inject_hyperparams(of.adam)(lr=1e-3), "'lr'", "here learning_rate"),
+    "an unknown static argument": (lambda: of.inject_hyperparams(of.adam, "beta1"), "static_args", "adam", "beta1"),
+    "names of torch for stacked": (lambda: of.stacked(of.adam, lr=torch.ones(2)), "'lr'", "here learning_rate"),
+    "rates in a list": (
+        lambda: of.stacked(of.adam, learning_rate=[0.1, 0.2]),
+        "learning_rate",
+        "tensor",
+        r"\[0.1, 0.2\]",
+    ),
+    "options of transform in order": (lambda: of.optim.AdamW.transform(1e-3), "AdamW.transform", "by name", "0.001"),
+    "names of optax for a class": (lambda: of.optim.Adam([torch.ones(1)], learning_rate=1e-3), "learning_rate", "lr"),
+    "one beta for a class": (lambda: of.optim.Adam([torch.ones(1)], betas=0.9), "betas", "0.9", "pair"),
+    "a dtype by name": (lambda: of.adam(1e-3, mu_dtype="float16"), "mu_dtype", "torch.dtype", "'float16'"),
+    "metrics of a transformation": (lambda: of.metrics(ADAM), "state", "adam", r"tx.init\(params\)"),
+    "the state of a transformation in a file": (lambda: of.state_dict(ADAM), "state", "adam", "update|init"),
+    "eval_params without tx": (lambda: of.eval_params(ADAM.init(trees()), trees()), "tx", "GradientTransformation"),
+    "describe of a model": (lambda: of.describe(ADAM, linear()), "params", "Linear", "named_parameters"),
+    "describe of an Optimizer": (lambda: of.describe(of.Optimizer(linear(), ADAM)), "tx", "its attribute tx"),
+}
+
 TREES = {
     "a model": (lambda: ADAM.init(linear()), "params", "Linear", r"dict\(module.named_parameters\(\)\)"),
     "a generator": (lambda: ADAM.init(linear().parameters()), "params", "generator", "or a list"),
@@ -187,6 +224,46 @@ TREES = {
     ),
 }
 
+TREES |= {
+    "no arguments to init": (lambda: ADAM.init(), "init", "'params'"),
+    "no state in update": (lambda: ADAM.update(trees()), "update", "'state'"),
+    "two arguments to a step": (lambda: of.make_step(ADAM)(trees(), trees()), "step", "'grads'"),
+    "a mask of one leaf": (lambda: update(of.adamw(1e-3, mask=lambda p: p.ndim > 1)), "tree of all", "tree.mask_by"),
+    "labels of one leaf": (lambda: update(of.partition({"a": ADAM}, lambda p: p.name)), "tree of all", "tree.label_by"),
+    "labels in a list": (lambda: update(of.partition({"a": ADAM}, ["a", "a"])), "param_labels", "list", "dict"),
+    "no labels": (lambda: update(of.partition({"a": ADAM}, None)), "param_labels", "None"),
+    "a schedule without return": (lambda: update(of.adam(lambda count: None)), "schedule", "None", "return"),
+    "a schedule of text": (lambda: update(of.adam(lambda count: "1")), "schedule", "'1'", "number"),
+    "the count of a schedule as text": (lambda: SCHEDULE("3"), "count", "'3'", "number"),
+    "a loss of text": (lambda: update(of.polyak_sgd(), value="1"), "value", "'1'", "loss"),
+    "gradients for the loss": (lambda: update(of.polyak_sgd(), value=trees()), "value", "loss"),
+    "no function for the loss": (lambda: update(of.lbfgs(), value=1.0, grad=trees(), value_fn=3), "value_fn", "3"),
+    "gradients elsewhere": (
+        lambda: update(ADAM, grads=of.tree.map(lambda x: x.to("meta"), trees())),
+        "updates.b",
+        "meta",
+        "cpu",
+    ),
+    "gradients of torch.autograd.grad": (
+        lambda: update(ADAM, grads=(torch.ones(3, 2), torch.ones(2))),
+        "tuple of 2 tensors",
+        r"dict\(zip\(params, grads\)\)",
+    ),
+    "gradients and the loss": (lambda: update(ADAM, grads=(trees(), torch.ones(()))), "grad_and_value", "unpack"),
+    "the state of other parameters": (
+        lambda: update(ADAM, {"x": torch.ones(2)}, state=ADAM.init(trees())),
+        "other parameters",
+        "b, w",
+        "with x",
+    ),
+    "the state of other shapes": (
+        lambda: update(ADAM, {"w": torch.ones(2)}, state=ADAM.init({"w": torch.ones(3)})),
+        r"mu.w has shape \(3,\)",
+        r"\(2,\)",
+    ),
+    "a state in a list": (lambda: update(ADAM, state=[1, 2]), "state", r"\[1, 2\]", "tx.init"),
+}
+
 NAMES = {
     "multi_transform": "partition",
     "MultiSteps": "multi_steps",
@@ -233,6 +310,44 @@ STATEFUL = {
     "no closure": (lambda: with_loss(of.lbfgs())[0].step(), "needs the loss", r"step\(closure\)"),
     "no state dict": (lambda: of.Optimizer(linear(), ADAM).load_state_dict({"a": 1}), "'state'", "'a'"),
     "no state dict at all": (lambda: of.optim.Adam(linear().parameters()).load_state_dict([1]), "state dict", r"\[1\]"),
+}
+
+STATEFUL |= {
+    "a dict": (lambda: of.Optimizer(dict(linear().named_parameters()), ADAM), "params is a dict", "named_parameters"),
+    "modules": (lambda: of.Optimizer([linear(), linear()], ADAM), "params holds modules", "ModuleList"),
+    "a schedule for tx": (
+        lambda: of.Optimizer(linear(), SCHEDULE),
+        "tx",
+        "cosine",
+        r"scale_by_learning_rate\(schedule",
+    ),
+    "a group without parameters": (lambda: of.Optimizer([{"lr": 0.1}], ADAM), "'params'", "lr"),
+    "a rule in a group": (
+        lambda: of.Optimizer([{"params": linear().parameters(), "tx": ADAM}], ADAM),
+        "tx=adam",
+        "partition",
+    ),
+    "a checkpoint of torch": (
+        lambda: of.Optimizer(linear(), ADAM).load_state_dict(
+            stepped(torch.optim.Adam((model := linear()).parameters()), model).state_dict()
+        ),
+        "exp_avg",
+        r"optim\.convert",
+    ),
+}
+
+# Attributes that a value does not have, with the words that say what it has.
+ATTRIBUTES = {
+    "step": (ADAM, r"Optimizer\(params, tx\) has step"),
+    "zero_grad": (ADAM, "pure functions"),
+    "lr": (ADAM, r"arguments\['learning_rate'\].*replace\(learning_rate"),
+    "b1": (ADAM, r"arguments\['b1'\]"),
+    "apply": (ADAM, "apply_updates"),
+    "get_last_lr": (SCHEDULE, "no attribute"),
+    "tree_map": (of.tree, r"tree\.map"),
+    "multiply": (of.tree, r"tree\.mul"),
+    "adamw": (of.optim, r"optimfn\.adamw"),
+    "AdamX": (of.optim, "did you mean Adam"),
 }
 
 WARNED = {

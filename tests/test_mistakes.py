@@ -35,6 +35,14 @@ def test_a_name_of_others_says_what_it_is_here(name):
         getattr(of, name)
 
 
+@pytest.mark.parametrize("name", mistakes.ATTRIBUTES)
+def test_an_attribute_that_is_not_there_says_what_is(name):
+    value, words = mistakes.ATTRIBUTES[name]
+    assert not hasattr(value, name)
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'.*{words}" if words != "no attribute" else words):
+        getattr(value, name)
+
+
 @pytest.mark.parametrize(
     ("make", "words"), [(make, words) for make, *words in mistakes.WARNED.values()], ids=list(mistakes.WARNED)
 )

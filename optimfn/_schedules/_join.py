@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import tree
-from .._checks import check_callable, check_nonnegative, check_number, check_steps
+from .._checks import check_nonnegative, check_number, check_schedule, check_steps
 from .._recipe import schedule_factory
 from .._typing import Scalar, ScheduleFn
 
@@ -29,7 +29,7 @@ def join_schedules(schedules: Sequence[ScheduleFn], boundaries: Sequence[int]) -
         tensor(0.5000, dtype=torch.float64)
     """
     for position, schedule in enumerate(schedules):
-        check_callable(**{f"schedules[{position}]": schedule})
+        check_schedule(**{f"schedules[{position}]": schedule})
     check_steps(**{f"boundaries[{position}]": step for position, step in enumerate(boundaries)})
     if len(boundaries) != len(schedules) - 1:
         raise ValueError(
@@ -67,6 +67,8 @@ def piecewise_constant_schedule(
         tensor(0.2500, dtype=torch.float64)
     """
     check_number(init_value=init_value)
+    if not isinstance(boundaries_and_scales, Mapping | None):
+        raise TypeError(f"boundaries_and_scales must be a dict from steps to factors, got {boundaries_and_scales!r}")
     drops = dict(boundaries_and_scales or {})
     check_steps(**{f"boundary {boundary!r}": boundary for boundary in drops})
     check_nonnegative(**{f"scale at {boundary}": scale for boundary, scale in drops.items()})

@@ -121,6 +121,7 @@ def describe(tx: GradientTransformation, params: Params | None = None) -> Descri
     check_transformation(tx=tx)
     if params is None:
         return Description(tuple(_visit(_Part(tx), None, 0)), None, None, _note(tx))
+    tree.check_tensors("params", params)
     with unasked():
         try:
             meta = tree.map(lambda p: p.detach().to("meta"), params)

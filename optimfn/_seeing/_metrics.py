@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .. import tree
 from .._algorithms.quasi_newton._lbfgs import MinimizeByLbfgsState
+from .._base import GradientTransformation
+from .._hints import shown
 from .._transforms._constraints import ZeroNansState
 from .._transforms._linesearch import ScaleByBacktrackingLinesearchState
 from .._transforms._monitor import MonitorState, SnapshotState
@@ -68,6 +70,8 @@ def metrics(state: State) -> dict[str, Any]:
         >>> {name: round(value.item(), 3) for name, value in of.metrics(state).items()}
         {'norm': 5.0, 'learning_rate': 0.1}
     """
+    if isinstance(state, GradientTransformation):
+        raise TypeError(f"state must be a state, or an Optimizer, got {shown(state)}: it is made by tx.init(params)")
     found = [
         (short, path, leaf)
         for short, path, leaf in _collect(as_tree(state))

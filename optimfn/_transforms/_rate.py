@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from .. import tree
 from .._base import GradientTransformation, elementwise, identity, stateless
-from .._checks import check_callable, check_number, check_rate
+from .._checks import check_callable, check_number, check_rate, check_value
 from .._recipe import factory
 from .._typing import Count, Params, Scalar, ScalarOrSchedule, ScheduleFn, Updates
 
@@ -65,7 +67,12 @@ def scale_by_learning_rate(
         return identity()
     check_rate(learning_rate=learning_rate)
     if callable(learning_rate):
-        return scale_by_schedule(lambda count: -learning_rate(count) if flip_sign else learning_rate(count))
+
+        def rate(count: int | Tensor) -> Any:
+            value = check_value(learning_rate, learning_rate(count))
+            return -value if flip_sign else value
+
+        return scale_by_schedule(rate)
     # A tensor is read in the update, not here: it may have changed since.
     return elementwise(
         stateless(lambda updates, params: tree.scale(-learning_rate if flip_sign else learning_rate, updates))

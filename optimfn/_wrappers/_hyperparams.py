@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, Protocol, Union, get_ar
 import torch
 from torch import Tensor
 
-from .. import tree
+from .. import _hints, tree
 from .._base import EvalParamsFn, GradientTransformation, check_transformation
 from .._checks import check_callable, check_dtype, check_number, plain
 from .._evaluation import eval_params as _eval_params
@@ -62,6 +62,9 @@ class InjectedFactory(RecordedFunction):
     def __call__(self, *args: Any, **kwargs: Any) -> GradientTransformation:
         """Make a transformation, with the arguments of the inner factory."""
         args, kwargs = own(args), own(kwargs)
+        wrong = _hints.misfit(self.arguments["inner_factory"], args, kwargs) if self.recipe else None
+        if wrong is not None:
+            raise TypeError(wrong)
         made: GradientTransformation = self.function(*args, **kwargs)
         return replace(made, recipe=Recipe(self, args, kwargs))
 
@@ -116,7 +119,7 @@ def inject_hyperparams(
     static = {static_args} if isinstance(static_args, str) else set(static_args)
     unknown = sorted(static - set(signature.parameters))
     if unknown:
-        raise ValueError(f"static_args must name arguments of {inner_factory!r}, got {unknown}")
+        raise ValueError(f"static_args must name arguments of {_hints.shown(inner_factory)}, got {unknown}")
 
     def make(*args: Any, **kwargs: Any) -> GradientTransformation:
         bound = _bound(signature, args, kwargs)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .. import tree
+from .. import _hints, tree
 from .._base import GradientTransformation, check_transformation
 from .._evaluation import eval_params as _eval_params
 from .._recipe import factory
@@ -53,6 +53,8 @@ def partition(
         >>> tx.update(updates, tx.init(updates))[0]
         {'weight': tensor([-1.]), 'bias': tensor([-0.1000])}
     """
+    if not isinstance(transforms, Mapping):
+        raise TypeError(f"transforms must be a dict from labels to transformations, got {_hints.shown(transforms)}")
     check_transformation(**{f"transforms[{label!r}]": member for label, member in transforms.items()})
 
     def members(params: Params) -> dict[str, GradientTransformation]:
@@ -98,7 +100,11 @@ def resolve_labels(
     transforms: Mapping[str, GradientTransformation], param_labels: Tree | Callable[[Params], Tree], params: Params
 ) -> Tree:
     """The tree of labels for these parameters, each of which has a transformation."""
-    labels = tree.broadcast(tree.resolve(param_labels, params), params)
+    given = tree.resolve(param_labels, params)
+    try:
+        labels = tree.broadcast(given, params)
+    except ValueError as error:
+        raise ValueError(f"param_labels is no prefix of the parameters: {error}") from error
     for path, label in tree.leaves_with_path(labels):
         if label not in transforms:
             known = ", ".join(map(repr, transforms))

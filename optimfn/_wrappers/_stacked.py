@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tree
+from .. import _hints, tree
 from .._base import GradientTransformation
 from .._checks import check_callable, plain
 from .._evaluation import eval_params as _eval_params
@@ -84,6 +84,12 @@ def _maker(inner: Any, arguments: dict[str, Any], own: dict[str, Tensor]) -> Cal
         return lambda: inner
     check_callable(inner=inner)
     parameters = signature_of(inner).parameters
+    for name, value in arguments.items():
+        if isinstance(value, list | tuple) and name in parameters and lets_tensors_in(parameters[name]):
+            raise TypeError(f"{name} must be a tensor with one value a member, or a number, got {value!r}")
+    wrong = _hints.misfit(inner, (), arguments)
+    if wrong is not None:
+        raise TypeError(wrong)
     for name in own:
         if name not in parameters or not lets_tensors_in(parameters[name]):
             raise TypeError(f"{name} must be the same for all members: {inner!r} takes no tensor for it")

@@ -68,7 +68,7 @@ class DropIn(KeepsDtypes, Engine):
         raise NotImplementedError
 
     @classmethod
-    def transform(cls, **options: Any) -> GradientTransformation:
+    def transform(cls, *args: Any, **options: Any) -> GradientTransformation:
         """The pure transformation with exactly the rule of this class.
 
         Args:
@@ -77,6 +77,10 @@ class DropIn(KeepsDtypes, Engine):
         Raises:
             TypeError, ValueError: as the constructor does.
         """
+        if args:
+            raise TypeError(
+                f"{cls.__name__}.transform takes options by name, lr=..., and no parameters; got {args[0]!r}"
+            )
         return rule_of(cls, **options)
 
     def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:

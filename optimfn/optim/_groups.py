@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._base import GradientTransformation
-from .._hints import near, shown
+from .._hints import for_transformation, near, shown
 from .._in_place._spans import share_elements, span
 from .._recipe import Recorded
 
@@ -32,6 +32,17 @@ def check_arguments(params: Any, tx: Any) -> None:
         raise TypeError(f"params and tx are swapped: Optimizer(params, tx), got {params!r} first")
     if isinstance(params, str | bytes):
         raise TypeError(f"params must be parameters, pairs of names and parameters, or a module, got {shown(params)}")
+    if isinstance(params, Mapping):
+        raise TypeError(
+            f"params is a dict, of {shown(list(params))}: give the module, module.named_parameters(), or its items()"
+        )
+    groups = [one for one in params if isinstance(one, Mapping)] if isinstance(params, list | tuple) else []
+    if any("params" not in group for group in groups):
+        raise ValueError(f"a group is a dict with 'params', got one with {shown([*map(list, groups)])}")
+    if isinstance(params, list | tuple) and any(isinstance(one, torch.nn.Module) for one in params):
+        raise TypeError("params holds modules: give torch.nn.ModuleList(modules), or the parameters of all")
+    if isinstance(tx, Recorded) and not isinstance(tx, GradientTransformation):
+        raise TypeError(f"tx must be a GradientTransformation, got {shown(tx)}{for_transformation(tx)}")
     if tx is None:
         raise TypeError(
             "Optimizer needs tx, the transformation or its factory: Optimizer(params, of.adamw, learning_rate=1e-3). "
@@ -113,6 +124,11 @@ def check_keys(group: Mapping[str, Any], found: Mapping[str, Any], tx: GradientT
     for key in group:
         if key in known:
             continue
+        if isinstance(group[key], GradientTransformation):
+            raise ValueError(
+                f"a group has {key}={shown(group[key])}: all groups have the transformation of the optimizer; other "
+                "rules for some parameters are partition(transforms, param_labels)"
+            )
         if key == "learning_rate":
             raise ValueError("a group has learning_rate; its key is lr")
         if key in _WORDS or key in _arguments(tx):

@@ -84,6 +84,7 @@ def _without_reprs(entries: Entries) -> Entries:
 
 
 _OLD = "inject_hyperparams("
+_OF_TORCH = {"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum", "prev", "acc_delta", "exp_inf"}
 
 
 def with_common(
@@ -140,7 +141,9 @@ def compare(
                 raise ValueError(f"{key} of parameter {name} has shape {shapes}")
         report.missing.extend((name, key) for key in mine if key not in theirs)
     if strict and (report.missing or report.left_over):
-        said = (f"missing: {_list(report.missing)}", f"left over: {_list(report.left_over)}")
+        said: tuple[str, ...] = (f"missing: {_list(report.missing)}", f"left over: {_list(report.left_over)}")
+        if any(key in _OF_TORCH for _, key in report.left_over):
+            said = (*said, "it looks like one of torch.optim, which optim.convert(state_dict, optimizer) makes fit")
         raise KeyError(f"the state dict does not fit; {'; '.join(said)}; matching: {_list(report.matching)}")
     return report
 

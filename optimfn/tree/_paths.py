@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from .._checks import check_callable, check_steps
+from .._hints import shown
 from .._recipe import Recorded, factory
 from .._typing import Mask, Params, Tree
 from ._core import ParamsPlaceholder, broadcast, join_path, leaves, leaves_with_path, map, paths
@@ -61,7 +62,7 @@ def mask_by_path(pattern: str) -> Callable[[Params], Tree]:
         >>> of.tree.mask_by_path(r"\.bias$")({"head": {"weight": torch.ones(2), "bias": torch.ones(2)}})
         {'head': {'weight': False, 'bias': True}}
     """
-    regex = re.compile(pattern)
+    regex = _compiled(pattern)
     return lambda params: map(lambda path: regex.search(path) is not None, paths(params))
 
 
@@ -98,7 +99,9 @@ def label_by_path(patterns: Mapping[str, str], default: str) -> Callable[[Params
         >>> labels({"body": torch.ones(1), "head": torch.ones(1)})
         {'body': 'pretrained', 'head': 'new'}
     """
-    compiled = [(re.compile(pattern), label) for pattern, label in patterns.items()]
+    if not isinstance(patterns, Mapping):
+        raise TypeError(f"patterns must be a dict from regular expressions to labels, got {shown(patterns)}")
+    compiled = [(_compiled(pattern), label) for pattern, label in patterns.items()]
 
     def label(path: str) -> str:
         return next((label for pattern, label in compiled if pattern.search(path)), default)
@@ -132,7 +135,7 @@ def label_by_layer(pattern: str, layers: int, first: str = r"embed|stem|cls_toke
         [tensor([-0.2500]), tensor([-0.5000])]
     """
     check_steps(layers=layers, at_least=1)
-    found, before = re.compile(pattern), re.compile(first)
+    found, before = _compiled(pattern), _compiled(first)
     if found.groups < 1:
         raise ValueError(
             f"pattern must have a group for the number of the layer, as in r'blocks\\.(\\d+)', got {pattern!r}"
@@ -147,6 +150,16 @@ def label_by_layer(pattern: str, layers: int, first: str = r"embed|stem|cls_toke
         return str(int(match[1]) + 1)
 
     return lambda params: map(label, paths(params))
+
+
+def _compiled(pattern: object) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        several = ': for several give "one|another"' if isinstance(pattern, list | tuple) else ""
+        raise TypeError(f"pattern must be the text of a regular expression, got {shown(pattern)}{several}")
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise re.error(f"{pattern!r} is no regular expression, {error.msg}", pattern, error.pos) from error
 
 
 def looks_at_shapes_only(function: Callable[[Params], Tree]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._hints import shown as in_short
 from .._typing import Tree
 from ._core import as_real, at_least_float32, cast_leaf, leaves, leaves_with_path, map, map_nodes, unflatten
 from ._nodes import is_leaf
@@ -121,7 +122,15 @@ def resolve(prefix: Tree | Callable[[Tree], Tree], params: Tree) -> Tree:
     elif _given.leaves is not None:
         params = unflatten(params, [_before(*named) for named in leaves_with_path(params)])
     decide = next((leaf.decide for leaf in leaves(params) if hasattr(leaf, "decide")), None)
-    return prefix(params) if decide is None else decide(prefix, params)
+    try:
+        return prefix(params) if decide is None else decide(prefix, params)
+    except (AttributeError, TypeError) as error:
+        if is_leaf(params) or f"'{type(params).__name__}'" not in str(error):
+            raise
+        raise TypeError(
+            f"{in_short(prefix)} is given the tree of all parameters, a {type(params).__name__}, and fails. For a "
+            "function of one leaf, give tree.mask_by(function), or tree.label_by(function) for labels"
+        ) from error
 
 
 def _widened(x: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..._base import GradientTransformation, check_transformation
-from ..._checks import check_choice
+from ..._checks import check_choice, check_flag
 from ..._in_place._parts import Parts
 from ..._in_place._write import overwrite, settle
 from ..._rows import are_sparse, donating
@@ -68,6 +68,8 @@ class Step:
             if done is not None:
                 return done if not self._donate else (params, state)
         return self._eager(params, state, grads, extra)
+
+    __call__.__qualname__ = "step"  # by which Python speaks of an argument that is missing
 
     def bind(self, params: Params, state: State) -> "BoundStep":
         """Prepare to step these very trees again and again, each time with new gradients.
@@ -271,6 +273,7 @@ def make_step(tx: GradientTransformation, *, donate: bool = False, backend: str 
         tensor([1.5000])
     """
     check_transformation(tx=tx)
+    check_flag(donate=donate)
     check_choice("backend", backend, BACKENDS)
     if backend == "auto":
         backend = os.environ.get("OPTIMFN_BACKEND") or "auto"
