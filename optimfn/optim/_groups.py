@@ -41,7 +41,7 @@ def check_arguments(params: Any, tx: Any) -> None:
         raise ValueError(f"a group is a dict with 'params', got one with {shown([*map(list, groups)])}")
     if isinstance(params, list | tuple) and any(isinstance(one, torch.nn.Module) for one in params):
         raise TypeError("params holds modules: give torch.nn.ModuleList(modules), or the parameters of all")
-    if isinstance(tx, Recorded) and not isinstance(tx, GradientTransformation):
+    if isinstance(tx, Recorded) and not hasattr(tx, "init"):  # a schedule, or a mask
         raise TypeError(f"tx must be a GradientTransformation, got {shown(tx)}{for_transformation(tx)}")
     if tx is None:
         raise TypeError(
