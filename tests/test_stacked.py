@@ -249,7 +249,7 @@ def test_mistakes_are_named():
         of.stacked(of.sgd(0.1), learning_rate=rates)
     with pytest.raises(TypeError, match=r"memory_size must be the same for all members: .* takes no tensor for it"):
         of.stacked(of.lbfgs, memory_size=torch.tensor([3, 4]))
-    with pytest.raises(TypeError, match="no argument 'rate' .here learning_rate."):
+    with pytest.raises(TypeError, match=r"no argument 'rate' .here learning_rate."):
         of.stacked(of.sgd, rate=rates)
     with pytest.raises(ValueError, match=r"init_value must be .* got a tensor of shape \(2,\)"):
         of.stacked(of.sgd, learning_rate=of.constant_lr(rates))
