@@ -127,6 +127,8 @@ class RecordedFunction(Recorded):
     function: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], str):
+            raise TypeError(f"a count must be a number or a 0-dim tensor, got {args[0]!r}")
         return self.function(*args, **kwargs)
 
 

@@ -218,10 +218,8 @@ def as_complex(x: Tensor, like: Tensor) -> Tensor:
     return torch.view_as_complex(x.contiguous()) if like.is_complex() else x
 
 
-def wide(count: Any) -> Tensor:
+def wide(count: float | Tensor) -> Tensor:
     """A count, or any other scalar, as a 0-dim tensor in float64 (float32 on devices without float64)."""
-    if count is None or isinstance(count, str):
-        raise TypeError(f"a count must be a number or a 0-dim tensor, got {count!r}")
     x = count if isinstance(count, Tensor) else torch.tensor(count, dtype=torch.float64)
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
