@@ -102,6 +102,9 @@ def compiled_rule_anew(make: Make) -> Iterator[float]:
 
 
 TURNS = {absent_gradients: 300, many_groups: 60, one_parameter: 300, first_step: 3}
+WARM = {
+    absent_gradients: 60
+}  # until patterns are planned: the first of them trace and compile, which is no step's time
 COMPILED = {compiled_step: 3, compiled_rule: 3, compiled_rule_anew: 2}  # which take minutes
 
 
@@ -117,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             continue
         contenders = RULES if situation in (compiled_rule, compiled_rule_anew) else CONTENDERS
         takes = {name: situation(make) for name, make in contenders.items()}
-        warm, turns = (int(situation in COMPILED), turns) if turns < 10 else (5, 10 if options.quick else turns)
+        warm = WARM.get(situation, int(situation in COMPILED) if turns < 10 else 5)
+        turns = 10 if options.quick and turns >= 10 else turns
         times = [[next(take) for take in takes.values()] for _ in range(warm + turns)][warm:]
         medians = dict(zip(takes, map(statistics.median, zip(*times, strict=True)), strict=True))
         ratios = [statistics.median(row[i] / row[0] for row in times) for i in range(len(takes))]

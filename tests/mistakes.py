@@ -285,6 +285,11 @@ NAMES = {
 STATEFUL = {
     "no transformation": (lambda: of.Optimizer(linear()), "tx", r"Optimizer\(params, of.adamw"),
     "swapped": (lambda: of.Optimizer(ADAM, linear()), "swapped", r"Optimizer\(params, tx\)"),
+    "a schedule for the rule": (
+        lambda: of.Optimizer(linear().parameters(), of.linear_schedule(0.1, 0.0, 9)),
+        "linear_schedule",
+        "scale_by_learning_rate",
+    ),
     "a factory without its rate": (lambda: of.Optimizer(linear(), of.adam), "learning_rate", r"adam\(learning_rate\)"),
     "lr for a factory": (lambda: of.Optimizer(linear(), of.adam, lr=1e-3), "'lr'", "here learning_rate"),
     "a slip in a name": (

@@ -13,7 +13,7 @@ from .._base import GradientTransformation, check_transformation
 from .._checks import check_nonnegative
 from .._gate import look_for_unmatched
 from .._hints import shown as say
-from .._recipe import fingerprint, is_own
+from .._recipe import RecordedFunction, fingerprint, is_own
 from ..distributed._means import flush_in_place
 from ._factory_source import FactorySource
 from ._groups import check_arguments, check_keys
@@ -285,7 +285,7 @@ def _made(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
 
 
 def _make(make: Any, hyperparameters: dict[str, Any]) -> GradientTransformation:
-    tx = make(**hyperparameters) if callable(make) else make
+    tx = make(**hyperparameters) if callable(make) and type(make) is not RecordedFunction else make
     check_transformation(tx=tx)
     made: GradientTransformation = tx
     if made.recipe is None:
