@@ -35,7 +35,7 @@ def momentum(format, **kwargs):
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block_size", [None, 8, 48, 1024])
-@pytest.mark.parametrize("format", ["companded8", "dynamic8", "4bit", "fp8"])
+@pytest.mark.parametrize("format", ["companded8", "dynamic8"])
 def test_codes_and_scales_are_those_of_eager(format, block_size, dtype, donate):
     tx = momentum(format, block_size=block_size)
     got, take = run(tx, "fused", donate=donate, dtype=dtype)
@@ -43,6 +43,15 @@ def test_codes_and_scales_are_those_of_eager(format, block_size, dtype, donate):
     assert_trees_equal(got, want)
     codes = "pack codes" if format == "4bit" else "store codes"
     assert f"kernel  store param, {codes}, store scale" in str(take.explain())
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("4bit", torch.float32), ("4bit", torch.bfloat16), ("fp8", torch.float64)]
+)
+@pytest.mark.parametrize("block_size", [None, 10])
+def test_so_are_those_of_four_bits_and_of_floats_of_eight(format, dtype, block_size, donate):
+    test_codes_and_scales_are_those_of_eager(format, block_size, dtype, donate)
 
 
 @pytest.mark.parametrize(
