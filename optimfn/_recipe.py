@@ -127,7 +127,7 @@ class RecordedFunction(Recorded):
     function: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(args[0], str):
+        if len(args) == 1 and isinstance(args[0], str):  # what takes a path takes a leaf as well
             raise TypeError(f"a count must be a number or a 0-dim tensor, got {args[0]!r}")
         return self.function(*args, **kwargs)
 
