@@ -6,6 +6,7 @@ from typing import Any
 from ..ir import _ops
 from ..ir._graph import Node, Untraceable
 from ..ir._kernels import Output, Owner, Stage
+from ._levels import Levels, live
 from ._memory import places, same_memory
 from ._owners import Absence, Owners
 from ._plan import Plan
@@ -37,26 +38,19 @@ class _Planner:
     """What is known half way."""
 
     def __init__(self, nodes: Sequence[Node], outputs: Sequence[Any], absence: Absence) -> None:
-        self.buffers = 0
         self.inputs = [node for node in nodes if node.kind == "input"]
-        self.buffer_of = {node: self._new_buffer() for node in self.inputs}
         self.nodes = live(nodes, [*outputs, *(node for _, node in absence.instead.values())])
         self.owned = Owners(self.nodes, outputs, absence)
         self.owners = self.owned.of
         self._absence = absence
-        self.level: dict[Node, int] = {}
-        self.temporary: dict[Node, int] = {}
-        self.folds: dict[Node, int] = {}
+        self.at = Levels(self.inputs, self.nodes)
         self.copies: list[tuple[Node, int, Owner]] = []
-        self.solid: set[Node] = set()
-        self._closures: dict[tuple[Node, int], dict[Node, None]] = {}
-        self._set_levels()
         opaque = [node for node in self.nodes if node.kind in ("opaque", "item")]
-        self._last_opaque = max([self.level[node] for node in opaque], default=0)
+        self._last_opaque = max([self.at.level[node] for node in opaque], default=0)
         # By the stage that works on them: a reduction is there when the next one begins.
-        self._opaque = _by_stage(opaque, self.level, 0)
+        self._opaque = _by_stage(opaque, self.at.level, 0)
         whole = [n for n in self.nodes if n.kind == "reduce" and not n.args[0].is_scalar]
-        self._reductions, self._folding = _by_stage(whole, self.level, 1), _by_stage(self.folds, self.level, 1)
+        self._reductions, self._folding = _by_stage(whole, self.at.level, 1), _by_stage(self.at.folds, self.at.level, 1)
         self._stores: list[Store] = []
 
     def plan(self, outputs: Sequence[Any], targets: Sequence[int | None], names: Sequence[str]) -> Plan:
@@ -69,29 +63,19 @@ class _Planner:
             if leaf is not None and other is not node:
                 results[i].append((~leaf, other))
                 self._output(other, self._target(outcome[i]), name, ~leaf)
-        kept = [(x, at) for x, at in self.temporary.items() if same_memory(x) is x]
-        self._stores += [Store(x, at, self.level[x], x.name, self.owners.get(x)) for x, at in kept]
-        count = 1 + max([*self.level.values(), *(store.stage for store in self._stores)], default=0)
+        kept = [(x, at) for x, at in self.at.temporary.items() if same_memory(x) is x]
+        self._stores += [Store(x, at, self.at.level[x], x.name, self.owners.get(x)) for x, at in kept]
+        count = 1 + max([*self.at.level.values(), *(store.stage for store in self._stores)], default=0)
         count = delay(self._stores, count, 2 * len(self.nodes) + 2, self._read)
         stages = [Stage(opaque=self._opaque.get(k, [])) for k in range(count)]
-        scalars = Scalars(
-            self.nodes, [x for x in self._stores if x.node.is_scalar], self.level, self.buffer_of, self.owners
-        )
-        final = scalars.schedule(stages, self.temporary)
-        rows = Rows(
-            scalars.slot,
-            scalars.numbers,
-            self._buffer,
-            self.folds,
-            self.owners,
-            self._is_given,
-            {store.buffer for store in self._stores},
-            bool(self._absence.instead),
-        )
+        scalars = Scalars(self.at, [x for x in self._stores if x.node.is_scalar], self.owners)
+        final = scalars.schedule(stages)
+        written = {store.buffer for store in self._stores}
+        rows = Rows(self.at, scalars, self.owners, written, has_sides=bool(self._absence.instead))
         stored = self._stored()
         for k, stage in enumerate(stages):
             roots: list[Store | Node] = [*stored.get(k, []), *self._reductions.get(k, [])]
-            stage.rows = rows.of_stage(k, roots, self._folding.get(k, []), self._closure)
+            stage.rows = rows.of_stage(k, roots, self._folding.get(k, []))
         is_clear = bool(self.owners) and self.owned.are_clear and rows.are_clear
         return Plan(
             nodes=self.nodes,
@@ -100,13 +84,13 @@ class _Planner:
             results=results,
             stages=stages,
             final=final,
-            buffers=self.buffers,
-            buffer_of=self.buffer_of,
-            temporary=self.temporary,
-            folds=self.folds,
+            buffers=self.at.buffers,
+            buffer_of=self.at.buffer_of,
+            temporary=self.at.temporary,
+            folds=self.at.folds,
             copies=self.copies,
-            solid=self.solid,
-            places=places(self.nodes, self.level, self.temporary, self.solid, results),
+            solid=self.at.solid.keys(),
+            places=places(self.nodes, self.at.level, self.at.temporary, self.at.solid.keys(), results),
             slot=scalars.slot,
             numbers=scalars.numbers.held,
             kernels=list({id(row.kernel): row.kernel for stage in stages for row in stage.rows}.values()),
@@ -115,65 +99,21 @@ class _Planner:
             was=self.owned.was,
         )
 
-    def _new_buffer(self) -> int:
-        self.buffers += 1
-        return self.buffers - 1
-
-    def _set_levels(self) -> None:
-        """The first stage in which each node can be computed, and what must lie in memory for it.
-
-        A reduction is known when the stage that goes over its operand has ended. An opaque node runs before the
-        kernels of its stage, so it needs its operands in memory from the stage before; so does what is spread,
-        whose elements are read by many rows.
-        """
-        for node in self.nodes:
-            levels = [self.level[parent] for parent in node.parents()]
-            if node.kind == "reduce" and not node.args[0].is_scalar:
-                self.level[node] = levels[0] + 1
-            elif node.kind == "fold":
-                self.level[node] = levels[0] + 1
-                self.buffer_of[node] = self.folds[node] = self._new_buffer()
-            elif node.op in ("spread", "unpack") and not node.args[0].has_memory:
-                self.level[node] = levels[0] + 1
-                self._keep(node.args[0])
-            elif node.kind in ("opaque", "item"):
-                self.level[node] = max([self.level[x] + (not x.has_memory) for x in node.parents()], default=0)
-                self.buffer_of[node] = self._new_buffer()
-                for parent in node.parents():
-                    if not parent.has_memory:
-                        self._keep(parent)
-            else:
-                packed = [parent for parent in node.parents() if parent.op == "pack"]
-                self.level[node] = max(levels, default=0) + bool(packed)
-                for parent in packed:
-                    self._keep(parent)
-            if node.kind not in ("opaque", "item"):  # a kernel reads the parents
-                self.solid.update(parent for parent in node.parents() if parent.kind in ("opaque", "item"))
-
-    def _keep(self, node: Node) -> None:
-        """Give a value memory of its own, or the same as another with its bytes, such as a transpose."""
-        if node in self.temporary:
-            return
-        root = same_memory(node)
-        if root is not node:
-            self._keep(root)
-        self.temporary[node] = self.temporary[root] if root is not node else self._new_buffer()
-
     def _output(self, node: Any, target: int | None, name: str, owner: Owner) -> Output:
         if not isinstance(node, Node):
             return Output("value", node)
-        if node.kind == "input" and target in (None, self.buffer_of[node]):
-            return Output("buffer", self.buffer_of[node])
+        if node.kind == "input" and target in (None, self.at.buffer_of[node]):
+            return Output("buffer", self.at.buffer_of[node])
         if node.kind in ("opaque", "item"):
-            self.solid.add(node)
+            self.at.solid[node] = None
             if target is None:
                 return Output("opaque", node, node)
         if target is not None and node.dtype not in _ops.DTYPES:
             self.copies.append((node, target, owner))
             return Output("buffer", target)
-        buffer = self._new_buffer() if target is None else target
+        buffer = self.at.new_buffer() if target is None else target
         # Nothing that was given is overwritten before all that might raise, or read it, is over: see `_stores`.
-        stage = self.level[node] if target is None else max(self.level[node], self._last_opaque)
+        stage = self.at.level[node] if target is None else max(self.at.level[node], self._last_opaque)
         self._stores.append(Store(node, buffer, stage, name, owner, target is None))
         return Output("new", buffer, node) if target is None else Output("buffer", buffer)
 
@@ -198,39 +138,15 @@ class _Planner:
         """The buffers of inputs that the rows of a stage read, and those they read in an order of their own."""
         roots = [store.node for store in self._stores if store.stage == k and not store.node.is_scalar]
         roots += [node.args[0] for node in self._reductions.get(k, ())]
-        own = dict.fromkeys([node for root in roots for node in self._closure(root, k)])
-        folded = dict.fromkeys([x for fold in self._folding.get(k, ()) for x in self._closure(fold.args[0], k)])
+        own = dict.fromkeys([node for root in roots for node in self.at.closure(root, k)])
+        folded = dict.fromkeys([x for fold in self._folding.get(k, ()) for x in self.at.closure(fold.args[0], k)])
         spread = [node.args[0] for node in (*own, *folded) if node.op == "spread"]
         # Rows that pack what they unpack go block by block; whatever else is put there has elements of two codes.
         packs = {store.buffer for store in self._stores if store.node.op == "pack"}
         unpacked = [node.args[0] for node in (*own, *folded) if node.op == "unpack" and node.args[0].kind == "input"]
-        spread += [node for node in unpacked if self.buffer_of[node] not in packs]
-        in_order = [self.buffer_of[node] for node in (*own, *unpacked) if node.kind == "input"]
-        return in_order, [self.buffer_of[node] for node in (*folded, *spread) if node.kind == "input"]
-
-    def _is_given(self, node: Node, k: int) -> bool:
-        """Whether a kernel of stage k finds a node computed."""
-        return node.is_scalar or node.has_memory or (node in self.temporary and self.level[node] < k)
-
-    def _closure(self, root: Node, k: int) -> dict[Node, None]:
-        """The nodes that a kernel computes or reads for a root, each after its operands."""
-        known = self._closures.get((root, k))
-        if known is not None:
-            return known
-        seen = self._closures[root, k] = {}
-        stack = [root]  # not by recursion: a rule may be longer than Python's stack
-        while stack:
-            node = stack[-1]
-            is_leaf = node in seen or node.op in ("spread", "unpack") or self._is_given(node, k)
-            missing = [] if is_leaf else [x for x in node.parents() if x not in seen]
-            if missing:
-                stack.extend(reversed(missing))
-            else:
-                seen[stack.pop()] = None
-        return seen
-
-    def _buffer(self, node: Node) -> int:
-        return self.temporary[node] if node in self.temporary else self.buffer_of[node]
+        spread += [node for node in unpacked if self.at.buffer_of[node] not in packs]
+        in_order = [self.at.buffer_of[node] for node in (*own, *unpacked) if node.kind == "input"]
+        return in_order, [self.at.buffer_of[node] for node in (*folded, *spread) if node.kind == "input"]
 
 
 def _by_stage(nodes: Iterable[Node], level: Mapping[Node, int], ahead: int) -> dict[int, list[Node]]:
@@ -239,15 +155,3 @@ def _by_stage(nodes: Iterable[Node], level: Mapping[Node, int], ahead: int) -> d
     for node in nodes:
         found.setdefault(level[node] - ahead, []).append(node)
     return found
-
-
-def live(nodes: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
-    """The nodes that the outputs depend on, parents first."""
-    needed: set[Node] = set()
-    queue = [output for output in outputs if isinstance(output, Node)]
-    while queue:
-        node = queue.pop()
-        if node not in needed:
-            needed.add(node)
-            queue.extend(node.parents())
-    return [node for node in nodes if node in needed]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..ir._graph import Node
 from ..ir._kernels import Call, Chain, Constant, Form, Owner, Stage
+from ._levels import Levels
 from ._numbers import Numbers, settled
 from ._stores import Store
 
@@ -12,22 +13,13 @@ class Scalars:
     """The slots of 0-dim values, and the calls that compute and store them.
 
     Args:
-        nodes: The nodes that are needed, parents first.
+        at: When each value is there, and where it lies.
         stores: The stores of 0-dim values.
-        level: The stage in which each node can be computed.
-        buffer_of: The buffer of each value that has memory.
         owners: The owner of each node that has one.
     """
 
-    def __init__(
-        self,
-        nodes: Sequence[Node],
-        stores: Sequence[Store],
-        level: Mapping[Node, int],
-        buffer_of: Mapping[Node, int],
-        owners: Mapping[Node, Owner],
-    ) -> None:
-        self._level, self._buffer_of, self._owners, self._stores = level, buffer_of, owners, stores
+    def __init__(self, at: Levels, stores: Sequence[Store], owners: Mapping[Node, Owner]) -> None:
+        self._at, self._owners, self._stores, nodes = at, owners, stores, at.nodes
         computed = [n for n in nodes if n.is_scalar and n.kind in ("pointwise", "reduce")]
         needed = dict.fromkeys([p for n in nodes if n.kind in ("pointwise", "reduce") for p in n.parents()])
         needed |= dict.fromkeys([store.node for store in stores])
@@ -39,9 +31,9 @@ class Scalars:
         self.numbers = Numbers(len(self.slot))
         self._by_level: dict[int, list[Node]] = {}
         for node in sorted(others, key=lambda node: node.number):
-            self._by_level.setdefault(level[node], []).append(node)
+            self._by_level.setdefault(at.level[node], []).append(node)
 
-    def schedule(self, stages: Sequence[Stage], temporary: Mapping[Node, int]) -> Stage:
+    def schedule(self, stages: Sequence[Stage]) -> Stage:
         """Fill in the calls of the stages, and return one more with the last stores.
 
         A call computes all values of equal depth and form in a stage: none needs another. A value that must lie in
@@ -60,10 +52,10 @@ class Scalars:
                 call.rows.append(row)
                 call.owners += owners
             stage.calls = [calls[key] for key in sorted(calls, key=lambda key: key[0])]
-            stage.calls += [self._store(x) for x in self._stores if _is_kept(x, temporary) and x.stage == k]
+            stage.calls += [self._store(x) for x in self._stores if self._is_kept(x) and x.stage == k]
         merged: dict[Form | Chain, Call] = {}
         for store in self._stores:
-            if not _is_kept(store, temporary):
+            if not self._is_kept(store):
                 call = self._store(store)
                 known = merged.setdefault(call.form, Call(call.form, [], []))
                 known.rows += call.rows
@@ -77,7 +69,7 @@ class Scalars:
     def _form(self, node: Node) -> tuple[Form, list[int], Iterable[Owner]]:
         slot, owner = self.slot[node], self._owners.get(node)
         if node.has_memory:
-            return Form("load", "", (), node.dtype, node.dtype), [slot, self._buffer_of[node]], [owner]
+            return Form("load", "", (), node.dtype, node.dtype), [slot, self._at.buffer_of[node]], [owner]
         if node.kind == "reduce":
             form = Form("reduce", node.op, (), node.dtype, node.dtype)
             return form, [slot, *(self.slot[p] for p in node.args)], [self._owners.get(p) for p in node.args]
@@ -87,7 +79,6 @@ class Scalars:
         row = [slot, *(self.slot[x] if isinstance(x, Node) else self.numbers.slot(x) for x in given)]
         return Form("compute", op, dtypes, node.dtype, node.compute), row, [owner]
 
-
-def _is_kept(store: Store, temporary: Mapping[Node, int]) -> bool:
-    """Whether a store makes a value that is needed later in memory."""
-    return temporary.get(store.node) == store.buffer
+    def _is_kept(self, store: Store) -> bool:
+        """Whether a store makes a value that is needed later in memory."""
+        return self._at.temporary.get(store.node) == store.buffer

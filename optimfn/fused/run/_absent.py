@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from ..ir._graph import Node, Untraceable, is_random, is_together
-from ..plan._planner import live
+from ..plan._levels import live
 from ..trace._alike import replaced
 from ..trace._infer import key
 from ..trace._trace import Graph
