@@ -80,6 +80,11 @@ def pytest_collection_finish():
     """Tests by the ten thousand, and torch, stay to the end: no garbage collection need look at them again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    """Also in the process that hands tests out, and collects none."""
     gc.enable()
 
 
