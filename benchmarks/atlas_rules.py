@@ -108,6 +108,9 @@ FAMILIES: dict[str, dict[str, Make]] = {
         "normuon": matrices(of.normuon),
         "soap": whole(of.soap, weight_decay=0.0),
         "psgd kron": of.kron_whiten,
+        "dion": matrices(of.dion),
+        "splus": whole(of.splus, weight_decay=0.0),
+        "shampoo, adam's lengths": whole(of.shampoo, max_preconditioner_dim=64, target_dims=None, grafting="adam"),
     },
     "Rates of their own": {
         "prodigy": of.prodigy,

@@ -812,3 +812,13 @@ def test_a_change_of_strides_stays_on_its_device():
     transposed = _rearrange(torch.empty(2, 3, device="meta"), (1, 2))
     assert transposed.is_meta
     assert transposed.stride() == (1, 2)
+
+
+@pytest.mark.parametrize("draw", ["uniform", "rademacher"])
+def test_random_numbers_of_a_kernel_are_those_of_the_rule(draw):
+    """They are hashes, whose products overflow: of every element, not of those alone before the first that does."""
+    key = torch.tensor(5)
+    tx = of.stateless(lambda updates, params: of.tree.map(lambda g: g * getattr(of.tree, draw)(key, g), updates))
+    params, grads = {"w": torch.zeros(5, 60, dtype=torch.float64)}, {"w": torch.ones(5, 60, dtype=torch.float64)}
+    got, want = (of.make_step(tx, backend=b)(params, tx.init(params), grads)[0] for b in ("fused", "eager"))
+    torch.testing.assert_close(got["w"], want["w"], rtol=1e-12, atol=0)

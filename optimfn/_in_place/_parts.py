@@ -23,6 +23,7 @@ from .._gate import on_wide
 from .._recipe import find_tensors, is_own, uses_factory
 from .._rows import donating
 from .._torch import is_differentiating, without_modes
+from .._transforms._decay_kinds import decay_after_step, decay_proximally
 from .._transforms._rate import scale_by_learning_rate, scale_by_schedule
 from .._typing import Params, State, Updates
 from .._wrappers._by_rows import rows
@@ -34,6 +35,8 @@ from ._write import targets_apart
 _SHARES = 4, 8
 # Bytes of parameters, and of a leaf on average; of fewer, walking the trees once a part takes longer than it is worth.
 _LEAST, _LEAST_LEAF = 2**19, 2**13
+# Where a state is so many times the parameters, a part is at most this fraction of them, or has this much of the state.
+_MUCH, _SHARE_OF_MUCH, _STACK = 3, 16, 2**22
 _MOST_KINDS = 64  # that are remembered
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -69,6 +72,8 @@ def is_apart(tx: GradientTransformation) -> bool:
     """Whether no leaf sees another, but for a number of steps that all share."""
     tx = _on_dense(tx)
     counts = tx.recipe is not None and tx.recipe.factory in (scale_by_schedule, scale_by_learning_rate)
+    if tx.recipe is not None and tx.recipe.factory in (decay_after_step, decay_proximally):
+        counts = tree.sees_leaves(tx.arguments["mask"])
     return tx.leafwise or counts or (bool(tx.members) and all(map(is_apart, tx.members.values())))
 
 
@@ -230,6 +235,9 @@ def _plan(split: Halves, params: Params, state: State, grads: Updates, extra: di
     share = _SHARES[split.head is not None or bool(extra)]
     sizes = {i: p.nbytes for i, p in enumerate(tree.flatten(params)[0]) if p is not None}
     parts, size, most = list[list[int]](), 0.0, sum(sizes.values()) / share
+    kept = sum([x.nbytes for x in tree.leaves(state)]) / max(sum(sizes.values()), 1)
+    if kept > _MUCH:  # what a part holds beside its parameters counts; small matrices of one shape go together
+        most = min(most, max(sum(sizes.values()) / _SHARE_OF_MUCH, _STACK / kept))
     for i, own in sizes.items():
         size += own
         if not parts or size > most:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .._torch import is_batched, is_watched, unwrapped
 from .._typing import Params, Tree
-from ._arithmetic import carry, where
-from ._core import leaves, unflatten
+from ._arithmetic import carry
+from ._core import leaves, map, unflatten
 
 
 def host_count(params: Params) -> Tensor:
@@ -68,8 +68,11 @@ def every(
         due: bool = decide(is_due, counts)
     elif torch.compiler.is_compiling():
         return _branch(chosen(*counts), fresh, (kept, *given))
-    elif not all(map(_can_be_read, counts)):
-        return carry(where(chosen(*counts), fresh(kept, *given), kept), kept)
+    elif not all(_can_be_read(x) for x in counts):
+        taken = chosen(*counts)
+        # What belongs to leaves without a gradient is handed on as it is.
+        either = map(lambda new, old: old if new is old else torch.where(taken, new, old), fresh(kept, *given), kept)
+        return carry(either, kept)
     else:
         due = is_due(counts)
     return fresh(kept, *given) if due else kept

@@ -105,7 +105,9 @@ class KronWhiten:
         probability=1.0,
         clip=(2.0, 10.0),
         first=True,
+        offset=0,
     ):
+        self.offset = offset
         self.name, self.scale, self.momentum, self.rate, self.mode = name, scale, momentum, rate, mode
         self.beta, self.damping, self.skew, self.whiten = beta, damping, skew, whiten
         self.probability, self.clip, self.first = probability, clip, first
@@ -126,7 +128,7 @@ class KronWhiten:
         beta = min((t - 1) / t, self.momentum)
         self.m = beta * self.m + (1 - beta) * g
         self.since += 1
-        due = self.since >= 1 / self.probability
+        due = (t + self.offset) % math.ceil(1 / self.probability) == 0
         old = list(self.q)
         if due:
             self.since = 0

@@ -51,7 +51,7 @@ class Block:
         for i in self.axes:
             x = unfolded(self.along(g, self.R, but=i) if self.kind == "kl" else g, i)
             self.L[i] = self.b2 * self.L[i] + w * x @ x.T
-        if t == self.start or (t > self.start and t % self.k == 0):
+        if t == self.start or (t > self.start and (t + self.offset) % self.k == 0):
             for i in self.axes:
                 self.R[i] = first_basis(self.L[i]) if self.kind == "eigenvalues" else self.root(self.L[i] / c)
         f = self.b3 * self.m + (1 - self.b3) * g
@@ -104,6 +104,7 @@ class Shampoo:
         momentum=None,
         dampening=0.0,
         nesterov=False,
+        offset=0,
     ):
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
         self.rule = {
@@ -112,7 +113,7 @@ class Shampoo:
             "b3": betas[0] if beta3 is None else beta3,
             "start": k if start is None else start,
             **{x: getattr(self, x) for x in ("eps", "k", "correct", "grafting", "gb2", "geps")},
-            **{x: getattr(self, x) for x in ("kind", "roots", "sides")},
+            **{x: getattr(self, x) for x in ("kind", "roots", "sides", "offset")},
         }
         self.blocks, self.M = None, 0.0
 
@@ -144,7 +145,9 @@ class Shampoo:
 class SPlus:
     """The class SPlus of its authors for one parameter, with the factor of their paper; it keeps its average."""
 
-    def __init__(self, lr=0.1, b1=0.9, b2=0.999, weight_decay=1e-2, k=100, max_dim=10000, other=0.001, ema_rate=0.999):
+    def __init__(
+        self, lr=0.1, b1=0.9, b2=0.999, weight_decay=1e-2, k=100, max_dim=10000, other=0.001, ema_rate=0.999, offset=0
+    ):
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
         self.m, self.average, self.s, self.q = 0.0, 0.0, {}, {}
 
@@ -164,7 +167,7 @@ class SPlus:
             u = times(u, q, i)
         for i in self.s:
             self.s[i] = self.b2 * self.s[i] + (1 - self.b2) * unfolded(g, i) @ unfolded(g, i).T
-            if t == 1 or t % self.k == 0:
+            if t == 1 or (t + self.offset) % self.k == 0:
                 self.q[i] = first_basis(self.s[i])
         moved = p - lr * u
         self.average = self.ema_rate * self.average + (1 - self.ema_rate) * moved

@@ -60,6 +60,7 @@ class Soap:
         init_factor=0.1,
         whiten=False,
         rule=None,
+        offset=0,
     ):
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
         self.sb = betas[1] if shampoo_beta is None else shampoo_beta
@@ -115,7 +116,7 @@ class Soap:
             u = u / (1e-30 + math.sqrt(np.mean(u**2)))
         moved = (p - self.lr * factor * u.reshape(shape)) * (1 - self.lr * self.weight_decay)
         self.gather(g)
-        if self.t % self.k == 0:
+        if (self.t + self.offset) % self.k == 0:
             state = self if self.rule is None else self.rule
             names = [name for name in ("m", "m1", "m2") if hasattr(state, name)]
             means = {name: self.turn(getattr(state, name), self.q) for name in names}

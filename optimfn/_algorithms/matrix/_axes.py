@@ -1,6 +1,7 @@
 """Matrices along the axes of a leaf: which axes have one, and how they act."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import tree
+from ..._checks import check_steps
 from ..._typing import Tree
 
 
@@ -167,6 +169,41 @@ def nodes(given: Tree, updates: Tree) -> list[Axes]:
 
     tree.map_nodes(look, given, updates)
     return found
+
+
+def parted(given: Tree, updates: Tree, spread: int, kind: type[tuple[Any, ...]] = Axes) -> list[Tree]:
+    """The updates of some leaves at a time, of which work is done in steps of its own: leaf i is in part i mod spread.
+
+    Leaves are counted by what belongs to them, whether there is an update or not: where gradients come and go, each
+    keeps its steps.
+    """
+    if spread == 1:
+        return [updates]
+
+    def part(j: int) -> Tree:
+        numbers = itertools.count()
+
+        def keep(path: tuple[Any, ...], node: Any, update: Any) -> tuple[bool, Any]:
+            if not isinstance(node, kind):
+                return False, node
+            return True, update if not any(node) or next(numbers) % spread == j else None
+
+        return tree.map_nodes(keep, given, updates)
+
+    return [part(j) for j in range(spread)]
+
+
+def ahead(part: int, spread: int, period: int) -> int:
+    """By how many steps the work on a part comes earlier than that on the first."""
+    return part * period // spread
+
+
+def check_spread(spread: int, **period: int) -> None:
+    """Whether work done once in a period can be spread over so many steps of it."""
+    check_steps(spread=spread, at_least=1)
+    ((name, steps),) = period.items()
+    if spread > steps:
+        raise ValueError(f"spread must be at most {name}, {steps}, got {spread}")
 
 
 def replaced(given: Tree, updates: Tree, new: Sequence[Sequence[Tensor]]) -> Tree:

@@ -14,7 +14,22 @@ from ..._numerics._eigenbasis import eigenvectors, refine_eigenvectors
 from ..._recipe import factory
 from ..._state_spec import HostCount, map_values, values_of
 from ..._typing import Params, Scalar, State, Tree, Updates
-from ._axes import Axes, Layout, Layouts, adjoint, apply, in_batches, nodes, outer, replaced, sorted_along, split
+from ._axes import (
+    Axes,
+    Layout,
+    Layouts,
+    adjoint,
+    ahead,
+    apply,
+    check_spread,
+    in_batches,
+    nodes,
+    outer,
+    parted,
+    replaced,
+    sorted_along,
+    split,
+)
 from ._kl import new_scales, statistics, whitened
 from ._newton_schulz import Box
 
@@ -48,12 +63,14 @@ class Eigenbasis:
     first: str
     start: int = 1
     by: str = "qr"
+    spread: int = 1  # parts of the leaves whose bases follow in steps of their own
     eps: Scalar | None = None  # beside scales by which the answer of the rule is divided; `None`: it is not
 
     def __post_init__(self) -> None:
         check_decay(decay=self.decay)
         check_steps(precondition_frequency=self.period, max_precond_dim=self.layouts.largest, at_least=1)
         check_steps(start=self.start, at_least=1)
+        check_spread(self.spread, precondition_frequency=self.period)
         check_choice("second_moment", self.second_moment, ("sorted", "rotated", "kept"))
         check_choice("first", self.first, ("skip", "identity", "now"))
         check_choice("by", self.by, ("qr", "eigh"))
@@ -132,9 +149,9 @@ class Eigenbasis:
         """Whether a basis is found anew after, or before, this step."""
         return count == self.start - 1
 
-    def is_due(self, count: Any) -> Any:
-        """Whether it is followed."""
-        t = count if self.first == "skip" else count + 1
+    def is_due(self, part: int, count: Any) -> Any:
+        """Whether that of a part of the leaves is followed."""
+        t = (count if self.first == "skip" else count + 1) + ahead(part, self.spread, self.period)
         return (t % self.period == 0) & (count > self.start - 1)
 
 
@@ -264,7 +281,9 @@ def in_eigenbasis(rule: GradientTransformation, how: Eigenbasis) -> GradientTran
 
         def follow(held: Tree, factors: Tree) -> Tree:
             given = tree.stop_gradient(updates)
-            held = tree.every(how.is_due, state.count, functools.partial(renew, how.by == "eigh"), held, factors, given)
+            for part, own in enumerate(parted(state.basis, given, how.spread)):
+                is_due, renewed = functools.partial(how.is_due, part), functools.partial(renew, how.by == "eigh")
+                held = tree.every(is_due, state.count, renewed, held, factors, own)
             return tree.every(how.is_first, state.count, functools.partial(renew, True), held, factors, given)
 
         factors, scales = how.collected(updates, state)
@@ -301,6 +320,7 @@ def eigenbasis(
     first: str = "skip",
     start: int = 1,
     by: str = "qr",
+    spread: int = 1,
 ) -> GradientTransformation:
     """Show a rule each matrix in the eigenbasis of its gradients, and turn its answer back: SOAP with any rule inside.
 
@@ -332,6 +352,10 @@ def eigenbasis(
             products and basis come before the step, in every step.
         start: Step in which the basis is found, >= 1; before, it is that of the axes. With "skip" it is 1.
         by: How it follows: "qr", one iteration; or "eigh", found anew.
+        spread: Parts of the leaves whose bases follow in steps of their own, >= 1 and at most
+            `precondition_frequency`: leaf i, of those with a basis, is in part i mod spread, and part j comes
+            j precondition_frequency / spread steps earlier, rounded down. No step then does the work of all; in kernels
+            each part has a program of its own.
 
     Shapes:
         state: count () int64 on the CPU; factors, basis (n, n) for each axis, float32 for float16 and bfloat16; scales
@@ -361,5 +385,5 @@ def eigenbasis(
     begin = init_factor if kind == "kl" else None
     layouts = Layouts(max_precond_dim, merge_dims, precondition_1d, sides)
     return in_eigenbasis(
-        rule, Eigenbasis(decay, precondition_frequency, layouts, begin, second_moment, first, start, by)
+        rule, Eigenbasis(decay, precondition_frequency, layouts, begin, second_moment, first, start, by, spread)
     )

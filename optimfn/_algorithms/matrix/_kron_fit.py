@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import tree
 from ..._typing import Scalar, ScalarOrSchedule, Updates
+from ._axes import parted
 from ._kron_factors import (
     PROBES,
     Kind,
@@ -95,8 +96,12 @@ def moved(
     count: Tensor,
     key: Tensor,
     vectors: tuple[Updates, ...] = (),
+    parts: Sequence[Any] = (),
 ) -> Any:
-    """The factors after a step towards the whitening of some updates, or of pairs with vectors, if it is due."""
+    """The factors after a step towards the whitening of some updates, or of pairs with vectors, if it is due.
+
+    Where leaves move in parts, each in steps of its own, these say when the others than the first are due.
+    """
     keys = tree.split_key_like(key, target)
     rates = (fit.rate(count),) if callable(fit.rate) else ()
 
@@ -107,7 +112,12 @@ def moved(
         )
         return put_back(old, target, new)
 
-    return tree.every(is_due, counts, step, factors, target, keys, vectors, rates)
+    dues = [is_due, *parts]
+    for due, own in zip(dues, parted(factors, target, len(dues), KronFactors), strict=True):
+        if tree.leaves(own):
+            along = [tree.map(lambda _, x: x, own, x) for x in (keys, *vectors)]
+            factors = tree.every(due, counts, step, factors, own, along[0], tuple(along[1:]), rates)
+    return factors
 
 
 def fitted_to(

@@ -23,6 +23,7 @@ from ..._state_spec import HostCount, LeafSpec
 from ..._transforms._decay import add_decayed_weights
 from ..._transforms._rate import descend
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
+from ._axes import ahead, check_spread
 from ._kron_factors import (
     BALANCE,
     Fixed,
@@ -69,6 +70,7 @@ def scale_by_kron_whiten(
     mu_dtype: torch.dtype | None = None,
     precond_dtype: torch.dtype | None = None,
     seed: int | Tensor = 0,
+    spread: int = 1,
 ) -> GradientTransformation:
     """Multiply the mean of each leaf by a product of one matrix for each axis that whitens its gradients.
 
@@ -115,6 +117,8 @@ def scale_by_kron_whiten(
         mu_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
         precond_dtype: Dtype of the factors; `None` means the same.
         seed: Of the random numbers.
+        spread: Parts of the leaves whose factors move in steps of their own, >= 1 and at most the steps between them,
+            which a number as `preconditioner_update_probability` says; see `eigenbasis`.
 
     Shapes:
         state: count () int64; steps, since () int64 on the CPU; mu like params, () without momentum; factors for each
@@ -145,8 +149,7 @@ def scale_by_kron_whiten(
     check_seed(seed=seed)
     _check_fit(preconditioner_mode, fit, preconditioner_lr, preconditioner_init_scale, grad_clip_max_amps)
     check_probability(preconditioner_update_probability=preconditioner_update_probability)
-    if preconditioner_max_size is not None:
-        check_steps(preconditioner_max_size=preconditioner_max_size)
+    _check_size(preconditioner_max_size)
     mode = "Q0.5EQ1.5" if preconditioner_mode == "PRO" else preconditioner_mode
     largest = math.inf if preconditioner_max_size is None else preconditioner_max_size
     layout = Layout(largest, float(preconditioner_max_skew), 0, True, merge_dims, memory_save_mode)
@@ -155,9 +158,9 @@ def scale_by_kron_whiten(
         raise ValueError(f"momentum must be > 0 to whiten it, got {momentum!r}")
     scale = 1.0 if preconditioner_init_scale is None else preconditioner_init_scale
     how = Fit(mode, preconditioner_lr, beta_lipschitz, damping)
-    always = not callable(preconditioner_update_probability) and preconditioner_update_probability == 1
-    is_due: Any = 1 if always else due(preconditioner_update_probability)
-    fitter = _Fitter(how, layout, fit, is_due, preconditioner_init_scale is None, seed)
+    parts = _parts(spread, preconditioner_update_probability, fit)
+    is_due: Any = 1 if preconditioner_update_probability == 1 else due(preconditioner_update_probability)
+    fitter = _Fitter(how, layout, fit, is_due, preconditioner_init_scale is None, seed, parts)
 
     def init(params: Params) -> KronWhitenState:
         mu = tree.init_moment(params, mu_dtype) if has_mean else ()
@@ -192,6 +195,7 @@ class _Fitter(NamedTuple):
     is_due: Any
     finds_scale: bool
     seed: int | Tensor
+    parts: list[Any]  # when the leaves of other parts than the first are due
 
     def moved(
         self, state: KronWhitenState, target: Updates | None, vectors: tuple[Updates, ...]
@@ -208,12 +212,31 @@ class _Fitter(NamedTuple):
             )
         is_due = 1 if of_pairs else self.is_due
         key = tree.fold_in(self.seed, state.count)
-        after = moved(self.how, self.layout, is_due, counts, begun, target, state.count, key, vectors)
+        after = moved(self.how, self.layout, is_due, counts, begun, target, state.count, key, vectors, self.parts)
         if of_pairs:
             since = since + 1
         elif self.is_due != 1:
             since = torch.where(self.is_due(*counts), 0, since + 1)
         return begun, tree.every(BALANCE, state.steps, balanced, after), since
+
+
+def _parts(spread: int, probability: Probability, fit: str) -> list[Any]:
+    """When each part of the leaves but the first is due."""
+    check_steps(spread=spread, at_least=1)
+    if spread == 1:
+        return []
+    if callable(probability) or fit == "hessian":
+        raise ValueError(
+            "spread must be 1 where preconditioner_update_probability, a number, does not say alone when factors move, "
+            f"got {spread} with fit={fit!r} and {probability!r}"
+        )
+    period = math.ceil(1 / float(probability))
+    check_spread(spread, **{"the steps from one move of the factors to the next": period})
+
+    def is_due(part: int, steps: Tensor, since: Tensor) -> Any:
+        return (steps + 1 + ahead(part, spread, period)) % period == 0
+
+    return [functools.partial(is_due, part) for part in range(1, spread)]
 
 
 def _check_fit(
@@ -227,6 +250,11 @@ def _check_fit(
         check_positive(preconditioner_init_scale=scale)
     for i, amp in enumerate(amps):
         check_positive(**{f"grad_clip_max_amps[{i}]": amp})
+
+
+def _check_size(preconditioner_max_size: int | None) -> None:
+    if preconditioner_max_size is not None:
+        check_steps(preconditioner_max_size=preconditioner_max_size)
 
 
 def _target(fit: str, updates: Updates, mean: Updates, extra: dict[str, Any]) -> tuple[Any, tuple[Updates, ...]]:
@@ -286,6 +314,7 @@ def kron_whiten(
     preconditioner_update_probability: Probability = 1.0,
     fit: str = "gradient",
     seed: int | Tensor = 0,
+    spread: int = 1,
 ) -> GradientTransformation:
     """Step along whitened gradients, PSGD with a Kronecker preconditioner, with decoupled decay.
 
@@ -306,6 +335,8 @@ def kron_whiten(
         preconditioner_update_probability: How often factors move, in (0, 1], or a schedule.
         fit: What is whitened: "gradient", "momentum", or "hessian".
         seed: Of the random numbers.
+        spread: Parts of the leaves whose factors move in steps of their own, >= 1 and at most the steps between them,
+            which a number as `preconditioner_update_probability` says; see `eigenbasis`.
 
     Shapes:
         params: needed. state: that of `scale_by_kron_whiten`.
@@ -334,6 +365,7 @@ def kron_whiten(
             preconditioner_update_probability=preconditioner_update_probability,
             fit=fit,
             seed=seed,
+            spread=spread,
         ),
         add_decayed_weights(weight_decay, mask),
         descend(learning_rate),

@@ -25,6 +25,7 @@ from ..._transforms._decay_kinds import add_corrected_decayed_weights, add_indep
 from ..._transforms._momentum import trace
 from ..._transforms._rate import descend, scale
 from ..._typing import Count, Mask, Params, Scalar, ScalarOrSchedule, Updates
+from ._axes import ahead, check_spread, parted
 from ._blocks import Blocking
 from ._shampoo_roots import Preconditioner, Roots
 
@@ -96,6 +97,7 @@ def scale_by_shampoo(
     sides: str = "both",
     target_dims: int | None = 1,
     mu_dtype: torch.dtype | None = None,
+    spread: int = 1,
 ) -> GradientTransformation:
     """Multiply the mean of each leaf by inverse roots of the products of its gradients, along each axis.
 
@@ -134,6 +136,8 @@ def scale_by_shampoo(
         sides: "both": of all axes; or "one": of the smallest axis alone, by the inverse square root.
         target_dims: Number of axes below which none are merged, >= 1; `None`: leaves keep their axes.
         mu_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
+        spread: Parts of the leaves whose roots are computed in steps of their own after the first, at most
+            `precondition_frequency`, see `eigenbasis`.
 
     Shapes:
         state: count () int64; steps () int64 on the CPU; mu like params; nu, e_g like params or empty; factors, roots
@@ -159,10 +163,10 @@ def scale_by_shampoo(
     """
     b3 = b1 if b3 is None else b3
     check_decay(b1=b1, b3=b3)
-    check_steps(precondition_frequency=precondition_frequency, at_least=1)
     check_dtype(mu_dtype=mu_dtype)
     start = precondition_frequency if start_preconditioning_step is None else start_preconditioning_step
-    check_steps(start_preconditioning_step=start, at_least=1)
+    check_steps(precondition_frequency=precondition_frequency, start_preconditioning_step=start, at_least=1)
+    check_spread(spread, precondition_frequency=precondition_frequency)
     how = Preconditioner(b2, eps, Blocking(max_preconditioner_dim, target_dims, sides), kind, roots, by)
     length = Grafting(grafting, grafting_b2, grafting_eps, bias_correction)
     has_own = kind == "eigenvalues"
@@ -173,9 +177,6 @@ def scale_by_shampoo(
         e_g = tree.init_moment(params, real=True) if has_own else ()
         counts = tree.count(params), tree.host_count(params)
         return ShampooState(*counts, tree.init_moment(params, mu_dtype), nu, *how.begun(params), e_g)
-
-    def is_due(steps: Any) -> Any:
-        return (steps == start - 1) | ((steps >= start) & ((steps + 1) % precondition_frequency == 0))
 
     def update(
         updates: Updates, state: ShampooState, params: Params | None = None, **extra: Any
@@ -188,16 +189,18 @@ def scale_by_shampoo(
         n, nu = length.of(f, updates, state.nu, state.count + 1)
         factors = how.collected(updates, state.factors, state.roots)
         correction = one if how.is_sum or not bias_correction else tree.one_minus_power(b2, state.count + 1)
-        given = tree.stop_gradient(updates), correction, one * eps
-        kept = tree.every(is_due, state.steps, how.rooted, state.roots, factors, *given)
+        kept = state.roots
+        for part, own in enumerate(parted(kept, tree.stop_gradient(updates), spread)):
+            due = functools.partial(_is_due, start, precondition_frequency, spread, part)
+            kept = tree.every(due, state.steps, how.rooted, kept, factors, own, correction, one * eps)
         e_g = how.squares(updates, state.e_g, kept) if has_own else ()
         corrected = tree.map(lambda x: tree.cast_leaf(x / correction, x.dtype), e_g)
 
         arguments = n, f, kept, corrected, one * eps
         late = start > 1 and not (has_own and grafting is None)
         u = tree.every(lambda t: t >= start - 1, state.steps, directed, *arguments) if late else directed(*arguments)
-        carried = tree.carry(mu, state.mu), tree.carry(nu, state.nu)
-        state = ShampooState(state.count + 1, state.steps + 1, *carried, factors, kept, tree.carry(e_g, state.e_g))
+        mu, nu, e_g = tree.carry((mu, nu, e_g), (state.mu, state.nu, state.e_g))
+        state = ShampooState(state.count + 1, state.steps + 1, mu, nu, factors, kept, e_g)
         return tree.cast_like(u, updates), state
 
     return GradientTransformation(init, update, leafwise=True)
@@ -231,6 +234,7 @@ def shampoo(
     sides: str = "both",
     target_dims: int | None = 1,
     mu_dtype: torch.dtype | None = None,
+    spread: int = 1,
 ) -> GradientTransformation:
     """Step by Shampoo, with any of its kinds of decay, and momentum of the whole direction.
 
@@ -269,6 +273,8 @@ def shampoo(
         sides: "both", or "one": of the smallest axis alone.
         target_dims: Number of axes below which none are merged, >= 1; `None`: leaves keep their axes.
         mu_dtype: Dtype of the mean; `None` means that of the leaf, float32 for float16 and bfloat16.
+        spread: Parts of the leaves whose roots are computed in steps of their own after the first, at most
+            `precondition_frequency`, see `eigenbasis`.
 
     Shapes:
         params: needed with decay. state: that of `scale_by_shampoo`, and a trace like params with momentum.
@@ -308,12 +314,18 @@ def shampoo(
         sides=sides,
         target_dims=target_dims,
         mu_dtype=mu_dtype,
+        spread=spread,
     )
     decayed = _decay(decay, weight_decay, learning_rate, peak, mask)
     parts = [decayed, rule] if decay == "l2" else [rule, decayed]
     if momentum is not None:
         parts += [scale(1 - dampening), trace(momentum, nesterov)]
     return chain(*parts, descend(learning_rate))
+
+
+def _is_due(start: int, period: int, spread: int, part: int, steps: Any) -> Any:
+    """Whether roots are computed: all in the first step, and then of each part of the leaves once in a period."""
+    return (steps == start - 1) | ((steps >= start) & ((steps + 1 + ahead(part, spread, period)) % period == 0))
 
 
 def _decay(

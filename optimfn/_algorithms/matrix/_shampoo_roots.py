@@ -118,8 +118,7 @@ class Preconditioner:
 
     def rooted(self, kept: Tree, factors: Tree, updates: Updates, correction: Tensor, eps: Tensor) -> Tree:
         """The inverse roots of factors, or their eigenvectors; one that is not finite leaves the last."""
-        scaled = tree.map(lambda x: tree.cast_leaf(x / correction, x.dtype), factors)
-        old, own = nodes(kept, updates), nodes(scaled, updates)
+        old, own = nodes(kept, updates), nodes(factors, updates)
         kinds = [
             self.root_of(layout)
             for x in tree.leaves(updates)
@@ -127,6 +126,7 @@ class Preconditioner:
             for _ in layout.axes
         ]
         before, flat = ([x for node in given for x in node.axes] for given in (old, own))
+        flat = [tree.cast_leaf(x / correction, x.dtype) for x in flat]
         whose = [x for x, node in zip(tree.leaves(updates), old, strict=True) for _ in node.axes]
 
         def some(chosen: list[int]) -> list[tuple[Tensor, ...]]:

@@ -34,6 +34,7 @@ def scale_by_soap(
     init_factor: float = 0.1,
     second_moment: str = "sorted",
     first: str = "skip",
+    spread: int = 1,
 ) -> GradientTransformation:
     """Scale the updates as Adam does, in the eigenbasis of Shampoo: `eigenbasis` of Adam.
 
@@ -58,6 +59,7 @@ def scale_by_soap(
         init_factor: For "kl", the eigenvalues that it begins with, > 0.
         second_moment: What becomes of `nu` when the basis changes, see `eigenbasis`.
         first: What the first step does, see `eigenbasis`; "now" has no step that moves nothing.
+        spread: Parts of the leaves whose bases change in steps of their own, see `eigenbasis`.
 
     Shapes:
         state: that of `eigenbasis`. Memory: 2 x params, and for a matrix (m, n) twice m^2 + n^2.
@@ -92,6 +94,7 @@ def scale_by_soap(
         init_factor=init_factor,
         second_moment=second_moment,
         first=first,
+        spread=spread,
     )
 
 
@@ -113,6 +116,7 @@ def soap(
     bias_correction: bool = True,
     second_moment: str = "sorted",
     first: str = "skip",
+    spread: int = 1,
 ) -> GradientTransformation:
     """Step by Adam in the eigenbasis of Shampoo, with the decay of what the step makes.
 
@@ -138,6 +142,7 @@ def soap(
         bias_correction: Whether the bias of the means is corrected.
         second_moment: What becomes of the mean square when the basis changes, see `eigenbasis`.
         first: What the first step does, see `eigenbasis`.
+        spread: Parts of the leaves whose bases change in steps of their own, see `eigenbasis`.
 
     Shapes:
         params: needed. state: that of `scale_by_soap`.
@@ -168,6 +173,7 @@ def soap(
         bias_correction=bias_correction,
         second_moment=second_moment,
         first=first,
+        spread=spread,
     )
     return stepped(rule, learning_rate, weight_decay, mask, skipped=first == "skip")
 

@@ -14,7 +14,7 @@ from ..._transforms._decay_kinds import step_decay
 from ..._transforms._momentum import ema
 from ..._transforms._rate import descend
 from ..._typing import Mask, Params, Scalar, ScalarOrSchedule, Updates
-from ._axes import Layouts
+from ._axes import Layouts, check_spread
 from ._eigenbasis import Eigenbasis, in_eigenbasis
 
 
@@ -32,6 +32,8 @@ def scale_by_splus(
     inverse_every: int = 100,
     max_dim: int = 10000,
     nonstandard_constant: Scalar = 0.001,
+    *,
+    spread: int = 1,
 ) -> GradientTransformation:
     """Replace the mean of each matrix by its signs in the eigenbasis of Shampoo, scaled by its shape.
 
@@ -50,6 +52,7 @@ def scale_by_splus(
         inverse_every: Steps from one basis to the next, >= 1.
         max_dim: Size of an axis below which it has a basis, >= 2; a matrix with a longer one is scaled as what is none.
         nonstandard_constant: Factor of leaves that are no matrices, no unit, >= 0.
+        spread: Parts of the leaves whose bases change in steps of their own, at most `inverse_every`, see `eigenbasis`.
 
     Shapes:
         state: that of `eigenbasis`. Memory: 1 x params, and for a matrix (m, n) twice m^2 + n^2.
@@ -73,13 +76,15 @@ def scale_by_splus(
     check_steps(inverse_every=inverse_every, at_least=1)
     check_steps(max_dim=max_dim, at_least=2)
     check_nonnegative(nonstandard_constant=nonstandard_constant)
+    check_spread(spread, inverse_every=inverse_every)
     signs = leafwise(stateless(lambda updates, params: tree.map(torch.sgn, updates)))
 
     def shaped(updates: Updates, params: Params | None) -> Updates:
         return tree.map(lambda u: tree.scale(_share(u, max_dim, nonstandard_constant), u), updates)
 
     # In the authors' code an axis of `max_dim` has no basis, and the factor of a matrix that has.
-    how = Eigenbasis(b2, inverse_every, Layouts(max_dim - 1, others=False), None, "sorted", "identity", by="eigh")
+    layouts = Layouts(max_dim - 1, others=False)
+    how = Eigenbasis(b2, inverse_every, layouts, None, "sorted", "identity", by="eigh", spread=spread)
     rule = chain(in_eigenbasis(chain(ema(b1, debias=False), signs), how), leafwise(stateless(shaped)))
     return replace(rule, takes_assigned=False)
 
@@ -95,6 +100,8 @@ def splus(
     inverse_every: int = 100,
     max_dim: int = 10000,
     nonstandard_constant: Scalar = 0.001,
+    *,
+    spread: int = 1,
 ) -> GradientTransformation:
     """Step by SPlus, with an average of the parameters to evaluate, and the decay of what the step makes.
 
@@ -116,6 +123,7 @@ def splus(
         inverse_every: Steps from one basis to the next, >= 1.
         max_dim: Size of an axis below which it has a basis, >= 2.
         nonstandard_constant: Factor of leaves that are no matrices, no unit, >= 0.
+        spread: Parts of the leaves whose bases change in steps of their own, at most `inverse_every`, see `eigenbasis`.
 
     Shapes:
         params: needed. state: those of `scale_by_splus` and `params_ema`.
@@ -141,7 +149,7 @@ def splus(
         return u - share * _share(p, max_dim, nonstandard_constant) * (p + u)
 
     return chain(
-        scale_by_splus(b1, b2, inverse_every, max_dim, nonstandard_constant),
+        scale_by_splus(b1, b2, inverse_every, max_dim, nonstandard_constant, spread=spread),
         descend(learning_rate),
         params_ema(ema_rate, debias=True),
         step_decay("splus", shrunk, weight_decay, learning_rate, mask),

@@ -32,6 +32,7 @@ FLAGS = (
     "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fwrapv",  # whole numbers are hashed: a compiler that knows better ends loops where the first product overflows
     "-ffp-contract=off",
     "-fopenmp",
     "-shared",
