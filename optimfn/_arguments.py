@@ -45,6 +45,8 @@ def mistake(
     if type(state) is list:
         return TypeError(f"state must be what tx.init(params) made, got {shown(state)}")
     wrong = None if params is None else unlike("updates", updates, "params", params)
+    if " must be " in str(error):  # the rule has said what is wrong with it
+        extra = {}
     like, shapes = updates if params is None else params, isinstance(error, RuntimeError) and "size" in str(error)
     others = shapes or "trees differ in structure" in str(error)
     return (
