@@ -1,5 +1,6 @@
 """Groups whose rates part after the first step, over the table: each goes on with what they had in common."""
 
+import copy
 import warnings
 
 import pytest
@@ -10,6 +11,8 @@ from test_laws import cases
 
 import optimfn as of
 
+# Their norm is over the parameters that run together, which a checkpoint does not say once rates are equal again.
+NORMS = {"sam", "sam_of_three", "sam_at_once", "asam", "friendly_sam", "gsam", "looksam", "msam"}
 VECTORS = {"flatten", "minimize_by_lbfgs", "minimize_by_lbfgs_with_line_search"}  # one vector of all parameters
 
 
@@ -58,3 +61,18 @@ def test_groups_part_with_copies_or_are_told_why_not_and_checkpoints_know(case: 
     step(case, opt, params)
     step(case, again, copies)
     assert_trees_equal(copies, params, rtol=1e-9, atol=1e-12)
+    if case.name in VECTORS | NORMS:
+        return
+    for one in (opt, again):  # rates are equal once more; what the groups had in common is not
+        one.param_groups[1]["lr"] = rate
+    step(case, opt, params)
+    step(case, again, copies)
+    last = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    resumed = made(case, last)
+    resumed.load_state_dict(opt.state_dict())
+    copied, there = copy.deepcopy((again, copies))
+    for _ in range(2):
+        for one, own in ((opt, params), (again, copies), (resumed, last), (copied, there)):
+            step(case, one, own)
+    for own in (copies, last, there):
+        assert_trees_equal(own, params, rtol=1e-9, atol=1e-12)

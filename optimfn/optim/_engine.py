@@ -28,7 +28,7 @@ from ._layout import Entries, ParamKey
 from ._mould import Mould, mould_for
 from ._numbers import Numbers
 from ._pipeline import EngineState, Part, build, whole
-from ._runs import Placed, apart, cohorts, common_places, place_run
+from ._runs import Placed, apart, cohorts, common_places, place_run, told_apart
 from ._source import Said, Source
 
 _BACKENDS = {None: "auto", True: "fused", False: "eager"}  # what `fused` stands for
@@ -142,6 +142,9 @@ class Engine(Source):
         parts, numbers = self._parts(said, differentiable)
         rates = self._rates()
         mould = mould_for(type(self), parts, numbers, rates)
+        if keys := told_apart(mould, list(map(list, here)), params, self):
+            self._live_numbers().keep_apart(keys)
+            return self._join(said)
         placed, waiting = self._place(mould, here)
         state = EngineState(apart(placed), rates, numbers)
         runs = tuple([each.run for each in placed])

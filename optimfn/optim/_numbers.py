@@ -113,6 +113,10 @@ class Numbers:
         """The numbers in which groups differ, or have."""
         return set(self._apart)
 
+    def keep_apart(self, keys: set[Hashable]) -> None:
+        """Let groups have these each for itself."""
+        self._apart |= keys
+
     def rejoin(self, apart: set[Hashable]) -> None:
         """Let groups share again what they shared when these were the numbers in which they differed."""
         self._apart = apart

@@ -42,6 +42,7 @@ class Place(NamedTuple):
     part: int
     member: Member
     names: list[ParamKey]
+    numbers: frozenset[Hashable] = frozenset()  # those of the groups of which it is made
 
 
 def common_places(mould: Mould, names: Sequence[Sequence[ParamKey]]) -> list[Place]:
@@ -57,9 +58,37 @@ def common_places(mould: Mould, names: Sequence[Sequence[ParamKey]]) -> list[Pla
         own_numbers = {id(mould.numbers[i]): i for _, i in part.numbers}
         used = part.rules.uses(members, own_numbers) if len(mould.parts) > 1 else [None for _ in members]
         for member, own in zip(members, used, strict=True):
-            place = found.setdefault((member.place, own), Place(number, member, []))
+            numbers = frozenset(key for key, i in part.numbers if own and i in own)
+            place = found.setdefault((member.place, own), Place(number, member, [], numbers))
             place.names.extend(names[number])
     return sorted(found.values(), key=lambda place: place.member.place)
+
+
+def told_apart(mould: Mould, names: Sequence[Sequence[ParamKey]], params: Params, source: Source) -> set[Hashable]:
+    """The numbers that groups must have each for itself: those of members of which groups have pasts of their own.
+
+    So it is after groups have gone on with other numbers than each other, have equal ones again, and are loaded.
+
+    Args:
+        mould: What the groups contribute.
+        names: The parameters of each group.
+        params: All parameters.
+        source: What is known of them.
+    """
+    found: set[Hashable] = set()
+    for place in common_places(mould, names) if len(names) > 1 and not source.counts_alone else ():
+        here = set(place.names)
+        begun = [[name for name in own if name in here and source.has_state(params[name])] for own in names]
+        first, *others = [params[own[0]] for own in begun if own] or [None]
+        if first is None or not (others and place.numbers) or place.member.tx.leafwise:
+            continue
+        layout, _ = _plan(mould, place.member, {place.names[0]: params[place.names[0]]}, source, False)
+        shared = layout.shared()
+        large = [key for key in shared if key in source.entries(first) and source.entries(first)[key].ndim]
+        past = source.past(first, shared)
+        if any(source.past(p, shared) != past or not source.entries(p).keys().isdisjoint(large) for p in others):
+            found |= place.numbers
+    return found
 
 
 class Cohort(NamedTuple):
