@@ -58,7 +58,8 @@ def common_places(mould: Mould, names: Sequence[Sequence[ParamKey]]) -> list[Pla
         own_numbers = {id(mould.numbers[i]): i for _, i in part.numbers}
         used = part.rules.uses(members, own_numbers) if len(mould.parts) > 1 else [None for _ in members]
         for member, own in zip(members, used, strict=True):
-            numbers = frozenset(key for key, i in part.numbers if own and i in own)
+            made_of = own if isinstance(own, frozenset) else frozenset()
+            numbers = frozenset(key for key, i in part.numbers if i in made_of)
             place = found.setdefault((member.place, own), Place(number, member, [], numbers))
             place.names.extend(names[number])
     return sorted(found.values(), key=lambda place: place.member.place)
@@ -79,14 +80,15 @@ def told_apart(mould: Mould, names: Sequence[Sequence[ParamKey]], params: Params
     for place in common_places(mould, names) if len(names) > 1 and not source.counts_alone else ():
         here = set(place.names)
         begun = [[name for name in own if name in here and source.has_state(params[name])] for own in names]
-        first, *others = [params[own[0]] for own in begun if own] or [None]
-        if first is None or not (others and place.numbers) or place.member.tx.leafwise:
+        some = [params[own[0]] for own in begun if own]
+        if len(some) < 2 or not place.numbers or place.member.tx.leafwise:
             continue
         layout, _ = _plan(mould, place.member, {place.names[0]: params[place.names[0]]}, source, False)
         shared = layout.shared()
-        large = [key for key in shared if key in source.entries(first) and source.entries(first)[key].ndim]
-        past = source.past(first, shared)
-        if any(source.past(p, shared) != past or not source.entries(p).keys().isdisjoint(large) for p in others):
+        # Of a run the first parameter has the larger leaves.
+        large = {key for key, leaf in source.entries(some[0]).items() if key in shared and leaf.ndim}
+        past = source.past(some[0], shared)
+        if any(source.past(p, shared) != past or source.entries(p).keys() & large for p in some[1:]):
             found |= place.numbers
     return found
 
