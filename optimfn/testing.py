@@ -18,6 +18,7 @@ from ._base import GradientTransformation, apply_updates, check_transformation
 from ._checks import check_choice
 from ._state_dict import load_state_dict, state_dict
 from ._typing import Params, Updates
+from ._wrappers._per_leaf import per_leaf
 from .fused import make_step
 
 Extra = Mapping[str, Any]
@@ -34,7 +35,10 @@ def check(
     """Try the laws that every transformation of this package obeys on one of your own.
 
     - `"pure"`: `update` writes to no argument, and gives the same result again.
-    - `"form"`: updates have the shapes and dtypes of the gradients; the state keeps its structure, shapes and dtypes.
+    - `"form"`: updates have the shapes of the gradients, and their dtypes, in float32 too; the state keeps its
+      structure, shapes and dtypes.
+    - `"extra"`: `update` takes arguments that are meant for others in a chain.
+    - `"promises"`: if it says that it is `leafwise`, each leaf alone takes the steps that it takes among others.
     - `"absent"`: where a gradient is `None` there is no update, and the state of that leaf stays.
     - `"vmap"`: three stacked members take the steps of three runs.
     - `"halves"`: a step with parameters and gradients of bfloat16 is that of float32, rounded once.
@@ -111,11 +115,38 @@ def is_pure(tx: GradientTransformation, params: Params, extra: Extra, rtol: floa
 
 def keeps_its_form(tx: GradientTransformation, params: Params, extra: Extra, rtol: float = 0.0) -> None:
     """Updates are like gradients, and the state keeps its structure, shapes and dtypes."""
+    for own in (params, tree.map(lambda p: p if p.is_complex() else p.float(), params)):
+        state, grads = tx.init(own), like(own, 1)
+        updates, new_state = tx.update(grads, state, own, **extra)
+        _alike(new_state, state, "the new state")
+        _alike(values(updates), grads, "the tree of updates")
+        _alike(apply_updates(own, updates), own, "the parameters")
+
+
+def takes_more(tx: GradientTransformation, params: Params, extra: Extra, rtol: float = 0.0) -> None:
+    """What is meant for others does not matter."""
     state, grads = tx.init(params), like(params, 1)
-    updates, new_state = tx.update(grads, state, params, **extra)
-    _alike(new_state, state, "the new state")
-    new = apply_updates(params, updates)
-    _alike(new, params, "the parameters")
+    expected = tx.update(grads, state, params, **extra)
+    try:
+        more = tx.update(grads, state, params, **extra, meant_for_others=torch.zeros(()))
+    except TypeError as error:
+        raise AssertionError(
+            f"give update a parameter **extra, for what others in a chain are given: {error}"
+        ) from None
+    _same(more, expected, "update with an argument that is meant for others")
+
+
+def keeps_promises(tx: GradientTransformation, params: Params, extra: Extra, rtol: float = 1e-9) -> None:
+    """If no leaf sees another, each takes alone the steps that it takes among others."""
+    if not tx.leafwise:
+        return
+    apart = per_leaf(tx)
+    state, alone = tx.init(params), apart.init(params)
+    for seed in range(3):
+        grads = like(params, seed)
+        updates, state = tx.update(grads, state, params, **extra)
+        expected, alone = apart.update(grads, alone, params, **extra)
+        _near(values(updates), values(expected), rtol, "it says that it is leafwise, and an update among others")
 
 
 def leaves_out_the_absent(tx: GradientTransformation, params: Params, extra: Extra, rtol: float = 0.0) -> None:
@@ -210,6 +241,8 @@ def is_a_value(tx: GradientTransformation, params: Params, extra: Extra, rtol: f
 LAWS: dict[str, Callable[[GradientTransformation, Params, Extra, float], None]] = {
     "pure": is_pure,
     "form": keeps_its_form,
+    "extra": takes_more,
+    "promises": keeps_promises,
     "absent": leaves_out_the_absent,
     "vmap": stacks,
     "halves": rounds_once,

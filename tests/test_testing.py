@@ -44,9 +44,26 @@ def counts_in_python(updates, state, params=None, **extra):
     return of.tree.scale(1.0 / (state["n"] + 1), updates), {"n": state["n"] + 1}
 
 
+def widens(updates, state, params=None, **extra):
+    return of.tree.map(lambda u: u.double(), updates), state
+
+
+def shares(updates, state, params=None, **extra):
+    return of.tree.scale(1.0 / (1.0 + of.tree.norm(updates)), updates), state
+
+
+def takes_nothing_else(updates, state, params=None):
+    return updates, state
+
+
 BROKEN = {
     "pure: update has written to updates": rule(writes),
     "form: the new state has another structure": rule(grows, lambda params: ()),
+    "form: the tree of updates has .*float64": rule(widens),
+    r"extra: give update a parameter \*\*extra": rule(takes_nothing_else),
+    "promises: it says that it is leafwise": of.GradientTransformation(
+        lambda params: of.EmptyState(), shares, leafwise=True
+    ),
     "absent: .* has an update without a gradient": rule(fills_in),
     "vmap: raises": rule(reads),
     "resume: a state must hold tensors": rule(counts_in_python, lambda params: {"n": 0}),
