@@ -85,7 +85,8 @@ def _maker(inner: Any, arguments: dict[str, Any], own: dict[str, Tensor]) -> Cal
     check_callable(inner=inner)
     parameters = signature_of(inner).parameters
     for name, value in arguments.items():
-        if isinstance(value, list | tuple) and name in parameters and lets_tensors_in(parameters[name]):
+        takes_numbers = name in parameters and not isinstance(parameters[name].default, list | tuple)
+        if isinstance(value, list | tuple) and takes_numbers and lets_tensors_in(parameters[name]):
             raise TypeError(f"{name} must be a tensor with one value a member, or a number, got {value!r}")
     wrong = _hints.misfit(inner, (), arguments)
     if wrong is not None:
