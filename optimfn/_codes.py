@@ -72,7 +72,7 @@ _DECADES = {(bits, signed): _decades(bits, signed) for bits, signed in ((8, True
 def _to_dynamic(bits: int, x: Tensor, over: Tensor, signed: bool) -> Tensor:
     """The place of the nearest number of the dynamic map; in arithmetic, since tables are slow to search."""
     s = x * over
-    s = torch.where(s == s, s, 0.0)  # every processor makes something else of a NaN
+    s = torch.where(s == s, s, 0.0 if signed else 1.0)  # every processor makes something else of a NaN
     y, (lowest, *others) = s.abs(), _DECADES[bits, signed]
     slope, height = torch.full_like(y, lowest.slope), torch.full_like(y, lowest.height)
     for one in others:
@@ -172,7 +172,7 @@ _FP8_MAX, _FP8_LEAST = 448.0, 2.0**-9
 
 def _to_fp8(x: Tensor, over: Tensor, signed: bool) -> Tensor:
     y = x * over if signed else _above_zero(x, x * over, _FP8_LEAST)
-    return torch.where(y == y, y, 0.0).to(torch.float8_e4m3fn).view(torch.uint8)  # as above
+    return torch.where(y == y, y, 0.0 if signed else _FP8_MAX).to(torch.float8_e4m3fn).view(torch.uint8)  # as above
 
 
 def _from_fp8(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:

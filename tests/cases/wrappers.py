@@ -372,7 +372,7 @@ CASES = (
         {"member": of.adamw, "learning_rate": 1e-2, "weight_decay": 0.1},
         oracle=leafwise(lambda _: Adam(1e-2, weight_decay=0.1)),
         needs_params=True,
-        bad=(({"nu_dtype": 1.0}, TypeError, "nu_dtype must be the same for all members"),),
+        bad=(({"mu_dtype": 1.0}, TypeError, "mu_dtype must be the same for all members"),),
     ),
     Case(
         "lookahead",
