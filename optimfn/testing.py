@@ -260,7 +260,8 @@ def _alike(new: Any, old: Any, what: str) -> None:
     assert tree.structure(new) == tree.structure(old), f"{what} has another structure: {new!r} instead of {old!r}"
     for (path, x), y in zip(tree.leaves_with_path(new), tree.leaves(old), strict=True):
         kinds = [(tuple(one.shape), one.dtype) if isinstance(one, Tensor) else type(one) for one in (x, y)]
-        assert kinds[0] == kinds[1], f"{what} has {kinds[0]} at {tree.join_path(path)}, and had {kinds[1]}"
+        where = f" at {tree.join_path(path)}" if path else ""
+        assert kinds[0] == kinds[1], f"{what} has {kinds[0]}{where}, and had {kinds[1]}"
 
 
 def _same(new: Any, old: Any, what: str) -> None:
