@@ -1,4 +1,4 @@
-"""The code tables of 8 and 4 bits, and what goes from numbers of at most 1 to codes and back."""
+"""The codes of 8 and 4 bits, and what goes from numbers of at most 1 to codes and back."""
 
 import functools
 from collections.abc import Callable
@@ -91,9 +91,8 @@ def _to_dynamic(bits: int, x: Tensor, over: Tensor, signed: bool) -> Tensor:
 def _from_dynamic(bits: int, codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
     """The numbers of the dynamic map: that of place j = 2^e + k is 5^e (18 k + 2^(e + 1) + 9) over a power of ten."""
     last = bits - 1 - signed
-    place = 2.0 * codes.to(
-        torch.float32
-    )  # twice the place, so that e is in the lower bits of the exponent of its magnitude
+    # Twice the place, so that e is in the lower bits of the exponent of its magnitude.
+    place = 2.0 * codes.to(torch.float32)
     place = place - (2.0**bits - 2.0) if signed else place + 2.0
     j = place.abs()
     exponent = j.view(torch.int32)

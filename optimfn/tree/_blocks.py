@@ -48,12 +48,17 @@ def blocks_by(by: Blocking | None) -> Iterator[None]:
         _blocking.by = before
 
 
+def _asked(question: Callable[[Blocking], Tensor | None]) -> Tensor | None:
+    """The answer of who goes over blocks instead of us, if there is one."""
+    by = None if torch.compiler.is_compiling() else _blocking.by
+    return None if by is None else question(by)
+
+
 def largest_of_blocks(x: Tensor, size: int) -> Tensor:
     """The largest magnitude in each block: one vector."""
-    if not torch.compiler.is_compiling() and _blocking.by is not None:
-        found = _blocking.by.largest_of_blocks(x, size)
-        if found is not None:
-            return found
+    found = _asked(lambda by: by.largest_of_blocks(x, size))
+    if found is not None:
+        return found
     return _rows(x, size).abs().amax(1)
 
 
@@ -66,20 +71,18 @@ def in_blocks(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor, 
         values: A value for each block.
         size: Elements of a block.
     """
-    if not torch.compiler.is_compiling() and _blocking.by is not None:
-        found = _blocking.by.to_blocks(values, x, size)
-        if found is not None:
-            return f(x, found)
+    repeated = _asked(lambda by: by.to_blocks(values, x, size))
+    if repeated is not None:
+        return f(x, repeated)
     found, numel = f(_rows(x, size), values.unsqueeze(1)), math.prod(x.shape)
     return (found if found.numel() == numel else found.reshape(-1)[:numel]).reshape(x.shape)
 
 
 def index(like: Tensor) -> Tensor:
     """The number of each element of a tensor, in the order of rows, as int64."""
-    if not torch.compiler.is_compiling() and _blocking.by is not None:
-        found = _blocking.by.index(like)
-        if found is not None:
-            return found
+    found = _asked(lambda by: by.index(like))
+    if found is not None:
+        return found
     return torch.arange(like.numel(), device=like.device).reshape(like.shape)
 
 
@@ -90,10 +93,9 @@ def packed(codes: Tensor, size: int) -> Tensor:
         codes: The codes, as bytes.
         size: Elements of a block, in which they were made.
     """
-    if not torch.compiler.is_compiling() and _blocking.by is not None:
-        found = _blocking.by.packed(codes, size)
-        if found is not None:
-            return found
+    found = _asked(lambda by: by.packed(codes, size))
+    if found is not None:
+        return found
     flat = codes.reshape(-1)
     if codes.numel() % 2:
         flat = torch.cat([flat, flat.new_zeros(1)])
@@ -103,10 +105,9 @@ def packed(codes: Tensor, size: int) -> Tensor:
 
 def unpacked(codes: Tensor, shape: tuple[int, ...], size: int) -> Tensor:
     """The codes that `packed` put together, in their shape."""
-    if not torch.compiler.is_compiling() and _blocking.by is not None:
-        found = _blocking.by.unpacked(codes, shape, size)
-        if found is not None:
-            return found
+    found = _asked(lambda by: by.unpacked(codes, shape, size))
+    if found is not None:
+        return found
     flat = codes.reshape(-1)
     return torch.stack([flat // 16, flat % 16], 1).reshape(-1)[: math.prod(shape)].reshape(shape)
 
