@@ -28,7 +28,7 @@ from ._layout import Entries, ParamKey
 from ._mould import Mould, mould_for
 from ._numbers import Numbers
 from ._pipeline import EngineState, Part, build, whole
-from ._runs import Placed, apart, cohorts, common_places, place_run, told_apart
+from ._runs import Place, Placed, apart, cohorts, common_places, place_run, told_apart
 from ._source import Said, Source
 
 _BACKENDS = {None: "auto", True: "fused", False: "eager"}  # what `fused` stands for
@@ -142,10 +142,12 @@ class Engine(Source):
         parts, numbers = self._parts(said, differentiable)
         rates = self._rates()
         mould = mould_for(type(self), parts, numbers, rates)
-        if keys := told_apart(mould, list(map(list, here)), params, self):
+        chosen = list(map(list, here))
+        places = common_places(mould, chosen)
+        if keys := told_apart(mould, places, chosen, params, self):
             self._live_numbers().keep_apart(keys)
             return self._join(said)
-        placed, waiting = self._place(mould, here)
+        placed, waiting = self._place(mould, places, params)
         state = EngineState(apart(placed), rates, numbers)
         runs = tuple([each.run for each in placed])
 
@@ -186,12 +188,13 @@ class Engine(Source):
         rules, schedules = [one for one, _ in said], map(self._schedules, self.param_groups)
         return tuple(map(Part, rules, slots, schedules)), tensors
 
-    def _place(self, mould: Mould, here: Sequence[Mapping[ParamKey, Tensor]]) -> tuple[list[Placed], set[ParamKey]]:
+    def _place(
+        self, mould: Mould, places: Sequence[Place], params: Mapping[ParamKey, Tensor]
+    ) -> tuple[list[Placed], set[ParamKey]]:
         """The runs in order, and the parameters that are still to begin in one of them."""
-        params = {name: p for own in here for name, p in own.items()}
         positions = {name: i for i, name in enumerate(params)}
         placed, waiting = [], set()
-        for place in common_places(mould, list(map(list, here))):
+        for place in places:
             found = cohorts(mould, place, params, self)
             waiting |= set(place.names).difference(*(cohort.names for cohort in found))
             placed += [place_run(mould, place, one, params, positions, self) for one in found if one.names]

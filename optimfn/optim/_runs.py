@@ -65,19 +65,22 @@ def common_places(mould: Mould, names: Sequence[Sequence[ParamKey]]) -> list[Pla
     return sorted(found.values(), key=lambda place: place.member.place)
 
 
-def told_apart(mould: Mould, names: Sequence[Sequence[ParamKey]], params: Params, source: Source) -> set[Hashable]:
+def told_apart(
+    mould: Mould, places: Sequence[Place], names: Sequence[Sequence[ParamKey]], params: Params, source: Source
+) -> set[Hashable]:
     """The numbers that groups must have each for itself: those of members of which groups have pasts of their own.
 
     So it is after groups have gone on with other numbers than each other, have equal ones again, and are loaded.
 
     Args:
         mould: What the groups contribute.
+        places: The members of all groups.
         names: The parameters of each group.
         params: All parameters.
         source: What is known of them.
     """
     found: set[Hashable] = set()
-    for place in common_places(mould, names) if len(names) > 1 and not source.counts_alone else ():
+    for place in places if len(names) > 1 and not source.counts_alone else ():
         here = set(place.names)
         begun = [[name for name in own if name in here and source.has_state(params[name])] for own in names]
         some = [params[own[0]] for own in begun if own]
